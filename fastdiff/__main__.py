@@ -1,0 +1,205 @@
+"""The command line: compose, plan, then hand over.
+
+A refusal answers before torch is imported and leaves no folder behind; only a valid run reaches Hydra's own main.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fastdiff.errors import FastdiffError, UsageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except FastdiffError as error:
+        _complain(str(error))
+        code = error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        code = 130
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _complain(f"no room on the disk: {error}\n  instead: make room and type the same line again")
+        code = 1
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exc()
+    return code
+
+
+def _complain(text: str) -> None:
+    print(f"fastdiff: {text}", file=sys.stderr)
+
+
+def _dispatch(words: list[str]) -> int:
+    if any(word in ("-h", "--help", "help") for word in words):
+        from fastdiff.screen import help_text
+
+        print(help_text())
+        return 0
+    if "--version" in words:
+        from fastdiff import __version__
+
+        print(f"fastdiff {__version__}")
+        return 0
+    verb = words[0] if words and "=" not in words[0] and not words[0].startswith("-") else None
+    if verb == "plan":
+        return _plan(words[1:])
+    if verb == "doctor":
+        return _doctor(words[1:])
+    flags = [word for word in words if word.startswith("-")]
+    overrides = [word for word in words if not word.startswith("-")]
+    unknown = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    if unknown:
+        raise UsageError(
+            f"there is no option {unknown[0]}\n  there are: -m (every combination), --help, --version"
+        )
+    return _sweep(overrides) if flags else _run(overrides)
+
+
+def _plan(words: list[str]) -> int:
+    """`plan`: what would happen, and why not."""
+    from fastdiff.composition import compose
+    from fastdiff.errors import PlanError
+
+    as_json = "--json" in words
+    overrides = [word for word in words if word != "--json"]
+    if not as_json:
+        from fastdiff.screen import plan_text
+
+        print(plan_text(planned(compose(overrides))))
+        return 0
+    import json
+    from dataclasses import asdict
+
+    try:
+        plan = planned(compose(overrides))
+    except PlanError as error:
+        print(json.dumps({"problems": [asdict(p) for p in error.problems]}, indent=2))
+        return error.exit_code
+    except FastdiffError as error:
+        print(json.dumps({"error": str(error)}, indent=2))
+        return error.exit_code
+    notices = [asdict(notice) for notice in plan.notices]
+    found = {"device": plan.device, "plan": plan.to_dict(), "notices": notices, "problems": []}
+    print(json.dumps(found | {"config": plan.setting.run.to_dict()}, indent=2, default=str))
+    return 0
+
+
+def planned(run: Any) -> Any:
+    """The plan of a composed run on this machine. Raises PlanError or ModelError."""
+    from fastdiff.environment import this_machine
+    from fastdiff.planning import make_plan
+
+    return make_plan(run, this_machine(), run.model.facts())
+
+
+def _doctor(words: list[str]) -> int:
+    """`doctor`: what this machine can and can't do."""
+    from fastdiff.doctor import report
+
+    if words:
+        raise UsageError(f"doctor takes no arguments, not '{words[0]}'\n  instead: python -m fastdiff doctor")
+    print(report())
+    return 0
+
+
+def _run(overrides: list[str]) -> int:
+    """One run: refuse before anything is written, then let Hydra make the folder."""
+    from fastdiff.composition import compose, quote_literal
+
+    plan = planned(compose(overrides))
+    quoted = [quote_literal(override) for override in overrides]
+    if not any(o.startswith("hydra.run.dir=") for o in quoted):
+        quoted.append(f'hydra.run.dir="{_new_folder()}"')
+    endings: list[int] = []
+
+    def job(_: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        endings.append(_execute(plan, overrides, Path(HydraConfig.get().runtime.output_dir)))
+
+    _hand_over(job, quoted)
+    return endings[0]
+
+
+def _sweep(overrides: list[str]) -> int:
+    """Every combination in turn. A combination that can't work is said and left out; the others go on."""
+    statuses: list[str] = []
+
+    def job(_: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        from fastdiff.composition import compose
+
+        chosen = list(HydraConfig.get().overrides.task)
+        print(f"\n--- {' '.join(chosen)}")
+        try:
+            plan = planned(compose(chosen))
+            _execute(plan, chosen, Path(HydraConfig.get().runtime.output_dir), statuses)
+        except FastdiffError as error:
+            _complain(str(error))
+            statuses.append("incompatible" if error.exit_code == 2 else "failed")
+
+    _hand_over(job, ["--multirun", *overrides])
+    counts = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses))
+    print(f"\nfastdiff  {len(statuses)} combinations: {counts}")
+    return 0 if set(statuses) <= {"ok", "incompatible"} else 1
+
+
+def _execute(plan: Any, overrides: list[str], folder: Path, statuses: list[str] | None = None) -> int:
+    from fastdiff.running import execute
+    from fastdiff.screen import progress, summary
+
+    with progress() as shown:
+        report = execute(plan, overrides, folder, shown)
+    print(summary(report, folder, plan.setting.run.model.title))
+    if statuses is not None:
+        statuses.append(report["status"])
+    if report["status"] == "interrupted":
+        return 130
+    return 0 if report["status"] == "ok" else 1
+
+
+def _hand_over(job: Any, arguments: list[str]) -> None:
+    """Let Hydra compose once more, make the run's folder, and call the job."""
+    import hydra
+
+    from fastdiff.composition import register_schemas
+    from fastdiff.config import CONF_DIR
+
+    register_schemas()
+    before = sys.argv
+    sys.argv = ["fastdiff", *arguments]
+    try:
+        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
+    finally:
+        sys.argv = before
+
+
+def _new_folder() -> Path:
+    """A folder named by the time that no run has used yet."""
+    now = datetime.now()
+    day = Path("outputs") / f"{now:%Y-%m-%d}"
+    names = (f"{now:%H-%M-%S}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    return next(day / name for name in names if not (day / name).exists())
+
+
+def console() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    console()

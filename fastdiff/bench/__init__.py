@@ -1,0 +1,1 @@
+"""Measuring a built pipeline: pictures, times, what ran, memory, and quality against a reference."""

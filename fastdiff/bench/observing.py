@@ -1,0 +1,139 @@
+"""What really ran: Dynamo's and Inductor's counters, attention kernels of one denoiser call, peak memory."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from fastdiff.bench.pictures import draw
+from fastdiff.config import Generation
+from fastdiff.result import Observed
+
+_OPERATORS = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "flash",
+    "aten::_scaled_dot_product_flash_attention": "flash",
+    "aten::_scaled_dot_product_efficient_attention": "efficient",
+    "aten::_scaled_dot_product_cudnn_attention": "cudnn",
+    "aten::_scaled_dot_product_fused_attention_overrideable": "overrideable",
+    "aten::_scaled_dot_product_attention_math": "math",
+    "aten::baddbmm": "baddbmm",
+}
+_CUDA_KERNELS = (
+    (re.compile(r"flash_fwd|flash::", re.IGNORECASE), "flash"),
+    (re.compile(r"fmha_cutlass|cutlassF", re.IGNORECASE), "efficient"),
+    (re.compile(r"cudnn.*(sdpa|flash)", re.IGNORECASE), "cudnn"),
+)
+_XFORMERS = re.compile(r"xformers.*(fmha|attention)|efficient_attention_forward", re.IGNORECASE)
+
+
+def compile_counters() -> Observed:
+    """Dynamo's counts since the process began; all zero if nothing was compiled."""
+    if "torch._dynamo" not in sys.modules:
+        return Observed()
+    from torch._dynamo.utils import counters, get_compilation_metrics
+
+    frames = [m for m in get_compilation_metrics() if not getattr(m, "is_runtime", False)]
+    compiled = [m for m in frames if m.has_guarded_code and not m.fail_type]
+    again = [m for m in compiled if m.recompile_reason]
+    breaks: Counter[str] = counters["graph_break"]
+    inductor = counters["inductor"]
+    hits, misses = inductor["fxgraph_cache_hit"], inductor["fxgraph_cache_miss"]
+    cold = misses or inductor["fxgraph_cache_bypass"]
+    graphs = len(compiled)
+    return Observed(
+        graphs=graphs,
+        graph_breaks=sum(breaks.values()),
+        recompiles=len(again),
+        break_reasons=[_one_line(r) for r in (*breaks, *(str(m.recompile_reason) for m in again))],
+        cache="none" if not graphs else "cold" if cold or not hits else "warm",
+        compile_s=sum(m.entire_frame_compile_time_s or 0.0 for m in compiled),
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
+def attention_kernels(pipeline: Any, denoiser: str, generation: Generation) -> dict[str, int]:
+    """Attention kernels of one denoiser call with how often each ran.
+
+    Starts a call of the pipeline with the same shapes and leaves it after the denoiser's first call.
+    """
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    part = getattr(pipeline, denoiser)
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available() and next(part.parameters()).is_cuda:
+        activities.append(ProfilerActivity.CUDA)
+    inner = part.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with profile(activities=activities) as profiled:
+            inner(*args, **kwargs)
+            if len(activities) > 1:
+                torch.cuda.synchronize()
+        raise _Enough(profiled)
+
+    part.forward = forward
+    try:
+        draw(pipeline, generation)
+    except _Enough as enough:
+        return count_kernels(Counter(event.name for event in enough.profiled.events()))
+    finally:
+        part.forward = inner
+    return {}
+
+
+class _Enough(Exception):
+    """Leaves a pipeline's call once its denoiser has been profiled."""
+
+    def __init__(self, profiled: Any) -> None:
+        super().__init__("profiled")
+        self.profiled = profiled
+
+
+def count_kernels(events: Counter[str]) -> dict[str, int]:
+    """Names that a profiler gave → kernels, most frequent first. Public for its test."""
+    found: Counter[str] = Counter()
+    on_device: Counter[str] = Counter()
+    for name, count in events.items():
+        if name in _OPERATORS:
+            found[_OPERATORS[name]] += count
+        elif _XFORMERS.search(name):
+            found["xformers"] += count
+        else:
+            for pattern, kernel in _CUDA_KERNELS:
+                if pattern.search(name):
+                    on_device[kernel] += count
+                    break
+    # A replayed CUDA graph has no operators any more, only the kernels that it launches.
+    return dict((found or on_device).most_common())
+
+
+def peak_memory_bytes(device: str) -> dict[str, int | None]:
+    """Peaks since the process began: of the device's allocator, and of the process in host memory."""
+    import torch
+
+    cuda = device == "cuda"
+    return {
+        "device_allocated": torch.cuda.max_memory_allocated() if cuda else None,
+        "device_reserved": torch.cuda.max_memory_reserved() if cuda else None,
+        "host": host_peak_bytes(),
+    }
+
+
+def host_peak_bytes() -> int | None:
+    """This process's peak resident memory; None where the system doesn't say."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None

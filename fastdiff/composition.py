@@ -1,0 +1,365 @@
+"""Overrides as typed → RunConfig, or a UsageError that names the nearest right spelling.
+
+Hydra composes; what it refuses is explained here in one screen. Also refused: what Hydra would let through (`+key`, a
+slot that is null or deleted).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from fastdiff.config import (
+    CONF_DIR,
+    SCALARS,
+    SLOTS,
+    Bench,
+    Generation,
+    NoQuality,
+    Reference,
+    RunConfig,
+    Slot,
+)
+from fastdiff.errors import UsageError, nearest
+from fastdiff.models.sources import MODELS
+from fastdiff.passes import OPTIONS
+
+LITERAL_KEYS = (
+    "generation.prompt",
+    "generation.negative_prompt",
+    "model.path",
+    "model.config",
+    "quality.reference",
+)
+"""Keys whose value is taken as it stands, commas, quotes and dollars included."""
+
+_ASSIGNMENT = re.compile(r"^(?P<key>[+~]{0,2}[^=]+)=(?P<value>.*)$", re.DOTALL)
+
+
+def schemas() -> dict[str, dict[str, type[Slot]]]:
+    """Every schema by slot and name, as the YAML files refer to them: `/schema/<slot>/<name>`."""
+    return {
+        "model": dict(MODELS),
+        **{slot: dict(options) for slot, options in OPTIONS.items()},
+        "bench": {"bench": Bench},
+        "quality": {"reference": Reference, "none": NoQuality},
+    }
+
+
+@dataclass(frozen=True)
+class OptionFile:
+    """One YAML of `conf/`: its slot, name, comment, and the schema that it pulls in."""
+
+    slot: str
+    name: str
+    path: Path
+
+    @property
+    def comment(self) -> str:
+        """The comment at its top, as one line."""
+        lines = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                break
+            lines.append(line.lstrip("# ").rstrip())
+        return " ".join(lines)
+
+    @property
+    def schema(self) -> type[Slot] | None:
+        found = re.search(r"/schema/(\w+)/(\w+)@_here_", self.path.read_text(encoding="utf-8"))
+        return schemas()[found.group(1)].get(found.group(2)) if found else None
+
+
+@cache
+def option_files() -> dict[str, dict[str, OptionFile]]:
+    """Every option that ships, by slot and name."""
+    return {
+        slot: {
+            path.stem: OptionFile(slot, path.stem, path)
+            for path in sorted((CONF_DIR / slot).glob("*.yaml"))
+        }
+        for slot in SLOTS
+    }
+
+
+@cache
+def _register() -> None:
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(group="schema", name="run", node=RunConfig)
+    for slot, options in schemas().items():
+        for name, schema in options.items():
+            store.store(group=f"schema/{slot}", name=name, node=schema)
+
+
+@contextmanager
+def hydra_ready() -> Iterator[None]:
+    """Hydra with fastdiff's options and schemas, as often in a process as wanted."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    _register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        yield
+
+
+def register_schemas() -> None:
+    """For `hydra.main`, which brings its own search path."""
+    _register()
+
+
+def compose(overrides: Sequence[str]) -> RunConfig:
+    """The run that these overrides describe; raises UsageError.
+
+    `generation` is resolved: where it is null the model's own default stands.
+    """
+    from hydra import compose as hydra_compose
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf, flag_override
+    from omegaconf.errors import OmegaConfBaseException
+
+    quoted = [quote_literal(override) for override in overrides]
+    for override in quoted:
+        _refuse_early(override)
+    with hydra_ready():
+        try:
+            composed = hydra_compose("config", quoted, return_hydra_config=True)
+            choices = {slot: str(composed.hydra.runtime.choices[slot]) for slot in SLOTS}
+            with flag_override(composed, ["struct", "readonly"], False):
+                del composed["hydra"]
+            unknown = _unknown_key(composed)
+            if unknown:
+                raise UsageError(unknown)
+            run = OmegaConf.to_object(composed)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UsageError(_explain(quoted, error)) from error
+    assert isinstance(run, RunConfig)
+    run.choices = choices
+    _resolve_generation(run)
+    return run
+
+
+def restore(data: dict[str, Any]) -> RunConfig:
+    """The run that `RunConfig.to_dict` wrote down."""
+    from omegaconf import OmegaConf
+
+    slots: dict[str, Any] = {}
+    choices = {}
+    for slot in SLOTS:
+        values = dict(data[slot])
+        choices[slot] = values.pop("option")
+        schema = option_files()[slot][choices[slot]].schema
+        slots[slot] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    generation = Generation(**data["generation"])
+    scalars = {key: data[key] for key in SCALARS}
+    return RunConfig(**slots, **scalars, generation=generation, choices=choices)
+
+
+def _resolve_generation(run: RunConfig) -> None:
+    """Fill what was left at null with the model's own defaults."""
+    own = run.model.generation  # type: ignore[attr-defined]
+    for f in fields(own):
+        if getattr(run.generation, f.name) is None:
+            setattr(run.generation, f.name, getattr(own, f.name))
+
+
+def quote_literal(override: str) -> str:
+    """An override whose value Hydra's grammar will take as it stands, if its key is one of LITERAL_KEYS.
+
+    A value that is quoted already, `null`, and a [list, of, texts] keep their meaning.
+    """
+    match = _ASSIGNMENT.match(override)
+    if match is None or match["key"] not in LITERAL_KEYS:
+        return override
+    value = match["value"]
+    is_list = value.startswith("[") and value.endswith("]") and match["key"] == LITERAL_KEYS[0]
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if value == "null" or is_list or (is_quoted and value[0] not in value[1:-1]):
+        return override
+    escaped = re.sub(r"(\\*)(\"|$)", lambda m: m[1] * 2 + ("\\" + m[2] if m[2] else ""), value)
+    return f'{match["key"]}="{escaped.replace("${", chr(92) + "${")}"'
+
+
+# Explaining ---------------------------------------------------------------------------------------
+
+
+def keys_of(schema: type) -> dict[str, Any]:
+    """Keys of a dataclass with their types, those of nested dataclasses with dots."""
+    found: dict[str, Any] = {}
+    hints = get_type_hints(schema)
+    for f in fields(schema):
+        kind = hints[f.name]
+        found[f.name] = kind
+        if is_dataclass(kind) and isinstance(kind, type):
+            found |= {f"{f.name}.{inner}": t for inner, t in keys_of(kind).items()}
+    return found
+
+
+def _refuse_early(override: str) -> None:
+    """What Hydra accepts or explains badly. Raises UsageError."""
+    if override.startswith(("+", "~")):
+        bare = override.lstrip("+~")
+        raise UsageError(
+            f"{override}: keys can't be added or removed, every key exists already\n  instead: {bare}"
+            if "=" in bare
+            else f"{override}: a slot can't be removed\n  instead: {bare}=none, or another option of {bare}"
+        )
+    match = _ASSIGNMENT.match(override)
+    if match is None:
+        raise UsageError(_not_an_assignment(override))
+    key, value = match["key"].split("@")[0], match["value"]
+    if key.startswith("hydra"):
+        return
+    root = key.split(".")[0]
+    if root not in (*SLOTS, "generation", *SCALARS):
+        raise UsageError(_unknown_root(key))
+    if key in SLOTS:
+        for option in value.strip("[]").split(","):
+            _check_option(key, option.strip())
+
+
+def _not_an_assignment(word: str) -> str:
+    from fastdiff.verbs import VERBS
+
+    near = nearest(word, VERBS)
+    way_out = f"did you mean: {near}" if near else f"commands: {', '.join(VERBS)}; or slot=option"
+    return f"'{word}' is neither a command nor an override of the form key=value\n  {way_out}"
+
+
+def _unknown_root(key: str) -> str:
+    known = (*SLOTS, "generation", *SCALARS)
+    near = nearest(key.split(".")[0], known)
+    if near is None:
+        owners = [k for k in _all_keys() if k.split(".")[-1] == key]
+        near = owners[0] if owners else None
+    hint = f"did you mean: {near}" if near else f"there are: {', '.join(known)}"
+    return f"there is no key '{key}'\n  {hint}"
+
+
+def _all_keys() -> list[str]:
+    keys = [f"generation.{key}" for key in keys_of(Generation)]
+    for slot, options in schemas().items():
+        for schema in options.values():
+            keys += [f"{slot}.{key}" for key in keys_of(schema)]
+    return list(dict.fromkeys(keys))
+
+
+def _check_option(slot: str, option: str) -> None:
+    options = list(option_files()[slot])
+    if option in options:
+        return
+    near = nearest(option, options)
+    if option in ("null", ""):
+        hint = f"choose one of: {', '.join(options)}"
+    elif near:
+        hint = f"did you mean: {slot}={near}"
+    else:
+        hint = f"there are: {', '.join(options)}"
+    raise UsageError(f"{slot} has no option '{option}'\n  {hint}")
+
+
+def _unknown_key(composed: Any) -> str | None:
+    """A key that no dataclass declares; the schema lets none through unless `+` brought it."""
+    known = {f.name for f in fields(RunConfig)}
+    extra = [str(key) for key in composed if str(key) not in known]
+    return _unknown_root(extra[0]) if extra else None
+
+
+def _explain(overrides: Sequence[str], error: Exception) -> str:
+    """One screen about what Hydra or OmegaConf refused."""
+    for override in overrides:
+        match = _ASSIGNMENT.match(override)
+        if match is None or "." not in match["key"] or match["key"].startswith("hydra"):
+            continue
+        root, key = match["key"].split(".", 1)
+        schema = _chosen_schema(root, overrides)
+        if schema is None:
+            continue
+        known = keys_of(schema)
+        if key not in known:
+            return _unknown_slot_key(root, key, known, overrides)
+        if f"override {override}" in str(error) or f"'{match['key']}'" in str(error):
+            return _wrong_type(match["key"], match["value"], known[key])
+    full_key = getattr(error, "full_key", None)
+    first = str(error).strip().splitlines()[0]
+    return f"{full_key}: {first}" if full_key else first
+
+
+def _chosen_schema(root: str, overrides: Sequence[str]) -> type | None:
+    if root == "generation":
+        return Generation
+    name = _chosen_option(root, overrides)
+    file = option_files()[root].get(name)
+    return file.schema if file else None
+
+
+def _chosen_option(slot: str, overrides: Sequence[str]) -> str:
+    """The option that the overrides choose for a slot, or the default of `config.yaml`."""
+    for override in reversed(overrides):
+        if override.startswith(f"{slot}="):
+            return override.split("=", 1)[1]
+    text = (CONF_DIR / "config.yaml").read_text(encoding="utf-8")
+    found = re.search(rf"^\s+- {slot}: (\w+)", text, re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def _unknown_slot_key(root: str, key: str, known: dict[str, Any], overrides: Sequence[str]) -> str:
+    name = f"{root}={_chosen_option(root, overrides)}" if root != "generation" else root
+    near = nearest(key, known)
+    owners = [
+        f"{root}={option}"
+        for option, file in (option_files().get(root) or {}).items()
+        if file.schema and key in keys_of(file.schema)
+    ]
+    if near:
+        hint = f"did you mean: {root}.{near}"
+    elif owners:
+        hint = f"it belongs to: {', '.join(owners)}"
+    elif known:
+        hint = f"it has: {', '.join(known)}"
+    else:
+        hint = "it has no keys"
+    return f"{name} has no key '{key}'\n  {hint}"
+
+
+_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _wrong_type(key: str, value: str, kind: Any) -> str:
+    """`generation.steps=abc` is not a whole number."""
+    members = getattr(kind, "__members__", None)
+    if members:
+        near = nearest(value, members)
+        hint = f"did you mean: {key}={near}" if near else f"there are: {', '.join(members)}"
+        return f"{key} can't be '{value}'\n  {hint}"
+    kinds = [k for k in getattr(kind, "__args__", (kind,)) if k in _TYPE_WORDS]
+    optional = type(None) in getattr(kind, "__args__", ())
+    words = _TYPE_WORDS[kinds[0]] if kinds else "of that form"
+    default = _default_of(key)
+    example = f"{key}={default}" if default is not None else f"{key}={_EXAMPLES.get(words, '[]')}"
+    return (
+        f"{key} can't be '{value}': it must be {words}{' or null' if optional else ''}\n"
+        f"  for example: {example}"
+    )
+
+
+_EXAMPLES = {"a whole number": "30", "a number": "5.0", "true or false": "true", "a text": "text"}
+
+
+def _default_of(key: str) -> str | None:
+    """A default worth showing as an example."""
+    root, name = key.split(".", 1)
+    if root != "generation":
+        return None
+    for f in fields(Generation):
+        if f.name == name and f.default not in (None, NO_DEFAULT):
+            return str(f.default).lower()
+    return None

@@ -1,0 +1,129 @@
+"""The schema of a run: one option per slot, what to generate, and on which device.
+
+A slot is a Hydra config group. Every option of a slot is a YAML in `conf/<slot>/` whose schema is a dataclass derived
+from `Slot`; the options that change the pipeline stand in `fastdiff/passes/`, the models in `fastdiff/models/`, and the
+two that only say how to measure (`bench`, `quality`) stand here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from omegaconf import MISSING
+
+_SHIPPED = Path(__file__).parent / "conf"
+CONF_DIR = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parent.parent / "conf"
+"""Where the option files are: inside an installed wheel, or at the top of a checkout."""
+
+
+@dataclass
+class Slot:
+    """Base of every option; its fields are the keys that `<slot>.<key>=value` sets."""
+
+    slot: ClassVar[str] = ""
+
+
+@dataclass
+class Bench(Slot):
+    """How often the whole call is repeated. `warmup` calls come after the first call and are not timed."""
+
+    slot: ClassVar[str] = "bench"
+    warmup: int = 1
+    runs: int = 5
+
+
+@dataclass
+class Quality(Slot):
+    """Base of the options that say what the picture is compared with."""
+
+    slot: ClassVar[str] = "quality"
+
+
+@dataclass
+class Reference(Quality):
+    """Compare with a reference: `auto` makes it (fp32, SDPA, nothing else), a path names a picture."""
+
+    reference: str = "auto"
+
+
+@dataclass
+class NoQuality(Quality):
+    """Compare with nothing."""
+
+
+@dataclass
+class Generation:
+    """What is drawn. A key left at null takes the model's own default.
+
+    prompt: a text, or a list of texts that are drawn as one batch.
+    steps: denoising steps, at least 1.
+    height, width: pixels, a multiple of 8.
+    images_per_prompt: pictures for each prompt, drawn as one batch.
+    seed: of the CPU generator that draws the starting latents; 0 is a seed like any other.
+    """
+
+    prompt: Any = None
+    negative_prompt: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    images_per_prompt: int = 1
+    seed: int = 0
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts as a list, whatever form they were given in."""
+        return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or [])
+
+
+@dataclass
+class RunConfig:
+    """One choice per slot. `choices` names them; the slots hold their keys."""
+
+    model: Slot = MISSING
+    precision: Slot = MISSING
+    attention: Slot = MISSING
+    qkv: Slot = MISSING
+    memory_format: Slot = MISSING
+    quant: Slot = MISSING
+    compile: Slot = MISSING
+    bench: Slot = MISSING
+    quality: Slot = MISSING
+    generation: Generation = field(default_factory=Generation)
+    device: str = "auto"
+    allow_no_effect: bool = False
+    choices: dict[str, str] = field(default_factory=dict)
+
+    def options(self) -> Iterator[tuple[str, str, Slot]]:
+        """Slot, the name of its option, and the option, in the order of the fields."""
+        for slot in SLOTS:
+            yield slot, self.choices[slot], getattr(self, slot)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: every slot's keys with the option's name as `option`."""
+        data: dict[str, Any] = {}
+        for slot, option, values in self.options():
+            data[slot] = {"option": option, **asdict(values)}
+        data["generation"] = asdict(self.generation)
+        data["device"] = self.device
+        data["allow_no_effect"] = self.allow_no_effect
+        return data
+
+
+SLOTS = tuple(f.name for f in fields(RunConfig) if f.type == "Slot")
+"""Names of the slots, in the order in which a run is read."""
+
+SCALARS = ("device", "allow_no_effect")
+"""Keys of a run that belong to no slot."""
+
+
+def fingerprint(data: object) -> str:
+    """Sixteen hexadecimal digits that change when the data does. Keys may come in any order."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,52 @@
+"""`doctor`: for every option of every slot, whether it can work on this machine and why not."""
+
+from __future__ import annotations
+
+from fastdiff.composition import compose
+from fastdiff.config import SLOTS
+from fastdiff.environment import DISTRIBUTIONS, Environment, this_machine
+from fastdiff.errors import PlanError
+from fastdiff.models.sources import Model
+from fastdiff.passes import OPTIONS
+from fastdiff.planning import make_plan
+from fastdiff.screen import row
+
+
+def report() -> str:
+    """One screen: the machine, the packages, and the options that can't work here with the reason."""
+    machine = this_machine()
+    device = machine.device("auto")
+    lines = [f"fastdiff  doctor: runs go to {machine.describe(device)}"]
+    lines.append(row("processor", f"{machine.cpu}, {machine.threads} threads, {_arithmetic(machine)}"))
+    if machine.memory_bytes and machine.available_memory_bytes:
+        free, total = machine.available_memory_bytes / 1e9, machine.memory_bytes / 1e9
+        lines.append(row("memory", f"{free:.1f} of {total:.1f} GB free"))
+    gpus = [f"{g.name}, capability {g.capability[0]}.{g.capability[1]}" for g in machine.gpus]
+    lines.append(row("gpu", "; ".join(gpus) or "none"))
+    versions = [f"{name} {machine.versions.get(name, 'MISSING')}" for name in DISTRIBUTIONS]
+    lines.append(row("packages", ", ".join(versions)))
+    for slot in SLOTS:
+        if slot in OPTIONS:
+            lines += _options(slot, machine)
+    return "\n".join(lines)
+
+
+def _arithmetic(machine: Environment) -> str:
+    can = [name for name in ("avx512f", "avx512_vnni", "amx_int8") if name in machine.cpu_flags]
+    bf16 = "bf16 arithmetic" if machine.multiplies_bf16 else "no bf16 arithmetic"
+    return ", ".join([*can, bf16])
+
+
+def _options(slot: str, machine: Environment) -> list[str]:
+    """What works of a slot, and each option that doesn't with its first reason."""
+    works, fails = [], []
+    for option in OPTIONS[slot]:
+        run = compose([f"{slot}={option}"])
+        assert isinstance(run.model, Model)
+        try:
+            make_plan(run, machine, run.model.facts())
+            works.append(option)
+        except PlanError as error:
+            own = [p for p in error.problems if p.choice.startswith(slot)]
+            fails.append(f"not {option}: {(own or error.problems)[0].reason}")
+    return [row(slot, ", ".join(works)), *(row("", reason) for reason in fails)]

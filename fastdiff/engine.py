@@ -1,0 +1,78 @@
+"""Plan → optimized pipeline and its effects. Knows no pass by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastdiff.errors import NoEffectError
+from fastdiff.models.sources import Model
+from fastdiff.passes.base import Context, Loading, Stage
+from fastdiff.planning import Plan
+from fastdiff.result import Effect, Observed, Pending
+
+
+@dataclass
+class Built:
+    """A pipeline with every pass applied, in the order of the plan.
+
+    load_s: seconds to load the weights; apply_s: to apply the passes.
+    """
+
+    pipeline: Any
+    load_s: float = 0.0
+    apply_s: float = 0.0
+    outcomes: list[Effect | Pending] = field(default_factory=list)
+
+    def effects(self, observed: Observed, *, allow_no_effect: bool = False) -> list[Effect]:
+        """What every pass changed, once the first call has been observed.
+
+        Raises NoEffectError if a pass changed nothing, unless allow_no_effect.
+        """
+        effects = []
+        for outcome in self.outcomes:
+            effect = outcome if isinstance(outcome, Effect) else outcome.effect(observed)
+            if effect.empty and not allow_no_effect:
+                raise NoEffectError(nothing_changed(effect))
+            effects.append(effect)
+        return effects
+
+
+def nothing_changed(effect: Effect) -> str:
+    return (
+        f"{effect.name} changed 0 {effect.unit}: it ran and did nothing on this model\n"
+        "  instead: leave it out, or allow_no_effect=true to measure all the same"
+    )
+
+
+def build(plan: Plan, say: Callable[[str], None] = lambda message: None) -> Built:
+    """Load the model and apply the plan's passes.
+
+    say: told what is going on, in a few words.
+    Raises ModelError if the model can't be loaded, NoEffectError if a pass changed nothing.
+    """
+    run, context = plan.setting.run, Context(plan.setting)
+    loading = Loading()
+    outcomes: list[Effect | Pending] = []
+    for step in plan.steps:
+        if step.stage is Stage.FLAGS:
+            outcomes.append(step.pass_.apply(None, context))
+        elif step.stage is Stage.LOAD:
+            step.pass_.prepare(loading)
+    say(f"loading {run.choices['model']}")
+    started = time.perf_counter()
+    assert isinstance(run.model, Model)
+    pipeline = run.model.load(loading.dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    loaded = time.perf_counter()
+    for step in plan.steps:
+        if step.stage is Stage.FLAGS:
+            continue
+        say(f"applying {step.pass_.key}")
+        outcome = step.pass_.apply(pipeline, context)
+        if isinstance(outcome, Effect) and outcome.empty and not run.allow_no_effect:
+            raise NoEffectError(nothing_changed(outcome))
+        outcomes.append(outcome)
+    return Built(pipeline, loaded - started, time.perf_counter() - loaded, outcomes)

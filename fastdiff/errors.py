@@ -1,0 +1,88 @@
+"""What can go wrong, and what the command line answers with.
+
+    FastdiffError            exit code 1
+    ├── UsageError           exit code 2: what was typed can't be read (a misspelling, a wrong type, a bad value)
+    ├── ModelError           exit code 2: the model asked for isn't there or isn't a pipeline
+    ├── PlanError            exit code 2: the choices can't work together or not on this machine; holds every Problem
+    └── RunError             exit code 1: the run began and failed
+        ├── NoEffectError    a pass changed nothing
+        └── InvalidOutputError   the picture is black, constant or not a number
+
+Every message says what is wrong, why, and the way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason why a run can't start.
+
+    choice: what was chosen, as typed: `quant=fp8`.
+    reason: why it can't work, a sentence without a full stop.
+    instead: the way out, as typed (`quant=int8`) or in words.
+    source: where the rule comes from, if it is written down somewhere.
+    """
+
+    choice: str
+    reason: str
+    instead: str
+    source: str | None = None
+
+
+class FastdiffError(Exception):
+    """Base of every error that fastdiff raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(FastdiffError):
+    """What was asked for can't be read: a misspelled name, a wrong type, a value out of range."""
+
+    exit_code = 2
+
+
+class ModelError(FastdiffError):
+    """The model can't be had: no such folder, no pipeline in it, no network, no permission."""
+
+    exit_code = 2
+
+
+class PlanError(FastdiffError):
+    """The choices can't work here. `problems` holds every reason, not only the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        lines = [f"this run can't work here ({count} problem{'s' if count != 1 else ''})"]
+        width = max((len(p.choice) for p in self.problems), default=0) + 3
+        for problem in self.problems:
+            lines.append(f"  {problem.choice:<{width}}{problem.reason}")
+            lines.append(f"  {'':<{width}}instead: {problem.instead}")
+            if problem.source:
+                lines.append(f"  {'':<{width}}source: {problem.source}")
+        super().__init__("\n".join(lines))
+
+
+class RunError(FastdiffError):
+    """The run began and could not end well."""
+
+
+class NoEffectError(RunError):
+    """A pass ran and changed nothing; `allow_no_effect=true` lets such a run go on."""
+
+
+class InvalidOutputError(RunError):
+    """The pictures are no result: black, of one colour, or not a number."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like `word`; None when none is near."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None

@@ -1,0 +1,400 @@
+"""Where a pipeline comes from: the embedded model, the hub, a folder, or a single file.
+
+Each option says, without importing torch, what is known of its model before it is loaded, and loads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fastdiff.config import Slot
+from fastdiff.errors import ModelError
+from fastdiff.models.facts import (
+    CLASSES,
+    PIPELINES,
+    Component,
+    ModelFacts,
+    read_folder,
+    read_single_file,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+SHAPES_DIR = Path(__file__).parent / "shapes" / "pipeline"
+
+FALLBACK_PROMPT = "a photo of an astronaut riding a horse on mars"
+"""For a model that brings no prompt of its own; the documents' first one."""
+
+
+@dataclass
+class OwnDefaults:
+    """What this model draws when `generation` leaves a key at null; null again asks the pipeline itself."""
+
+    prompt: str = FALLBACK_PROMPT
+    negative_prompt: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+
+
+@dataclass
+class Model(Slot):
+    """Base of the options. generation: the model's own prompt, size and steps."""
+
+    slot: ClassVar[str] = "model"
+    generation: OwnDefaults = field(default_factory=OwnDefaults)
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return self.slot
+
+    def facts(self) -> ModelFacts | None:
+        """What is known before loading; None when nobody has seen the model. Raises ModelError."""
+        raise TypeError(f"{type(self).__name__} has no facts()")
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these weights from others, as plain data."""
+        raise TypeError(f"{type(self).__name__} has no identity()")
+
+    def fetch(self) -> None:
+        """Bring what `facts()` needs onto this machine. Only the hub has something to bring."""
+
+    def load(self, dtype: torch.dtype | None) -> Any:
+        """The pipeline on the CPU, in eval mode. Raises ModelError."""
+        raise TypeError(f"{type(self).__name__} has no load()")
+
+    def load_notices(self) -> Iterator[str]:
+        """What a user should know before the model is loaded."""
+        yield from ()
+
+
+@dataclass
+class Folder(Model):
+    """Base of what lies in a folder that `save_pretrained` wrote."""
+
+    @property
+    def folder(self) -> Path:
+        raise TypeError(f"{type(self).__name__} has no folder")
+
+    def facts(self) -> ModelFacts:
+        return read_folder(self.folder)
+
+    def identity(self) -> dict[str, Any]:
+        return _identity_of(sorted(self.folder.rglob("*.safetensors")), self.folder)
+
+    def load(self, dtype: torch.dtype | None) -> Any:
+        from diffusers import DiffusionPipeline
+
+        return DiffusionPipeline.from_pretrained(
+            str(self.folder), dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+
+
+def _identity_of(files: list[Path], root: Path) -> dict[str, Any]:
+    """Names, sizes and times of weight files; reading gigabytes to hash them would cost more than it tells."""
+    return {
+        str(f.relative_to(root)): [f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.exists()
+    }
+
+
+@dataclass
+class Shapes(Folder):
+    """The trained model that ships with fastdiff."""
+
+    @property
+    def title(self) -> str:
+        return "shapes"
+
+    @property
+    def folder(self) -> Path:
+        return SHAPES_DIR
+
+    def identity(self) -> dict[str, Any]:
+        files = sorted(SHAPES_DIR.rglob("*.safetensors"))
+        return {str(f.relative_to(SHAPES_DIR)): f.stat().st_size for f in files}
+
+
+@dataclass
+class Local(Folder):
+    """path: a folder that `pipeline.save_pretrained` wrote; relative paths start where the command is typed."""
+
+    path: str = ""
+
+    @property
+    def title(self) -> str:
+        return Path(self.path).name
+
+    @property
+    def folder(self) -> Path:
+        if not self.path:
+            raise ModelError(
+                "model=local needs a folder\n"
+                "  instead: model.path=DIR, a folder that pipeline.save_pretrained(DIR) wrote"
+            )
+        return Path(self.path).expanduser().absolute()
+
+
+@dataclass
+class SingleFile(Model):
+    """path: one .safetensors file that holds a whole checkpoint; config: a folder with its model_index.json,
+    for machines that can't ask the hub for it."""
+
+    path: str = ""
+    config: str | None = None
+
+    @property
+    def title(self) -> str:
+        return Path(self.path).name
+
+    @property
+    def file(self) -> Path:
+        if not self.path:
+            raise ModelError(
+                "model=single_file needs a file\n"
+                "  instead: model.path=FILE.safetensors, a checkpoint that holds the whole pipeline"
+            )
+        return Path(self.path).expanduser().absolute()
+
+    def facts(self) -> ModelFacts:
+        return read_single_file(self.file)
+
+    def identity(self) -> dict[str, Any]:
+        return _identity_of([self.file], self.file.parent)
+
+    def load(self, dtype: torch.dtype | None) -> Any:
+        import diffusers
+
+        pipeline = getattr(diffusers, self.facts().pipeline)
+        extra = {"config": self.config, "local_files_only": True} if self.config else {}
+        try:
+            return pipeline.from_single_file(str(self.file), torch_dtype=dtype, **extra)
+        except (OSError, ValueError) as error:
+            if self.config:
+                raise
+            raise ModelError(
+                f"{self.path} holds the weights, but its components' configuration is on the hub, which can't be "
+                f"asked ({_first_line(error)})\n"
+                "  instead: model.config=DIR, a folder with that pipeline's model_index.json and configs"
+            ) from error
+
+
+@dataclass
+class Hub(Model):
+    """A pipeline on the Hugging Face hub.
+
+    id: org/name.
+    revision: branch, tag or commit; null is the main branch.
+    variant: fp16 fetches half-precision files where the repository has them, half the download.
+    safety_checker: false leaves the image filter of Stable Diffusion 1.x out.
+    pipeline: class name of the pipeline, if it is known beforehand; lets `plan` answer before any download.
+    components: what is known of its denoiser and VAE, likewise: `_class_name` and keys of their configuration.
+    """
+
+    id: str = ""
+    revision: str | None = None
+    variant: str | None = None
+    safety_checker: bool = True
+    pipeline: str | None = None
+    components: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return self.id
+
+    def _checked_id(self) -> str:
+        parts = self.id.split("/")
+        if len(parts) != 2 or not all(parts) or any(c.isspace() for c in self.id):
+            raise ModelError(
+                f"model.id={self.id or '(empty)'} is no repository on the hub: its name has the form org/name\n"
+                "  instead: model.id=org/name, or model=local model.path=DIR for a folder"
+            )
+        return self.id
+
+    def snapshot(self) -> Path | None:
+        """The folder of the downloaded files; None if the hub's cache doesn't hold this revision."""
+        home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
+        cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+        repository = cache / ("models--" + self._checked_id().replace("/", "--"))
+        wanted = self.revision or "main"
+        reference = repository / "refs" / wanted
+        commit = reference.read_text().strip() if reference.is_file() else wanted
+        folder = repository / "snapshots" / commit
+        return folder if (folder / "model_index.json").is_file() else None
+
+    def facts(self) -> ModelFacts | None:
+        folder = self.snapshot()
+        if folder is not None:
+            return _configs_only(folder)
+        if self.pipeline is None:
+            return None
+        components = {
+            name: Component(name, "diffusers", config["_class_name"], None, None, config)
+            for name, config in self.components.items()
+        }
+        return ModelFacts(self.pipeline, components)
+
+    def identity(self) -> dict[str, Any]:
+        folder = self.snapshot()
+        commit = folder.name if folder else self.revision or "main"
+        return {"id": self.id, "commit": commit, "variant": self.variant}
+
+    def load_notices(self) -> Iterator[str]:
+        if self.snapshot() is None:
+            yield f"{self.id} is not on this machine yet; the run will download it"
+
+    def complete(self) -> bool:
+        """Whether every component that has weights has them in the hub's cache."""
+        folder, facts = self.snapshot(), self.facts()
+        if folder is None or facts is None:
+            return False
+        suffix = f".{self.variant}.safetensors" if self.variant else ".safetensors"
+        weighty = [c.name for c in facts.components.values() if "config.json" in _names(folder / c.name)]
+        return all(any(n.endswith(suffix) for n in _names(folder / name)) for name in weighty)
+
+    def fetch(self) -> None:
+        """Download the configuration files only, so that a refusal comes before the gigabytes."""
+        self._refuse_offline()
+        from huggingface_hub import snapshot_download
+
+        with _plain_words(self.id):
+            snapshot_download(
+                self._checked_id(), revision=self.revision, allow_patterns=["*.json", "*/*.json"]
+            )
+
+    def _refuse_offline(self) -> None:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+        if offline and self.snapshot() is None:
+            raise ModelError(
+                f"{self.id} is not on this machine, and HF_HUB_OFFLINE forbids to download it\n"
+                "  instead: unset HF_HUB_OFFLINE, or model=local model.path=DIR, or model=shapes"
+            )
+
+    def download_bytes(self) -> int | None:
+        """Size of the weights still to be downloaded; None if the hub doesn't say."""
+        from huggingface_hub import HfApi
+
+        with _plain_words(self.id):
+            info = HfApi().model_info(self.id, revision=self.revision, files_metadata=True)
+        folder = self.snapshot()
+        suffix = f".{self.variant}.safetensors" if self.variant else ".safetensors"
+        sizes = []
+        for file in info.siblings or ():
+            name = file.rfilename
+            is_wanted = name.endswith(suffix) and "/" in name
+            if not self.variant and name.count(".") > 1:
+                is_wanted = False  # another variant's file
+            if is_wanted and not (folder and (folder / name).exists()):
+                sizes.append(file.size or 0)
+        return sum(sizes) or None
+
+    def load(self, dtype: torch.dtype | None) -> Any:
+        from diffusers import DiffusionPipeline
+
+        extra: dict[str, Any] = {}
+        if not self.safety_checker:
+            extra = {"safety_checker": None, "requires_safety_checker": False}
+        with _plain_words(self.id):
+            return DiffusionPipeline.from_pretrained(
+                self._checked_id(),
+                dtype=dtype,
+                revision=self.revision,
+                variant=self.variant,
+                use_safetensors=True,
+                **extra,
+            )
+
+
+def _names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+
+
+def _configs_only(folder: Path) -> ModelFacts:
+    """Facts of a snapshot whose weights may still be missing."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    components = {}
+    for name, entry in index.items():
+        if name.startswith("_") or not isinstance(entry, list) or entry[0] is None:
+            continue
+        config = folder / name / "config.json"
+        data = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        components[name] = Component(name, entry[0], entry[1], None, None, data)
+    return ModelFacts(index["_class_name"], components)
+
+
+class _plain_words:
+    """Turns what the hub's client raises into a ModelError that a person can act on."""
+
+    def __init__(self, repository: str) -> None:
+        self.repository = repository
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, ModelError):
+            return
+        text = hub_error_in_words(self.repository, error)
+        if text is not None:
+            raise ModelError(text) from error
+
+
+def hub_error_in_words(repository: str, error: BaseException) -> str | None:
+    """What went wrong between us and the hub, and the way out; None for an error of another kind."""
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+    names = [type(e).__name__ for e in chain]
+    text = " ".join(str(e) for e in chain)
+    if "GatedRepoError" in names or "gated repo" in text.lower():
+        token = "HF_TOKEN is set but has no access" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
+        return (
+            f"{repository} is gated: its owner asks you to accept a licence first ({token})\n"
+            f"  instead: accept it on https://huggingface.co/{repository}, then set HF_TOKEN to your token"
+        )
+    if "RevisionNotFoundError" in names:
+        return (
+            f"{repository} has no such revision\n  instead: model.revision=null for its main branch, or an existing tag"
+        )
+    if "RepositoryNotFoundError" in names:
+        return (
+            f"the hub has no repository {repository}, or it is private and HF_TOKEN gives no access\n"
+            "  instead: check the spelling of model.id, or set HF_TOKEN"
+        )
+    if "no file named" in text or "EntryNotFoundError" in names and "LocalEntryNotFoundError" not in names:
+        return (
+            f"{repository} lacks a file that is needed ({_first_line(error)})\n"
+            "  instead: model.variant=null or another variant; fastdiff loads safetensors only, never pickles"
+        )
+    offline = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError"}
+    timeouts = {"ConnectTimeout", "ReadTimeout", "Timeout", "ProxyError", "NameResolutionError", "SSLError"}
+    if offline & set(names) or timeouts & set(names) or "couldn't connect" in text.lower():
+        return (
+            f"{repository} is not on this machine, and the hub can't be reached\n"
+            "  instead: connect to the network, or model=local model.path=DIR, or model=shapes"
+        )
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+MODELS: dict[str, type[Model]] = {
+    "shapes": Shapes,
+    "hub": Hub,
+    "local": Local,
+    "single_file": SingleFile,
+}
+
+__all__ = ["CLASSES", "MODELS", "PIPELINES", "Hub", "Local", "Model", "Shapes", "SingleFile"]

@@ -1,0 +1,72 @@
+"""`report.md`: a run's report for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastdiff.pages import words
+from fastdiff.result import write_text
+
+
+def write_run_page(folder: Path, report: dict[str, Any]) -> None:
+    """Write `report.md` beside `report.json`."""
+    write_text(folder / "report.md", render(report))
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    config, environment = report["config"], report["environment"]
+    model = config["model"]["option"]
+    lines = [
+        f"# {model}: {words.choices(config)}",
+        "",
+        f"Status **{report['status']}** on {environment['device']} ({environment['device_name']}), "
+        f"{environment['threads']} threads, {report['started_at']}.",
+        "",
+    ]
+    if report["error"]:
+        tail = "\n".join(report["error"]["log_tail"])
+        lines += [f"{report['error']['message']}", "", "```", tail, "```", ""]
+    lines += _figures(report)
+    if report["notices"]:
+        lines += ["## To know", "", *(f"- {notice}" for notice in report["notices"]), ""]
+    lines += _applied(report)
+    lines += ["## Pictures", "", *(f"![{i['path']}]({i['path']})" for i in report["images"]), ""]
+    lines += ["## Again", "", "```", _command(report["overrides"]), "```", ""]
+    return "\n".join(lines)
+
+
+def _figures(report: dict[str, Any]) -> list[str]:
+    latency, found = report["latency_s"], report["quality"]
+    rows = [
+        ("load", words.seconds(report["load_s"])),
+        ("first call", words.seconds(report["first_call_s"])),
+        ("compile", f"{words.seconds(report['compile_s'])}, {report['compile']['cache']}"),
+        ("latency, median", words.seconds(latency["median"])),
+        ("latency, p10 and p90", f"{words.seconds(latency['p10'])}, {words.seconds(latency['p90'])}"),
+        ("one step, median", words.seconds(report["step_latency_s"]["median"])),
+        ("pictures a second", _number(report["throughput_images_per_s"])),
+        ("peak memory", words.device_peak(report["peak_memory_bytes"])),
+        ("quality", words.quality(found)),
+    ]
+    return ["| figure | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _applied(report: dict[str, Any]) -> list[str]:
+    lines = ["## Applied", "", "| pass | stage | changed |", "|---|---|---|"]
+    stages = {step["pass"]: step["stage"] for step in report["plan"] or ()}
+    for effect, sentence in zip(report["effects"], report["applied"], strict=True):
+        what = sentence.removeprefix(effect["pass"]).strip()
+        lines.append(f"| {effect['pass']} | {stages.get(effect['pass'], '')} | {what} |")
+    return [*lines, ""]
+
+
+def _command(overrides: list[str]) -> str:
+    import shlex
+
+    return " ".join(["python -m fastdiff", *(shlex.quote(o) for o in overrides)])

@@ -1,0 +1,48 @@
+"""Figures and choices in words, the same on the screen and on every page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def seconds(value: float | None) -> str:
+    """`0.41 s`; minutes from 120 s on; a dash for what wasn't measured."""
+    if value is None:
+        return "-"
+    if value >= 120:
+        return f"{value / 60:.1f} min"
+    return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"
+
+
+def size(value: int | None) -> str:
+    """`0.8 GB`, in powers of ten; a dash for what wasn't measured."""
+    if value is None:
+        return "-"
+    return f"{value / 1e9:.1f} GB" if value >= 1e8 else f"{value / 1e6:.0f} MB"
+
+
+def choices(config: dict[str, Any]) -> str:
+    """What was chosen, defaults left out: `bf16, sdpa, fused qkv, int8, regional`."""
+    words = [config["precision"]["option"], config["attention"]["option"]]
+    if config["qkv"]["option"] != "separate":
+        words.append(f"{config['qkv']['option']} qkv")
+    if config["memory_format"]["option"] != "contiguous":
+        words.append(config["memory_format"]["option"])
+    words += [config[s]["option"] for s in ("quant", "compile") if config[s]["option"] != "none"]
+    return ", ".join(words)
+
+
+def quality(found: dict[str, Any]) -> str:
+    """`PSNR 41.2 dB, SSIM 0.994 against fp32`, or why there is none."""
+    if found["ssim"] is None:
+        return f"not compared: {found['reason']}"
+    if found["identical"]:
+        return "identical to the reference"
+    return f"PSNR {found['psnr_db']:.1f} dB, SSIM {found['ssim']:.3f} against fp32"
+
+
+def device_peak(memory: dict[str, Any]) -> str:
+    """Peak memory in words: the device's if there is one, the host's otherwise."""
+    if memory["device_allocated"] is not None:
+        return f"{size(memory['device_allocated'])} on the device"
+    return size(memory["host"])

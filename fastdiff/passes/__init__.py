@@ -1,0 +1,15 @@
+"""Every optimization that fastdiff has: slot, option, class. Adding one is one line in its slot's file."""
+
+from __future__ import annotations
+
+from fastdiff.passes import attention, compile, memory_format, precision, qkv, quant
+from fastdiff.passes.base import Option
+
+OPTIONS: dict[str, dict[str, type[Option]]] = {
+    "precision": precision.OPTIONS,
+    "attention": attention.OPTIONS,
+    "qkv": qkv.OPTIONS,
+    "memory_format": memory_format.OPTIONS,
+    "quant": quant.OPTIONS,
+    "compile": compile.OPTIONS,
+}

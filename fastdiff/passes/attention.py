@@ -1,0 +1,242 @@
+"""`attention`: which implementation computes softmax(QK^T)V."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fastdiff.errors import NoEffectError, Problem
+from fastdiff.passes.base import (
+    Conflict,
+    Context,
+    Notice,
+    Option,
+    Pass,
+    Requirement,
+    Setting,
+    Stage,
+)
+from fastdiff.passes.wrapping import around_forward
+from fastdiff.result import Effect, Observed, Pending
+
+_SDPA = "https://pytorch.org/docs/stable/generated/torch.nn.attention.sdpa_kernel.html"
+_TUTORIAL = "https://huggingface.co/docs/diffusers/tutorials/fast_diffusion"
+
+
+@dataclass(frozen=True)
+class SeenKernels(Pending):
+    """Tells which kernels ran in one denoiser call. `wanted` must be among them, if it is given."""
+
+    key: str
+    wanted: str | None = None
+    processors: int | None = None
+
+    def effect(self, observed: Observed) -> Effect:
+        seen = dict(observed.kernels)
+        if self.wanted and self.wanted not in seen:
+            ran = ", ".join(seen) or "no attention kernel that the profiler knows"
+            raise NoEffectError(
+                f"{self.key}: asked for the {self.wanted} kernel, but one denoiser call ran {ran}; "
+                "instead: attention=sdpa, which lets PyTorch choose"
+            )
+        words = ", ".join(f"{count} {name}" for name, count in seen.items())
+        details = {"kernels": seen, "summary": words or "inlined by the compiler"}
+        if self.processors is not None:
+            return Effect(self.key, self.processors, "processors", details=details)
+        if not seen:  # the compiler wrote attention out as matrix products: no kernel has its name
+            return Effect(self.key, 0, "inlined by the compiler", flag=True, details=details)
+        return Effect(self.key, sum(seen.values()), "kernel calls a step", details=details)
+
+
+@dataclass
+class Attention(Option, Pass):
+    """Base of the options; works on the denoiser alone unless it says more."""
+
+    slot: ClassVar[str] = "attention"
+    stage: ClassVar[Stage] = Stage.ATTENTION
+
+    def components(self, setting: Setting) -> tuple[str, ...]:
+        return (setting.denoiser.name if setting.denoiser else "denoiser",)
+
+
+@dataclass
+class MathAttention(Attention):
+    """The documents' baseline: attention as two matrix products and a softmax.
+
+    `set_default_attn_processor()` would restore the class's default, which is SDPA where torch has it; so the plain
+    processor is set by name, on the denoiser and on the VAE, and counted.
+    """
+
+    key: ClassVar[str] = "attention.math"
+    does: ClassVar[str] = "plain attention processors (no fused kernel), as in the documents' baseline"
+    source: ClassVar[str | None] = _TUTORIAL
+    conflicts: ClassVar[tuple[Conflict, ...]] = (
+        Conflict(
+            "qkv=fused",
+            "can't be combined with qkv=fused: fusing replaces the attention processor",
+            "qkv=separate, or attention=sdpa_math",
+        ),
+    )
+
+    def components(self, setting: Setting) -> tuple[str, ...]:
+        return tuple(
+            part.name
+            for part in (setting.denoiser, setting.vae)
+            if part and part.facts and part.facts.default_attention
+        )
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        part = setting.denoiser
+        if part and not (part.facts and part.facts.default_attention):
+            yield Problem(
+                "attention=math",
+                f"{part.class_name} has no exchangeable default attention processors",
+                "attention=sdpa_math",
+            )
+
+    def apply(self, pipeline: Any, context: Context) -> Pending:
+        from diffusers.models.attention_processor import AttnProcessor
+
+        count = 0
+        for part in context.parts(pipeline, self.components(context.setting)).values():
+            part.set_attn_processor(AttnProcessor())
+            count += sum(type(p) is AttnProcessor for p in part.attn_processors.values())
+        return SeenKernels(self.key, processors=count)
+
+
+@dataclass
+class Sdpa(Attention):
+    """PyTorch's scaled_dot_product_attention with the kernel that PyTorch picks; diffusers' default."""
+
+    key: ClassVar[str] = "attention.sdpa"
+    does: ClassVar[str] = "scaled_dot_product_attention, the kernel chosen by PyTorch"
+    source: ClassVar[str | None] = _TUTORIAL
+
+    def apply(self, pipeline: Any, context: Context) -> Pending:
+        return SeenKernels(self.key)
+
+
+@dataclass
+class SdpaBackend(Attention):
+    """Base of the options that allow one SDPA kernel alone, around each call of the denoiser."""
+
+    stage: ClassVar[Stage] = Stage.CALL
+    source: ClassVar[str | None] = _SDPA
+    backend: ClassVar[str]  # torch's name
+    kernel: ClassVar[str]  # the profiler's name, as bench/kernels.py gives it
+
+    @property
+    def does(self) -> str:  # type: ignore[override]
+        return f"allow only SDPA's {self.kernel} kernel around each denoiser call"
+
+    def apply(self, pipeline: Any, context: Context) -> Pending:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        backend = getattr(SDPBackend, self.backend)
+        for part in context.parts(pipeline, self.components(context.setting)).values():
+            around_forward(part, lambda: sdpa_kernel(backend))
+        # Inductor may write the plain formula out, so only the fused kernels can be demanded.
+        return SeenKernels(self.key, wanted=None if self.kernel == "math" else self.kernel)
+
+
+@dataclass
+class SdpaFlash(SdpaBackend):
+    key: ClassVar[str] = "attention.sdpa_flash"
+    backend: ClassVar[str] = "FLASH_ATTENTION"
+    kernel: ClassVar[str] = "flash"
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        if setting.device == "cuda" and setting.run.choices["precision"] in ("fp32", "tf32"):
+            yield Problem(
+                "attention=sdpa_flash",
+                f"CUDA's flash kernel computes in fp16 or bf16 only; {setting.chosen('precision')}",
+                "precision=bf16, or attention=sdpa_efficient",
+                _SDPA,
+            )
+
+
+@dataclass
+class SdpaEfficient(SdpaBackend):
+    key: ClassVar[str] = "attention.sdpa_efficient"
+    backend: ClassVar[str] = "EFFICIENT_ATTENTION"
+    kernel: ClassVar[str] = "efficient"
+    requires: ClassVar[tuple[Requirement, ...]] = (
+        Requirement(device="cuda", instead="attention=sdpa_flash, or attention=sdpa", source=_SDPA),
+    )
+
+
+@dataclass
+class SdpaCudnn(SdpaBackend):
+    key: ClassVar[str] = "attention.sdpa_cudnn"
+    backend: ClassVar[str] = "CUDNN_ATTENTION"
+    kernel: ClassVar[str] = "cudnn"
+    requires: ClassVar[tuple[Requirement, ...]] = (
+        Requirement(
+            device="cuda",
+            capability=(8, 0),
+            instead="attention=sdpa_flash, or attention=sdpa",
+            source=_SDPA,
+        ),
+    )
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        if setting.run.choices["precision"] in ("fp32", "tf32"):
+            yield Problem(
+                "attention=sdpa_cudnn",
+                f"cuDNN's kernel computes in fp16 or bf16 only; {setting.chosen('precision')}",
+                "precision=bf16",
+                _SDPA,
+            )
+
+
+@dataclass
+class SdpaMath(SdpaBackend):
+    key: ClassVar[str] = "attention.sdpa_math"
+    backend: ClassVar[str] = "MATH"
+    kernel: ClassVar[str] = "math"
+
+
+@dataclass
+class Xformers(Attention):
+    """Meta's xFormers kernels; older than SDPA and needs its own package."""
+
+    key: ClassVar[str] = "attention.xformers"
+    does: ClassVar[str] = "xFormers' memory-efficient attention on denoiser and VAE"
+    requires: ClassVar[tuple[Requirement, ...]] = (
+        Requirement(device="cuda", instead="attention=sdpa"),
+        Requirement(module="xformers", instead="attention=sdpa"),
+    )
+    conflicts: ClassVar[tuple[Conflict, ...]] = (
+        Conflict(
+            "qkv=fused",
+            "can't be combined with qkv=fused: each replaces the attention processor",
+            "qkv=separate, or attention=sdpa",
+        ),
+    )
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        part = setting.denoiser
+        if part and not (part.facts and part.facts.attention_processors):
+            yield Problem(
+                "attention=xformers",
+                f"{part.class_name} has no exchangeable attention processors",
+                "attention=sdpa",
+            )
+
+    def apply(self, pipeline: Any, context: Context) -> Pending:
+        pipeline.enable_xformers_memory_efficient_attention()
+        parts = context.parts(pipeline, self.components(context.setting)).values()
+        names = [type(p).__name__ for part in parts for p in part.attn_processors.values()]  # type: ignore[operator, union-attr]
+        return SeenKernels(self.key, processors=sum("XFormers" in name for name in names))
+
+
+OPTIONS: dict[str, type[Option]] = {
+    "math": MathAttention,
+    "sdpa": Sdpa,
+    "sdpa_flash": SdpaFlash,
+    "sdpa_efficient": SdpaEfficient,
+    "sdpa_cudnn": SdpaCudnn,
+    "sdpa_math": SdpaMath,
+    "xformers": Xformers,
+}

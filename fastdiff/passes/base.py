@@ -1,0 +1,189 @@
+"""The contract for an optimization: what it declares for planning, and what it does to a pipeline.
+
+An option of a slot is a dataclass derived from `Option`: its fields are its keys. What carries it out is a `Pass`; most
+options are their own pass. Nothing here or in the modules beside it imports torch when imported; `apply` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fastdiff.config import RunConfig, Slot
+from fastdiff.environment import Environment
+from fastdiff.errors import Problem
+from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.result import Effect, Pending
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Stage(IntEnum):
+    """When a pass works. The only place where order lives; later stages build on earlier ones."""
+
+    FLAGS = 1  # process flags
+    LOAD = 2  # dtype and replaced components, while the pipeline is built
+    ADAPT = 3  # LoRA, scheduler
+    FUSE = 4  # joined projections
+    LAYOUT = 5  # memory format
+    QUANTIZE = 6
+    ATTENTION = 7  # processors
+    CACHE = 8  # step caches
+    PLACE = 9  # onto the device
+    COMPILE = 10
+    CALL = 11  # around each call of the compiled denoiser
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something a user should know though nothing stops the run."""
+
+    choice: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that planning knows: the choices, the machine, the device, and the model's facts.
+
+    facts is None as long as nobody has seen the model (a hub model that is not downloaded).
+    """
+
+    run: RunConfig
+    environment: Environment
+    device: str
+    facts: ModelFacts | None
+
+    def chosen(self, slot: str) -> str:
+        """The choice as typed: `quant=int8`."""
+        return f"{slot}={self.run.choices[slot]}"
+
+    @property
+    def denoiser(self) -> Component | None:
+        return self.facts.denoiser if self.facts else None
+
+    @property
+    def vae(self) -> Component | None:
+        return self.facts.vae if self.facts else None
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the components that optimizations are about: denoiser and VAE."""
+        parts = (self.denoiser, self.vae)
+        return tuple(part.name for part in parts if part) or ("denoiser", "vae")
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What the machine must have. Empty fields ask for nothing.
+
+    module: import name of a package; pip: how to install it.
+    device: kind of device; capability: least CUDA compute capability.
+    instead: the way out, as typed.
+    """
+
+    instead: str
+    module: str | None = None
+    pip: str | None = None
+    device: str | None = None
+    capability: tuple[int, int] | None = None
+    source: str | None = None
+
+    def unmet(self, choice: str, setting: Setting) -> Problem | None:
+        """The Problem with this machine, if it lacks what is required."""
+        if self.device and setting.device != self.device:
+            needs = "an NVIDIA GPU" if self.device == "cuda" else f"device={self.device}"
+            if self.capability:
+                needs += f" of compute capability {_dotted(self.capability)} or newer"
+            reason = f"needs {needs}; device={setting.device}"
+            return Problem(choice, reason, self.instead, self.source)
+        capability = setting.environment.capability
+        if self.capability and (capability is None or capability < self.capability):
+            has = _dotted(capability) if capability else "unknown"
+            reason = f"needs compute capability {_dotted(self.capability)} or newer; here: {has}"
+            return Problem(choice, reason, self.instead, self.source)
+        if self.module and not setting.environment.has_module(self.module):
+            reason = f"needs the package {self.pip or self.module}, which is not installed"
+            instead = f"pip install {self.pip or self.module}, or {self.instead}"
+            return Problem(choice, reason, instead, self.source)
+        return None
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Another choice that this option can't be combined with. Declared on one side only."""
+
+    choice: str
+    reason: str
+    instead: str
+    source: str | None = None
+
+
+@dataclass
+class Loading:
+    """What the pipeline is built from; passes of the load stage fill it in.
+
+    dtype: of the weights; None keeps the files' own.
+    """
+
+    dtype: torch.dtype | None = None
+
+
+@dataclass
+class Context:
+    """What a pass may need while it works on a pipeline."""
+
+    setting: Setting
+    notices: list[Notice] = field(default_factory=list)
+
+    @property
+    def device(self) -> str:
+        return self.setting.device
+
+    def parts(self, pipeline: Any, names: tuple[str, ...]) -> dict[str, nn.Module]:
+        """The named components that this pipeline has."""
+        found = {name: getattr(pipeline, name, None) for name in names}
+        return {name: part for name, part in found.items() if part is not None}
+
+
+class Pass:
+    """One step of a plan. Derived classes say what they do in `does` and when in `stage`."""
+
+    key: ClassVar[str]
+    stage: ClassVar[Stage]
+    does: ClassVar[str]
+    source: ClassVar[str | None] = None
+
+    def components(self, setting: Setting) -> tuple[str, ...]:
+        """Names of the components it will change; planning lets no two passes of a stage share one."""
+        return setting.names()
+
+    def prepare(self, loading: Loading) -> None:
+        """Say how the pipeline is to be built. Called before it exists, for passes of LOAD only."""
+
+    def apply(self, pipeline: Any, context: Context) -> Effect | Pending:
+        """Change the pipeline. Returns what changed, or what can tell after the first call."""
+        raise TypeError(f"{type(self).__name__} has no apply()")
+
+
+@dataclass
+class Option(Slot):
+    """One option of a slot: its keys, what it needs, and what it can't live with."""
+
+    requires: ClassVar[tuple[Requirement, ...]] = ()
+    conflicts: ClassVar[tuple[Conflict, ...]] = ()
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        """Rules that `requires` and `conflicts` can't say. Reads only."""
+        yield from ()
+
+    def passes(self) -> tuple[Pass, ...]:
+        """What carries it out: itself if it is a Pass, nothing otherwise."""
+        return (self,) if isinstance(self, Pass) else ()

@@ -1,0 +1,26 @@
+"""Moving the finished pipeline onto the device. Not a slot: `device=` decides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastdiff.passes.base import Context, Pass, Setting, Stage
+from fastdiff.result import Effect
+
+
+class Place(Pass):
+    key = "device"
+    stage = Stage.PLACE
+    does = "move every component onto the device"
+
+    def components(self, setting: Setting) -> tuple[str, ...]:
+        return tuple(setting.facts.components) if setting.facts else ()
+
+    def apply(self, pipeline: Any, context: Context) -> Effect:
+        import torch
+
+        if context.device == "cpu":
+            return Effect(self.key, 0, "modules", already=True)
+        pipeline.to(context.device)
+        moved = sum(isinstance(part, torch.nn.Module) for part in pipeline.components.values())
+        return Effect(self.key, moved, f"components on {context.device}")

@@ -1,0 +1,149 @@
+"""`precision`: the number format of weights and arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fastdiff.errors import Problem
+from fastdiff.passes.base import Context, Loading, Notice, Option, Pass, Requirement, Setting, Stage
+from fastdiff.result import Effect
+
+_GUIDE = "https://huggingface.co/docs/diffusers/optimization/fp16"
+_TF32_NEEDS = Requirement(
+    device="cuda", capability=(8, 0), instead="precision=bf16, or precision=fp32", source=_GUIDE
+)
+
+
+class Tf32Flag(Pass):
+    """Lets CUDA's fp32 matrix products run in TensorFloat-32. Process-wide, so it is said.
+
+    Only the legacy setter: once the newer `fp32_precision` has been set, reading this one raises.
+    """
+
+    key = "precision.tf32"
+    stage = Stage.FLAGS
+    does = "allow TensorFloat-32 in CUDA matrix products, for the whole process"
+    source = _GUIDE
+
+    def components(self, setting: Setting) -> tuple[str, ...]:
+        return ()
+
+    def apply(self, pipeline: Any, context: Context) -> Effect:
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = True
+        return Effect(self.key, 1, "matmul.allow_tf32", flag=True)
+
+
+@dataclass
+class Precision(Option, Pass):
+    """Base of the options: every component is loaded in one dtype, named as torch names it."""
+
+    slot: ClassVar[str] = "precision"
+    stage: ClassVar[Stage] = Stage.LOAD
+    source: ClassVar[str | None] = _GUIDE
+    dtype: ClassVar[str] = "float32"
+
+    @property
+    def does(self) -> str:  # type: ignore[override]
+        return f"load every component in {self.dtype}"
+
+    def components(self, setting: Setting) -> tuple[str, ...]:
+        return tuple(setting.facts.components) if setting.facts else ()
+
+    def prepare(self, loading: Loading) -> None:
+        import torch
+
+        loading.dtype = getattr(torch, self.dtype)
+
+    def apply(self, pipeline: Any, context: Context) -> Effect:
+        import torch
+
+        wanted = getattr(torch, self.dtype)
+        weights = [
+            weight
+            for part in pipeline.components.values()
+            if isinstance(part, torch.nn.Module)
+            for weight in part.parameters()
+        ]
+        changed = sum(weight.dtype == wanted for weight in weights)
+        details: dict[str, Any] = {"of": len(weights)}
+        vae = getattr(pipeline, "vae", None)
+        if wanted == torch.float16 and vae is not None and getattr(vae.config, "force_upcast", False):
+            details["vae_decode_dtype"] = "float32"
+            details["summary"] = "but the VAE decodes in float32 (force_upcast)"
+        return Effect(self.key, changed, f"weights in {self.dtype}", details=details)
+
+
+@dataclass
+class Fp32(Precision):
+    key: ClassVar[str] = "precision.fp32"
+
+
+@dataclass
+class Tf32(Precision):
+    key: ClassVar[str] = "precision.fp32"
+    requires: ClassVar[tuple[Requirement, ...]] = (_TF32_NEEDS,)
+
+    def passes(self) -> tuple[Pass, ...]:
+        return (Tf32Flag(), self)
+
+
+@dataclass
+class _Half(Precision):
+    """tf32: also allow TensorFloat-32 for what stays in fp32."""
+
+    tf32: bool = False
+
+    def passes(self) -> tuple[Pass, ...]:
+        return (Tf32Flag(), self) if self.tf32 else (self,)
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        if self.tf32:
+            problem = _TF32_NEEDS.unmet("precision.tf32=true", setting)
+            if problem:
+                yield Problem(problem.choice, problem.reason, "precision.tf32=false", problem.source)
+
+
+@dataclass
+class Fp16(_Half):
+    key: ClassVar[str] = "precision.fp16"
+    dtype: ClassVar[str] = "float16"
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
+        if setting.device == "cpu":
+            yield Notice("precision=fp16", "a CPU computes fp16 slowly; bf16 or fp32 is usually faster")
+        if setting.vae and setting.vae.config.get("force_upcast", False):
+            yield Notice(
+                "precision=fp16",
+                "this model's VAE asks for fp32 (force_upcast), so every call decodes in fp32; "
+                "precision=bf16 decodes in bf16",
+            )
+
+
+@dataclass
+class Bf16(_Half):
+    key: ClassVar[str] = "precision.bf16"
+    dtype: ClassVar[str] = "bfloat16"
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
+        if setting.device == "cpu" and not setting.environment.multiplies_bf16:
+            yield Notice(
+                "precision=bf16",
+                "this processor has no bf16 arithmetic (avx512_bf16, amx_bf16); fp32 may be faster here",
+            )
+        capability = setting.environment.capability
+        if setting.device == "cuda" and capability and capability < (8, 0):
+            yield Problem(
+                "precision=bf16",
+                "this GPU has no bf16 arithmetic (compute capability below 8.0)",
+                "precision=fp16",
+                _GUIDE,
+            )
+
+
+OPTIONS: dict[str, type[Option]] = {"fp32": Fp32, "tf32": Tf32, "fp16": Fp16, "bf16": Bf16}

@@ -1,0 +1,251 @@
+"""`quant`: linear layers with int8 or fp8 weights, by torchao.
+
+Which layers are quantized is data: the keys below, in the option's YAML. What was quantized is counted afterwards on
+the weights themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fastdiff.errors import Problem
+from fastdiff.passes.base import Context, Notice, Option, Pass, Requirement, Setting, Stage
+from fastdiff.result import Effect
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_TUTORIAL = "https://huggingface.co/docs/diffusers/tutorials/fast_diffusion"
+_TORCHAO = Requirement(module="torchao", instead="quant=none")
+
+_DEAD_AFTER_FUSION = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}
+
+
+class Granularity(Enum):
+    """How many scales fp8 keeps: one a tensor, or one a row."""
+
+    per_tensor = "per_tensor"
+    per_row = "per_row"
+
+
+@dataclass
+class NoQuant(Option):
+    """Weights as they are."""
+
+    slot: ClassVar[str] = "quant"
+
+
+@dataclass
+class Quant(Option, Pass):
+    """Base of the options.
+
+    min_in_features: linear layers with fewer inputs stay as they are.
+    skip_shapes: [in, out] of linear layers that stay as they are.
+    skip_on_cuda: parts of names of layers that stay as they are on CUDA, where int8 products need more than 16 rows
+        and layers that see one row a picture (time and size embeddings) would raise under compile.
+    """
+
+    slot: ClassVar[str] = "quant"
+    stage: ClassVar[Stage] = Stage.QUANTIZE
+    requires: ClassVar[tuple[Requirement, ...]] = (_TORCHAO,)
+    source: ClassVar[str | None] = _TUTORIAL
+
+    min_in_features: int = 17
+    skip_shapes: list[list[int]] = field(default_factory=list)
+    skip_on_cuda: list[str] = field(default_factory=list)
+
+    def torchao_config(self) -> Any:
+        """What torchao's `quantize_` is told. `set_inductor_config=False`: it would change global flags."""
+        raise TypeError(f"{type(self).__name__} has no torchao_config()")
+
+    def chooses(self, module: nn.Module, name: str, device: str) -> bool:
+        """Whether a module is a linear layer that this option quantizes."""
+        from torch import nn
+
+        if not isinstance(module, nn.Linear) or module.in_features < self.min_in_features:
+            return False
+        if [module.in_features, module.out_features] in [list(pair) for pair in self.skip_shapes]:
+            return False
+        return device != "cuda" or not any(part in name for part in self.skip_on_cuda)
+
+    def prepare_component(self, part: nn.Module) -> int:
+        """Change a component before its linear layers are quantized; returns how many layers changed."""
+        return 0
+
+    def apply(self, pipeline: Any, context: Context) -> Effect:
+        from torchao.quantization import quantize_
+
+        counts: dict[str, int] = {}
+        left_out = swapped = 0
+        for name, part in context.parts(pipeline, self.components(context.setting)).items():
+            swapped += self.prepare_component(part)
+            dead = dead_projections(part)
+            chosen = {
+                path
+                for path, module in part.named_modules()
+                if self.chooses(module, path, context.device)
+            }
+            left_out += len(chosen & dead)
+            chosen -= dead
+            before = _weight_types(part)
+            quantize_(part, self.torchao_config(), filter_fn=_among(chosen))
+            after = _weight_types(part)
+            counts[name] = sum(after[path] is not before[path] for path in after)
+        details: dict[str, Any] = {
+            "components": counts,
+            "dead_projections_left_out": left_out,
+            "convolutions_swapped": swapped,
+        }
+        return Effect(self.key, sum(counts.values()), "linears", details=details)
+
+
+def _among(paths: set[str]) -> Callable[[Any, str], bool]:
+    return lambda module, path: path in paths
+
+
+def _weight_types(part: nn.Module) -> dict[str, type]:
+    from torch import nn
+
+    return {p: type(m.weight) for p, m in part.named_modules() if isinstance(m, nn.Linear)}
+
+
+def dead_projections(part: nn.Module) -> set[str]:
+    """Paths of the projections that fusing replaced but kept: no forward uses them any more."""
+    dead = set()
+    for path, module in part.named_modules():
+        if getattr(module, "fused_projections", False):
+            for joined, replaced in _DEAD_AFTER_FUSION.items():
+                if hasattr(module, joined):
+                    dead |= {f"{path}.{name}" if path else name for name in replaced}
+    return dead
+
+
+@dataclass
+class Int8(Quant):
+    """Int8 weights and activations, each activation row's scale taken while it runs.
+
+    swap_conv: turn 1x1 convolutions (stride 1, no padding, no groups) into linear layers first.
+    swap_channels: only convolutions that have one of these numbers of input or output channels.
+    """
+
+    key: ClassVar[str] = "quant.int8"
+    does: ClassVar[str] = "dynamic int8 weights and activations in chosen linear layers"
+
+    swap_conv: bool = True
+    swap_channels: list[int] = field(default_factory=list)
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        if setting.run.choices["compile"] == "none":
+            yield Notice(
+                "quant=int8",
+                "without compile int8 is usually slower than no quantization, on a GPU by far; "
+                "compile=regional is the cheapest",
+            )
+
+    def torchao_config(self) -> Any:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+
+        return Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+
+    def swaps(self, module: nn.Module) -> bool:
+        """Whether a module is a convolution that is a linear layer in all but name."""
+        from torch import nn
+
+        return (
+            isinstance(module, nn.Conv2d)
+            and module.kernel_size == (1, 1)
+            and module.stride == (1, 1)
+            and module.padding in ((0, 0), 0)
+            and module.groups == 1
+            and bool({module.in_channels, module.out_channels} & set(self.swap_channels))
+        )
+
+    def prepare_component(self, part: nn.Module) -> int:
+        if not self.swap_conv:
+            return 0
+        from torchao.quantization import swap_conv2d_1x1_to_linear
+
+        count = sum(self.swaps(module) for module in part.modules())
+        if count:
+            swap_conv2d_1x1_to_linear(part, lambda module, path: self.swaps(module))
+        return count
+
+
+@dataclass
+class Int8WeightOnly(Quant):
+    """Int8 weights, arithmetic in the run's precision: saves memory, rarely time."""
+
+    key: ClassVar[str] = "quant.int8_weight_only"
+    does: ClassVar[str] = "int8 weights in chosen linear layers"
+
+    def torchao_config(self) -> Any:
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return Int8WeightOnlyConfig(set_inductor_config=False)
+
+
+@dataclass
+class Fp8(Quant):
+    """fp8 (e4m3) weights and activations. granularity: one scale a tensor, or one a row (bf16 only)."""
+
+    key: ClassVar[str] = "quant.fp8"
+    does: ClassVar[str] = "dynamic fp8 weights and activations in chosen linear layers"
+    requires: ClassVar[tuple[Requirement, ...]] = (
+        Requirement(
+            device="cuda",
+            capability=(8, 9),
+            instead="quant=int8",
+            source="https://github.com/pytorch/ao/tree/main/torchao/quantization",
+        ),
+        _TORCHAO,
+    )
+
+    granularity: Granularity = Granularity.per_row
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        per_row = self.granularity is Granularity.per_row
+        if per_row and setting.run.choices["precision"] != "bf16":
+            yield Problem(
+                "quant=fp8",
+                f"one scale a row works in bf16 only; {setting.chosen('precision')}",
+                "precision=bf16, or quant.granularity=per_tensor",
+            )
+        if setting.run.choices["compile"] == "none":
+            yield Notice("quant=fp8", "without compile fp8 is usually slower than no quantization")
+
+    def torchao_config(self) -> Any:
+        from torchao.quantization import (
+            Float8DynamicActivationFloat8WeightConfig,
+            PerRow,
+            PerTensor,
+        )
+
+        per_row = self.granularity is Granularity.per_row
+        return Float8DynamicActivationFloat8WeightConfig(
+            granularity=PerRow() if per_row else PerTensor(), set_inductor_config=False
+        )
+
+
+@dataclass
+class Fp8WeightOnly(Quant):
+    """fp8 (e4m3) weights, arithmetic in the run's precision: saves memory, rarely time."""
+
+    key: ClassVar[str] = "quant.fp8_weight_only"
+    does: ClassVar[str] = "fp8 weights in chosen linear layers"
+
+    def torchao_config(self) -> Any:
+        from torchao.quantization import Float8WeightOnlyConfig
+
+        return Float8WeightOnlyConfig(set_inductor_config=False)
+
+
+OPTIONS: dict[str, type[Option]] = {
+    "none": NoQuant,
+    "int8": Int8,
+    "int8_weight_only": Int8WeightOnly,
+    "fp8": Fp8,
+    "fp8_weight_only": Fp8WeightOnly,
+}

@@ -1,0 +1,161 @@
+"""(run, machine, model's facts) → the ordered passes, or every reason why not. Pure: it reads its arguments only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastdiff.config import Bench, RunConfig
+from fastdiff.environment import Environment
+from fastdiff.errors import PlanError, Problem
+from fastdiff.models.facts import ModelFacts
+from fastdiff.passes.base import Notice, Option, Pass, Setting, Stage
+from fastdiff.passes.place import Place
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass at its place, with the components that it will change."""
+
+    pass_: Pass
+    stage: Stage
+    components: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "pass": self.pass_.key,
+            "stage": self.stage.name.lower(),
+            "components": list(self.components),
+            "does": self.pass_.does,
+            "source": self.pass_.source,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in the order in which they work, and what a user should know."""
+
+    setting: Setting
+    steps: tuple[Step, ...]
+    notices: tuple[Notice, ...]
+
+    @property
+    def device(self) -> str:
+        return self.setting.device
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        return [step.to_dict() for step in self.steps]
+
+
+def make_plan(run: RunConfig, environment: Environment, facts: ModelFacts | None) -> Plan:
+    """Order the passes. Raises PlanError with every Problem at once."""
+    setting = Setting(run, environment, environment.device(run.device), facts)
+    problems: list[Problem] = []
+    notices: list[Notice] = []
+    for finding in _findings(setting):
+        if isinstance(finding, Problem):
+            problems.append(finding)
+        else:
+            notices.append(finding)
+    steps = tuple(
+        sorted(
+            (Step(p, p.stage, p.components(setting)) for p in _passes(setting)),
+            key=lambda step: step.stage,
+        )
+    )
+    problems.extend(_clashes(steps))
+    if problems:
+        raise PlanError(tuple(dict.fromkeys(problems)))
+    return Plan(setting, steps, tuple(notices))
+
+
+def _passes(setting: Setting) -> Iterator[Pass]:
+    yield Place()
+    for _, _, option in setting.run.options():
+        if isinstance(option, Option):
+            yield from option.passes()
+
+
+def _findings(setting: Setting) -> Iterator[Problem | Notice]:
+    yield from _device(setting)
+    yield from _generation(setting)
+    yield from _bench(setting)
+    for slot, name, option in setting.run.options():
+        if not isinstance(option, Option):
+            continue
+        choice = f"{slot}={name}"
+        unmet = [p for r in option.requires if (p := r.unmet(choice, setting))]
+        yield from unmet
+        for conflict in option.conflicts:
+            if conflict.choice == setting.chosen(conflict.choice.split("=")[0]):
+                yield Problem(choice, conflict.reason, conflict.instead, conflict.source)
+        if not unmet:
+            yield from option.check(setting)
+
+
+def _device(setting: Setting) -> Iterator[Problem]:
+    asked, environment = setting.run.device, setting.environment
+    if asked not in DEVICES:
+        yield Problem(f"device={asked}", f"is none of {', '.join(DEVICES)}", "device=auto")
+    elif asked == "cuda" and environment.torch_cuda is None:
+        yield Problem(
+            "device=cuda",
+            f"the installed torch {environment.versions.get('torch', '')} is built without CUDA",
+            "device=cpu, or a CUDA build of torch",
+        )
+    elif asked == "cuda" and not environment.gpus:
+        yield Problem("device=cuda", "no NVIDIA GPU is visible on this machine", "device=cpu")
+    elif asked == "mps" and not environment.has_mps:
+        yield Problem("device=mps", "this is not an Apple-silicon Mac", "device=cpu")
+
+
+def _generation(setting: Setting) -> Iterator[Problem]:
+    asked = setting.run.generation
+    given = asked.prompt if isinstance(asked.prompt, (str, list)) else None
+    if given is None or not given or not all(isinstance(p, str) and p.strip() for p in asked.prompts):
+        shown = given if given else "[]" if given == [] else "''"
+        yield Problem(
+            f"generation.prompt={shown}",
+            "there is nothing to draw: a prompt is a text, or a list of texts, none of them empty",
+            "generation.prompt='a photo of an astronaut', or null for the model's own",
+        )
+    for name in ("height", "width"):
+        value = getattr(asked, name)
+        if value is not None and (value < 8 or value % 8):
+            yield Problem(
+                f"generation.{name}={value}",
+                "must be a multiple of 8, because latents are",
+                f"generation.{name}={max(8, round(value / 8) * 8)}",
+            )
+    least = {"steps": 1, "images_per_prompt": 1, "seed": 0, "guidance_scale": 0}
+    for name, low in least.items():
+        value = getattr(asked, name)
+        if value is not None and value < low:
+            yield Problem(
+                f"generation.{name}={value}", f"must be at least {low}", f"generation.{name}={low}"
+            )
+
+
+def _bench(setting: Setting) -> Iterator[Problem]:
+    bench = setting.run.bench
+    assert isinstance(bench, Bench)
+    if bench.runs < 1:
+        yield Problem(f"bench.runs={bench.runs}", "nothing would be timed", "bench.runs=1")
+    if bench.warmup < 0:
+        yield Problem(f"bench.warmup={bench.warmup}", "can't be negative", "bench.warmup=0")
+
+
+def _clashes(steps: tuple[Step, ...]) -> Iterator[Problem]:
+    """Two passes of one stage that change the same component."""
+    for at, step in enumerate(steps):
+        for other in steps[at + 1 :]:
+            shared = set(step.components) & set(other.components)
+            if step.stage == other.stage and shared:
+                yield Problem(
+                    step.pass_.key,
+                    f"and {other.pass_.key} both change {', '.join(sorted(shared))} at the same stage",
+                    f"leave one of them out: {step.pass_.key}, {other.pass_.key}",
+                )

@@ -1,0 +1,180 @@
+"""What a run says: effects, times, quality, and the report that holds them.
+
+`report.json` is strict JSON (no NaN, no Infinity). Fields are added, never renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+SCHEMA = 1
+
+
+class Status(StrEnum):
+    """How a run ended."""
+
+    OK = "ok"
+    INCOMPATIBLE = "incompatible"
+    FAILED = "failed"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    INVALID_OUTPUT = "invalid_output"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a pass measurably changed.
+
+    name: of the pass, `quant.int8`.
+    changed: how many `unit`s it changed.
+    already: nothing to do because it held before; shown as `already so`.
+    flag: the pass sets a process flag, and the flag is the effect.
+    details: further counts and names, plain data.
+    """
+
+    name: str
+    changed: int
+    unit: str
+    already: bool = False
+    flag: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Whether a pass that should have changed something changed nothing."""
+        return self.changed == 0 and not (self.already or self.flag)
+
+    def __str__(self) -> str:
+        """In words: `quant.int8 63 linears`."""
+        if self.already:
+            return f"{self.name} already so"
+        if self.flag:
+            return f"{self.name} {self.unit}"
+        extra = self.details.get("summary")
+        return f"{self.name} {self.changed} {self.unit}" + (f", {extra}" if extra else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "pass": self.name,
+            "changed": self.changed,
+            "unit": self.unit,
+            "details": {**self.details, "already": self.already, "flag": self.flag},
+        }
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was seen of the first call and of one profiled denoiser call.
+
+    kernels: attention kernels that ran in that call, with how often.
+    graphs, graph_breaks, recompiles: Dynamo's counts.
+    break_reasons: why graphs broke or were compiled again.
+    cache: whether Inductor's cache gave (`warm`), had to be filled (`cold`), or wasn't used (`none`).
+    compile_s: seconds that Dynamo and Inductor took.
+    """
+
+    kernels: Mapping[str, int] = field(default_factory=dict)
+    graphs: int = 0
+    graph_breaks: int = 0
+    recompiles: int = 0
+    break_reasons: Sequence[str] = ()
+    cache: str = "none"
+    compile_s: float = 0.0
+
+
+class Pending(Protocol):
+    """What a pass returns that works lazily: its effect is known after the first call."""
+
+    def effect(self, observed: Observed) -> Effect: ...
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall-clock times, in seconds. Samples are kept; statistics are derived."""
+
+    samples_s: tuple[float, ...]
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.samples_s)
+
+    def quantile_s(self, q: float) -> float:
+        """The q-quantile (0 <= q <= 1), interpolated between samples."""
+        ordered = sorted(self.samples_s)
+        at = q * (len(ordered) - 1)
+        low = math.floor(at)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+    def ci95_s(self) -> tuple[float, float] | None:
+        """Bootstrap interval of the median (10,000 resamples, seed 0); None below 5 samples."""
+        if len(self.samples_s) < 5:
+            return None
+        import numpy
+
+        draws = numpy.random.default_rng(0).choice(
+            numpy.asarray(self.samples_s), (10_000, len(self.samples_s))
+        )
+        low, high = numpy.quantile(numpy.median(draws, axis=1), [0.025, 0.975])
+        return float(low), float(high)
+
+    def to_dict(self) -> dict[str, Any]:
+        if not self.samples_s:
+            return {"samples": [], "median": None, "p10": None, "p90": None, "ci95": None}
+        ci95 = self.ci95_s()
+        return {
+            "samples": list(self.samples_s),
+            "median": self.median_s,
+            "p10": self.quantile_s(0.1),
+            "p90": self.quantile_s(0.9),
+            "ci95": list(ci95) if ci95 else None,
+        }
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write strict JSON so that the file is whole or not there at all.
+
+    Raises ValueError for NaN and Infinity, which JSON doesn't know.
+    """
+    write_text(path, json.dumps(data, indent=2, allow_nan=False, default=_plain) + "\n")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} can't be written as JSON")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: beside its place first, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,106 @@
+"""From a planned run to its report: the reference first, then the run, each in its own process."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdiff.composition import option_files
+from fastdiff.config import Bench, NoQuality, Reference, RunConfig, fingerprint
+from fastdiff.errors import UsageError
+from fastdiff.models.sources import Model
+from fastdiff.planning import Plan, make_plan
+from fastdiff.process import Progress, draw_reference, run_in_process
+from fastdiff.report import run_id
+from fastdiff.worker import Request
+
+REFERENCES = Path("outputs") / "references"
+
+PLAIN = {
+    "precision": "fp32",
+    "attention": "sdpa",
+    "qkv": "separate",
+    "memory_format": "contiguous",
+    "quant": "none",
+    "compile": "none",
+}
+"""What a reference is: the same model and picture, and no optimization."""
+
+
+def execute(plan: Plan, overrides: list[str], folder: Path, progress: Progress) -> dict[str, Any]:
+    """Run a plan in the folder and return its report. Raises RefusedByWorker if it could not start."""
+    run = plan.setting.run
+    reference = find_reference(plan, overrides, progress)
+    report = run_in_process(
+        plan, Request(run.to_dict(), overrides, reference.to_dict()), folder, progress
+    )
+    from fastdiff.pages.run import write_run_page
+
+    write_run_page(folder, report)
+    return report
+
+
+@dataclass(frozen=True)
+class Found:
+    """A reference: its pictures, `own` if the run is its own reference, or why there is none."""
+
+    run_id: str | None = None
+    pictures: list[str] | str | None = None
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"run_id": self.run_id, "pictures": self.pictures, "reason": self.reason}
+
+
+def find_reference(plan: Plan, overrides: list[str], progress: Progress) -> Found:
+    """The pictures to compare with; drawn now if nobody has drawn them yet."""
+    run = plan.setting.run
+    quality = run.quality
+    if isinstance(quality, NoQuality):
+        return Found(reason="quality=none")
+    assert isinstance(quality, Reference)
+    if quality.reference != "auto":
+        return Found(pictures=[str(_picture(quality.reference))])
+    plain = plain_run(run)
+    identity = run_id(plain, plan.device)
+    if all(run.choices[slot] == option for slot, option in PLAIN.items()):
+        return Found(identity, "own")
+    assert isinstance(run.model, Model)
+    key = fingerprint([identity, run.model.identity()])
+    folder = (REFERENCES / key).absolute()
+    if not folder.is_dir():
+        progress.say("drawing the reference picture (fp32)")
+        request = Request(plain.to_dict(), [], Found().to_dict(), only_pictures=True)
+        plain_plan = make_plan(plain, plan.setting.environment, plan.setting.facts)
+        reason = draw_reference(plain_plan, request, folder, progress)
+        if reason is not None:
+            return Found(identity, None, f"no reference: {reason}")
+    pictures = sorted(folder.glob("image-*.png"), key=lambda p: int(p.stem.split("-")[1]))
+    return Found(identity, [str(path) for path in pictures])
+
+
+def plain_run(run: RunConfig) -> RunConfig:
+    """The run that draws the reference of another one."""
+    plain = copy.deepcopy(run)
+    for slot, option in PLAIN.items():
+        schema = option_files()[slot][option].schema
+        assert schema is not None
+        setattr(plain, slot, schema())
+        plain.choices[slot] = option
+    plain.bench, plain.choices["bench"] = Bench(0, 1), "once"
+    plain.quality, plain.choices["quality"] = NoQuality(), "none"
+    plain.allow_no_effect = False
+    return plain
+
+
+def _picture(path: str) -> Path:
+    """The picture that a user compares with. Raises UsageError."""
+    found = Path(path).expanduser().absolute()
+    if not found.is_file():
+        raise UsageError(
+            f"quality.reference={path}: there is no such picture\n"
+            "  instead: quality.reference=auto, which draws it, or the path of a PNG"
+        )
+    return found

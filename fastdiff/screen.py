@@ -1,0 +1,196 @@
+"""What a person sees: progress while a run goes on, and a small table when it ends. 80 columns, no colour needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from fastdiff.composition import option_files
+from fastdiff.environment import Environment
+from fastdiff.pages import words
+from fastdiff.planning import Plan
+from fastdiff.verbs import VERBS
+
+WIDTH = 80
+_INDENT = 16
+
+
+def row(label: str, text: str) -> str:
+    """A labelled line, wrapped under its text."""
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=f"  {label:<{_INDENT - 2}}",
+        subsequent_indent=" " * _INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def summary(report: dict[str, Any], folder: Path, title: str) -> str:
+    """The end of a run."""
+    config, environment = report["config"], report["environment"]
+    where = environment["device"]
+    where += f", {environment['threads']} threads" if where == "cpu" else f", {environment['device_name']}"
+    lines = [f"fastdiff  {title} on {where}: {words.choices(config)}"]
+    if report["status"] != "ok":
+        lines.append(row("status", str(report["status"])))
+        message, *way_out = (report["error"]["message"] or "").splitlines() or [""]
+        lines.append(row("error", message))
+        lines += [row("", line.strip()) for line in way_out]
+        lines.append(row("log", f"{shown(folder)}/log.txt"))
+        return "\n".join(lines)
+    latency, compiled = report["latency_s"], report["compile"]
+    first = f"first call {words.seconds(report['first_call_s'])}"
+    if compiled["graphs"]:
+        first += f" (compile {words.seconds(report['compile_s'])}, {compiled['cache']})"
+    lines.append(row("load", f"{words.seconds(report['load_s'])}    {first}"))
+    count = len(report["images"])
+    what = "a picture" if count == 1 else f"{count} pictures"
+    spread = f"(p10 {words.seconds(latency['p10'])}, p90 {words.seconds(latency['p90'])})"
+    runs = len(latency["samples"])
+    timed = f"{words.seconds(latency['median'])} {what}, median of {runs} {spread}"
+    lines.append(row("latency", timed if runs > 1 else f"{words.seconds(latency['median'])} {what}, one call"))
+    lines.append(
+        row(
+            "throughput",
+            f"{report['throughput_images_per_s']:.2g} pictures a second    "
+            f"peak memory {words.device_peak(report['peak_memory_bytes'])}",
+        )
+    )
+    lines.append(row("quality", words.quality(report["quality"])))
+    lines.append(row("applied", "; ".join(_worth_showing(report))))
+    lines += [row("notice", notice) for notice in report["notices"]]
+    lines.append(row("written", f"{shown(folder)}/report.md, {report['images'][0]['path']}"))
+    return "\n".join(lines)
+
+
+def _worth_showing(report: dict[str, Any]) -> list[str]:
+    """Effects in words, the move to the device left out: the first line has it."""
+    return [text for text in report["applied"] if not text.startswith("device ")]
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it from here."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan for people."""
+    run = plan.setting.run
+    environment: Environment = plan.setting.environment
+    config = run.to_dict()
+    lines = [
+        f"fastdiff  plan for {run.model.title} on {environment.describe(plan.device)}: "  # type: ignore[attr-defined]
+        f"{words.choices(config)}"
+    ]
+    for number, step in enumerate(plan.steps, 1):
+        where = f" ({', '.join(step.components)})" if step.components else ""
+        label = f"{number}. {step.stage.name.lower()}"
+        lines.append(row(label, f"{step.pass_.key}: {step.pass_.does}{where}"))
+    asked = run.generation
+    size = f"{asked.width}x{asked.height}" if asked.width and asked.height else "the model's own size"
+    steps = f"{asked.steps} steps" if asked.steps else "the model's own steps"
+    pictures = len(asked.prompts) * asked.images_per_prompt
+    lines.append(row("draws", f"{pictures} x {size}, {steps}, seed {asked.seed}"))
+    lines += [row("notice", f"{n.choice}: {n.text}") for n in plan.notices]
+    lines += [row("notice", text) for text in run.model.load_notices()]  # type: ignore[attr-defined]
+    return "\n".join(lines)
+
+
+def help_text() -> str:
+    """What can be typed, with every slot and its options."""
+    lines = [
+        "fastdiff: choose, apply and measure optimizations of diffusion pipelines",
+        "",
+        "  python -m fastdiff [slot=option ...] [slot.key=value ...]",
+        "  python -m fastdiff -m slot=option,option ...       every combination, one after another",
+        *(f"  python -m fastdiff {verb:<8} [...]   {text}" for verb, text in VERBS.items()),
+        "",
+        "slots and their options (the first of each is not always the default: see conf/config.yaml)",
+    ]
+    for slot, options in option_files().items():
+        lines.append(row(slot, ", ".join(options)))
+    lines += [
+        "",
+        "also",
+        row("generation.", "prompt, negative_prompt, steps, guidance_scale, height, width, images_per_prompt, seed"),
+        row("device", "auto, cpu, cuda, mps"),
+        row("examples", "python -m fastdiff precision=bf16 compile=max_autotune quant=int8"),
+        row("", "python -m fastdiff plan model=sdxl precision=fp16 qkv=fused"),
+        row("", "python -m fastdiff model=local model.path=DIR generation.steps=20"),
+    ]
+    return "\n".join(lines)
+
+
+class LineProgress:
+    """Progress without a terminal: one plain line whenever something new begins."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __enter__(self) -> LineProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def say(self, message: str) -> None:
+        if message != self._last:
+            print(f"  {message} ...", file=sys.stderr, flush=True)
+            self._last = message
+
+    def tell(self, phase: str, done: int, of: int) -> None:
+        if phase != "first call":
+            self.say(phase)
+
+
+class BarProgress:
+    """Progress on a terminal: one line with a spinner, what is going on, and the time it has taken."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            refresh_per_second=2,  # a busier line would take time from what is being timed
+        )
+        self._task = self._bar.add_task("starting", total=None)
+        self._phase = ""
+
+    def __enter__(self) -> BarProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, message: str) -> None:
+        self._phase = message
+        self._bar.reset(self._task, description=message, total=None)
+
+    def tell(self, phase: str, done: int, of: int) -> None:
+        if phase == "first call":
+            phase = self._phase if self._phase in ("compiling", "first call") else phase
+        elif phase != self._phase:
+            self.say(phase)
+        self._bar.update(self._task, description=phase, completed=done, total=of or None)
+
+
+def progress() -> LineProgress | BarProgress:
+    """A bar on a terminal, lines elsewhere."""
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        return BarProgress()
+    return LineProgress()
