@@ -5,8 +5,10 @@ A refusal answers before torch is imported and leaves no folder behind; only a v
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _complain(f"no room on the disk: {error}\n  instead: make room and type the same line again")
+        _complain(
+            f"no room on the disk: {error}\n  instead: make room and type the same line again"
+        )
         code = 1
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exc()
@@ -100,9 +104,10 @@ def _plan(words: list[str]) -> int:
 def planned(run: Any) -> Any:
     """The plan of a composed run on this machine. Raises PlanError or ModelError."""
     from fastdiff.environment import this_machine
+    from fastdiff.models.sources import model_of
     from fastdiff.planning import make_plan
 
-    return make_plan(run, this_machine(), run.model.facts())
+    return make_plan(run, this_machine(), model_of(run).facts())
 
 
 def _doctor(words: list[str]) -> int:
@@ -110,7 +115,9 @@ def _doctor(words: list[str]) -> int:
     from fastdiff.doctor import report
 
     if words:
-        raise UsageError(f"doctor takes no arguments, not '{words[0]}'\n  instead: python -m fastdiff doctor")
+        raise UsageError(
+            f"doctor takes no arguments, not '{words[0]}'\n  instead: python -m fastdiff doctor"
+        )
     print(report())
     return 0
 
@@ -123,15 +130,23 @@ def _run(overrides: list[str]) -> int:
     quoted = [quote_literal(override) for override in overrides]
     if not any(o.startswith("hydra.run.dir=") for o in quoted):
         quoted.append(f'hydra.run.dir="{_new_folder()}"')
-    endings: list[int] = []
+    endings: list[int | FastdiffError] = []
 
     def job(_: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
-        endings.append(_execute(plan, overrides, Path(HydraConfig.get().runtime.output_dir)))
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            endings.append(_execute(plan, overrides, folder))
+        except FastdiffError as error:  # Hydra would print a traceback and exit with 1
+            _leave_nothing(folder)
+            endings.append(error)
 
     _hand_over(job, quoted)
-    return endings[0]
+    (ending,) = endings
+    if isinstance(ending, FastdiffError):
+        raise ending
+    return ending
 
 
 def _sweep(overrides: list[str]) -> int:
@@ -158,13 +173,16 @@ def _sweep(overrides: list[str]) -> int:
     return 0 if set(statuses) <= {"ok", "incompatible"} else 1
 
 
-def _execute(plan: Any, overrides: list[str], folder: Path, statuses: list[str] | None = None) -> int:
+def _execute(
+    plan: Any, overrides: list[str], folder: Path, statuses: list[str] | None = None
+) -> int:
+    from fastdiff.models.sources import model_of
     from fastdiff.running import execute
     from fastdiff.screen import progress, summary
 
     with progress() as shown:
         report = execute(plan, overrides, folder, shown)
-    print(summary(report, folder, plan.setting.run.model.title))
+    print(summary(report, folder, model_of(plan.setting.run).title))
     if statuses is not None:
         statuses.append(report["status"])
     if report["status"] == "interrupted":
@@ -186,6 +204,14 @@ def _hand_over(job: Any, arguments: list[str]) -> None:
         hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
     finally:
         sys.argv = before
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Remove the folder of a run that could not start, and the folders above it that are empty now."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in (folder.parent, folder.parent.parent):
+        with contextlib.suppress(OSError):
+            parent.rmdir()
 
 
 def _new_folder() -> Path:

@@ -6,6 +6,7 @@ slot that is null or deleted).
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from fastdiff.config import (
     Slot,
 )
 from fastdiff.errors import UsageError, nearest
-from fastdiff.models.sources import MODELS
+from fastdiff.models.sources import MODELS, model_of
 from fastdiff.passes import OPTIONS
 
 LITERAL_KEYS = (
@@ -74,6 +75,17 @@ class OptionFile:
     def schema(self) -> type[Slot] | None:
         found = re.search(r"/schema/(\w+)/(\w+)@_here_", self.path.read_text(encoding="utf-8"))
         return schemas()[found.group(1)].get(found.group(2)) if found else None
+
+    def option(self, **changed: Any) -> Slot:
+        """The option as its file describes it, with some keys changed. Costs no composition."""
+        from omegaconf import OmegaConf
+
+        values = OmegaConf.load(self.path)
+        values.pop("defaults", None)
+        whole = OmegaConf.merge(OmegaConf.structured(self.schema), values, changed)
+        option = OmegaConf.to_object(whole)
+        assert isinstance(option, Slot)
+        return option
 
 
 @cache
@@ -149,23 +161,28 @@ def compose(overrides: Sequence[str]) -> RunConfig:
 
 def restore(data: dict[str, Any]) -> RunConfig:
     """The run that `RunConfig.to_dict` wrote down."""
-    from omegaconf import OmegaConf
-
     slots: dict[str, Any] = {}
     choices = {}
     for slot in SLOTS:
         values = dict(data[slot])
         choices[slot] = values.pop("option")
-        schema = option_files()[slot][choices[slot]].schema
-        slots[slot] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+        slots[slot] = option_files()[slot][choices[slot]].option(**values)
     generation = Generation(**data["generation"])
     scalars = {key: data[key] for key in SCALARS}
     return RunConfig(**slots, **scalars, generation=generation, choices=choices)
 
 
+def with_option(run: RunConfig, slot: str, option: str) -> RunConfig:
+    """Another run that differs in one slot's option."""
+    changed = copy.copy(run)
+    setattr(changed, slot, option_files()[slot][option].option())
+    changed.choices = {**run.choices, slot: option}
+    return changed
+
+
 def _resolve_generation(run: RunConfig) -> None:
     """Fill what was left at null with the model's own defaults."""
-    own = run.model.generation  # type: ignore[attr-defined]
+    own = model_of(run).generation
     for f in fields(own):
         if getattr(run.generation, f.name) is None:
             setattr(run.generation, f.name, getattr(own, f.name))

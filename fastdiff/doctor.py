@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastdiff.composition import compose
-from fastdiff.config import SLOTS
+from fastdiff.composition import compose, with_option
+from fastdiff.config import SLOTS, RunConfig
 from fastdiff.environment import DISTRIBUTIONS, Environment, this_machine
 from fastdiff.errors import PlanError
-from fastdiff.models.sources import Model
+from fastdiff.models.sources import model_of
 from fastdiff.passes import OPTIONS
 from fastdiff.planning import make_plan
 from fastdiff.screen import row
@@ -17,7 +17,9 @@ def report() -> str:
     machine = this_machine()
     device = machine.device("auto")
     lines = [f"fastdiff  doctor: runs go to {machine.describe(device)}"]
-    lines.append(row("processor", f"{machine.cpu}, {machine.threads} threads, {_arithmetic(machine)}"))
+    lines.append(
+        row("processor", f"{machine.cpu}, {machine.threads} threads, {_arithmetic(machine)}")
+    )
     if machine.memory_bytes and machine.available_memory_bytes:
         free, total = machine.available_memory_bytes / 1e9, machine.memory_bytes / 1e9
         lines.append(row("memory", f"{free:.1f} of {total:.1f} GB free"))
@@ -25,9 +27,10 @@ def report() -> str:
     lines.append(row("gpu", "; ".join(gpus) or "none"))
     versions = [f"{name} {machine.versions.get(name, 'MISSING')}" for name in DISTRIBUTIONS]
     lines.append(row("packages", ", ".join(versions)))
+    plain = compose([])
     for slot in SLOTS:
         if slot in OPTIONS:
-            lines += _options(slot, machine)
+            lines += _options(slot, plain, machine)
     return "\n".join(lines)
 
 
@@ -37,14 +40,13 @@ def _arithmetic(machine: Environment) -> str:
     return ", ".join([*can, bf16])
 
 
-def _options(slot: str, machine: Environment) -> list[str]:
+def _options(slot: str, plain: RunConfig, machine: Environment) -> list[str]:
     """What works of a slot, and each option that doesn't with its first reason."""
     works, fails = [], []
     for option in OPTIONS[slot]:
-        run = compose([f"{slot}={option}"])
-        assert isinstance(run.model, Model)
+        run = with_option(plain, slot, option)
         try:
-            make_plan(run, machine, run.model.facts())
+            make_plan(run, machine, model_of(run).facts())
             works.append(option)
         except PlanError as error:
             own = [p for p in error.problems if p.choice.startswith(slot)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastdiff.errors import NoEffectError
-from fastdiff.models.sources import Model
+from fastdiff.models.sources import model_of
 from fastdiff.passes.base import Context, Loading, Stage
 from fastdiff.planning import Plan
 from fastdiff.result import Effect, Observed, Pending
@@ -63,8 +63,7 @@ def build(plan: Plan, say: Callable[[str], None] = lambda message: None) -> Buil
             step.pass_.prepare(loading)
     say(f"loading {run.choices['model']}")
     started = time.perf_counter()
-    assert isinstance(run.model, Model)
-    pipeline = run.model.load(loading.dtype)
+    pipeline = model_of(run).load(loading.dtype)
     pipeline.set_progress_bar_config(disable=True)
     loaded = time.perf_counter()
     for step in plan.steps:

@@ -14,6 +14,7 @@ Every message says what is wrong, why, and the way out.
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -63,11 +64,18 @@ class PlanError(FastdiffError):
         lines = [f"this run can't work here ({count} problem{'s' if count != 1 else ''})"]
         width = max((len(p.choice) for p in self.problems), default=0) + 3
         for problem in self.problems:
-            lines.append(f"  {problem.choice:<{width}}{problem.reason}")
-            lines.append(f"  {'':<{width}}instead: {problem.instead}")
+            said = (problem.reason, f"instead: {problem.instead}")
+            wrapped = [line for text in said for line in _wrapped(text, 78 - width)]
             if problem.source:
-                lines.append(f"  {'':<{width}}source: {problem.source}")
+                wrapped.append(f"source: {problem.source}")
+            lines.append(f"  {problem.choice:<{width}}{wrapped[0]}")
+            lines += [f"  {'':<{width}}{line}" for line in wrapped[1:]]
         super().__init__("\n".join(lines))
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """A text in lines of a width in characters, at least 40; words and addresses stay whole."""
+    return textwrap.wrap(text, max(40, width), break_long_words=False, break_on_hyphens=False)
 
 
 class RunError(FastdiffError):

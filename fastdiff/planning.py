@@ -115,7 +115,11 @@ def _device(setting: Setting) -> Iterator[Problem]:
 def _generation(setting: Setting) -> Iterator[Problem]:
     asked = setting.run.generation
     given = asked.prompt if isinstance(asked.prompt, (str, list)) else None
-    if given is None or not given or not all(isinstance(p, str) and p.strip() for p in asked.prompts):
+    if (
+        given is None
+        or not given
+        or not all(isinstance(p, str) and p.strip() for p in asked.prompts)
+    ):
         shown = given if given else "[]" if given == [] else "''"
         yield Problem(
             f"generation.prompt={shown}",

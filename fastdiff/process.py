@@ -48,7 +48,9 @@ class Ending:
     exit_code: int = 0
 
 
-def run_in_process(plan: Plan, request: Request, folder: Path, progress: Progress) -> dict[str, Any]:
+def run_in_process(
+    plan: Plan, request: Request, folder: Path, progress: Progress
+) -> dict[str, Any]:
     """Run a request in its own process; returns the report, which also lies in the folder.
 
     Raises RefusedByWorker, with the folder removed, if the run could not start (a model that isn't there, say).
@@ -175,7 +177,9 @@ def _ending_of(code: int) -> Ending:
         )
     if code < 0:
         return Ending(Status.CRASHED, f"the run's process died of {signal.Signals(-code).name}", 1)
-    return Ending(Status.CRASHED, f"the run's process ended with exit code {code} without a word", 1)
+    return Ending(
+        Status.CRASHED, f"the run's process ended with exit code {code} without a word", 1
+    )
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:

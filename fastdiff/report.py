@@ -104,7 +104,9 @@ class MeasuredOn:
         seen["environment_variables"] = {
             name: os.environ[name]
             for name in sorted(os.environ)
-            if re.match(r"(OMP|MKL|KMP)_|TORCH(INDUCTOR|DYNAMO)_|CUDA_VISIBLE_DEVICES|PYTORCH_", name)
+            if re.match(
+                r"(OMP|MKL|KMP)_|TORCH(INDUCTOR|DYNAMO)_|CUDA_VISIBLE_DEVICES|PYTORCH_", name
+            )
         }
         if self.device == "cuda":
             seen["device_name"] = torch.cuda.get_device_name()

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdiff.composition import option_files
-from fastdiff.config import Bench, NoQuality, Reference, RunConfig, fingerprint
+from fastdiff.composition import with_option
+from fastdiff.config import NoQuality, Reference, RunConfig, fingerprint
 from fastdiff.errors import UsageError
-from fastdiff.models.sources import Model
+from fastdiff.models.sources import model_of
 from fastdiff.planning import Plan, make_plan
 from fastdiff.process import Progress, draw_reference, run_in_process
 from fastdiff.report import run_id
@@ -25,6 +25,8 @@ PLAIN = {
     "memory_format": "contiguous",
     "quant": "none",
     "compile": "none",
+    "bench": "once",
+    "quality": "none",
 }
 """What a reference is: the same model and picture, and no optimization."""
 
@@ -65,10 +67,9 @@ def find_reference(plan: Plan, overrides: list[str], progress: Progress) -> Foun
         return Found(pictures=[str(_picture(quality.reference))])
     plain = plain_run(run)
     identity = run_id(plain, plan.device)
-    if all(run.choices[slot] == option for slot, option in PLAIN.items()):
+    if {**run.to_dict(), **_how_measured(plain)} == plain.to_dict():
         return Found(identity, "own")
-    assert isinstance(run.model, Model)
-    key = fingerprint([identity, run.model.identity()])
+    key = fingerprint([identity, model_of(run).identity()])
     folder = (REFERENCES / key).absolute()
     if not folder.is_dir():
         progress.say("drawing the reference picture (fp32)")
@@ -83,16 +84,17 @@ def find_reference(plan: Plan, overrides: list[str], progress: Progress) -> Foun
 
 def plain_run(run: RunConfig) -> RunConfig:
     """The run that draws the reference of another one."""
-    plain = copy.deepcopy(run)
+    plain = copy.copy(run)
     for slot, option in PLAIN.items():
-        schema = option_files()[slot][option].schema
-        assert schema is not None
-        setattr(plain, slot, schema())
-        plain.choices[slot] = option
-    plain.bench, plain.choices["bench"] = Bench(0, 1), "once"
-    plain.quality, plain.choices["quality"] = NoQuality(), "none"
+        plain = with_option(plain, slot, option)
     plain.allow_no_effect = False
     return plain
+
+
+def _how_measured(run: RunConfig) -> dict[str, Any]:
+    """The part of a run that changes no picture."""
+    whole = run.to_dict()
+    return {key: whole[key] for key in ("bench", "quality", "allow_no_effect")}
 
 
 def _picture(path: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastdiff.composition import option_files
 from fastdiff.environment import Environment
+from fastdiff.models.sources import model_of
 from fastdiff.pages import words
 from fastdiff.planning import Plan
 from fastdiff.verbs import VERBS
@@ -34,7 +35,11 @@ def summary(report: dict[str, Any], folder: Path, title: str) -> str:
     """The end of a run."""
     config, environment = report["config"], report["environment"]
     where = environment["device"]
-    where += f", {environment['threads']} threads" if where == "cpu" else f", {environment['device_name']}"
+    where += (
+        f", {environment['threads']} threads"
+        if where == "cpu"
+        else f", {environment['device_name']}"
+    )
     lines = [f"fastdiff  {title} on {where}: {words.choices(config)}"]
     if report["status"] != "ok":
         lines.append(row("status", str(report["status"])))
@@ -53,7 +58,11 @@ def summary(report: dict[str, Any], folder: Path, title: str) -> str:
     spread = f"(p10 {words.seconds(latency['p10'])}, p90 {words.seconds(latency['p90'])})"
     runs = len(latency["samples"])
     timed = f"{words.seconds(latency['median'])} {what}, median of {runs} {spread}"
-    lines.append(row("latency", timed if runs > 1 else f"{words.seconds(latency['median'])} {what}, one call"))
+    lines.append(
+        row(
+            "latency", timed if runs > 1 else f"{words.seconds(latency['median'])} {what}, one call"
+        )
+    )
     lines.append(
         row(
             "throughput",
@@ -86,8 +95,9 @@ def plan_text(plan: Plan) -> str:
     run = plan.setting.run
     environment: Environment = plan.setting.environment
     config = run.to_dict()
+    model = model_of(run)
     lines = [
-        f"fastdiff  plan for {run.model.title} on {environment.describe(plan.device)}: "  # type: ignore[attr-defined]
+        f"fastdiff  plan for {model.title} on {environment.describe(plan.device)}: "
         f"{words.choices(config)}"
     ]
     for number, step in enumerate(plan.steps, 1):
@@ -95,12 +105,14 @@ def plan_text(plan: Plan) -> str:
         label = f"{number}. {step.stage.name.lower()}"
         lines.append(row(label, f"{step.pass_.key}: {step.pass_.does}{where}"))
     asked = run.generation
-    size = f"{asked.width}x{asked.height}" if asked.width and asked.height else "the model's own size"
+    size = (
+        f"{asked.width}x{asked.height}" if asked.width and asked.height else "the model's own size"
+    )
     steps = f"{asked.steps} steps" if asked.steps else "the model's own steps"
     pictures = len(asked.prompts) * asked.images_per_prompt
     lines.append(row("draws", f"{pictures} x {size}, {steps}, seed {asked.seed}"))
     lines += [row("notice", f"{n.choice}: {n.text}") for n in plan.notices]
-    lines += [row("notice", text) for text in run.model.load_notices()]  # type: ignore[attr-defined]
+    lines += [row("notice", text) for text in model.load_notices()]
     return "\n".join(lines)
 
 
@@ -120,7 +132,10 @@ def help_text() -> str:
     lines += [
         "",
         "also",
-        row("generation.", "prompt, negative_prompt, steps, guidance_scale, height, width, images_per_prompt, seed"),
+        row(
+            "generation.",
+            "prompt, negative_prompt, steps, guidance_scale, height, width, images_per_prompt, seed",
+        ),
         row("device", "auto, cpu, cuda, mps"),
         row("examples", "python -m fastdiff precision=bf16 compile=max_autotune quant=int8"),
         row("", "python -m fastdiff plan model=sdxl precision=fp16 qkv=fused"),

@@ -34,7 +34,9 @@ def float32_noise(pipeline: Any) -> Iterator[None]:
         dtype: Any = None,
         layout: Any = None,
     ) -> Any:
-        noise = randn_tensor(shape, generator=generator, device=torch.device("cpu"), dtype=torch.float32)
+        noise = randn_tensor(
+            shape, generator=generator, device=torch.device("cpu"), dtype=torch.float32
+        )
         return noise.to(device=device, dtype=dtype)
 
     owners = {type(pipeline).__module__, type(pipeline.scheduler).__module__}

@@ -26,8 +26,8 @@ class Timed:
     pictures: list[Image]
     first_call_s: float
     warmup_s: list[float] = field(default_factory=list)
-    latency: Latency = Latency(())
-    step_latency: Latency = Latency(())
+    latency: Latency = field(default_factory=lambda: Latency(()))
+    step_latency: Latency = field(default_factory=lambda: Latency(()))
 
 
 def synchronize(device: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastdiff.config import Slot
+from fastdiff.config import RunConfig, Slot
 from fastdiff.errors import ModelError
 from fastdiff.models.facts import (
     CLASSES,
@@ -101,7 +101,9 @@ class Folder(Model):
 def _identity_of(files: list[Path], root: Path) -> dict[str, Any]:
     """Names, sizes and times of weight files; reading gigabytes to hash them would cost more than it tells."""
     return {
-        str(f.relative_to(root)): [f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.exists()
+        str(f.relative_to(root)): [f.stat().st_size, f.stat().st_mtime_ns]
+        for f in files
+        if f.exists()
     }
 
 
@@ -220,7 +222,9 @@ class Hub(Model):
 
     def snapshot(self) -> Path | None:
         """The folder of the downloaded files; None if the hub's cache doesn't hold this revision."""
-        home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
+        home = Path(
+            os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+        ).expanduser()
         cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
         repository = cache / ("models--" + self._checked_id().replace("/", "--"))
         wanted = self.revision or "main"
@@ -230,9 +234,11 @@ class Hub(Model):
         return folder if (folder / "model_index.json").is_file() else None
 
     def facts(self) -> ModelFacts | None:
+        self._refuse_offline()
         folder = self.snapshot()
         if folder is not None:
-            return _configs_only(folder)
+            whole = self.complete() and self.safety_checker
+            return read_folder(folder, self.variant) if whole else _configs_only(folder)
         if self.pipeline is None:
             return None
         components = {
@@ -247,17 +253,19 @@ class Hub(Model):
         return {"id": self.id, "commit": commit, "variant": self.variant}
 
     def load_notices(self) -> Iterator[str]:
-        if self.snapshot() is None:
+        if not self.complete():
             yield f"{self.id} is not on this machine yet; the run will download it"
 
     def complete(self) -> bool:
         """Whether every component that has weights has them in the hub's cache."""
-        folder, facts = self.snapshot(), self.facts()
-        if folder is None or facts is None:
+        folder = self.snapshot()
+        if folder is None:
             return False
-        suffix = f".{self.variant}.safetensors" if self.variant else ".safetensors"
-        weighty = [c.name for c in facts.components.values() if "config.json" in _names(folder / c.name)]
-        return all(any(n.endswith(suffix) for n in _names(folder / name)) for name in weighty)
+        return all(
+            any(n.endswith(".safetensors") for n in _names(folder / name))
+            for name in _configs_only(folder).components
+            if self.safety_checker or name != "safety_checker"
+        )
 
     def fetch(self) -> None:
         """Download the configuration files only, so that a refusal comes before the gigabytes."""
@@ -271,9 +279,10 @@ class Hub(Model):
 
     def _refuse_offline(self) -> None:
         offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-        if offline and self.snapshot() is None:
+        if offline and not self.complete():
+            here = "only in part on this machine" if self.snapshot() else "not on this machine"
             raise ModelError(
-                f"{self.id} is not on this machine, and HF_HUB_OFFLINE forbids to download it\n"
+                f"{self.id} is {here}, and HF_HUB_OFFLINE forbids to download it\n"
                 "  instead: unset HF_HUB_OFFLINE, or model=local model.path=DIR, or model=shapes"
             )
 
@@ -324,7 +333,9 @@ def _configs_only(folder: Path) -> ModelFacts:
         if name.startswith("_") or not isinstance(entry, list) or entry[0] is None:
             continue
         config = folder / name / "config.json"
-        data = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        if not config.is_file():  # tokenizers, schedulers: no weights
+            continue
+        data = json.loads(config.read_text(encoding="utf-8"))
         components[name] = Component(name, entry[0], entry[1], None, None, data)
     return ModelFacts(index["_class_name"], components)
 
@@ -356,27 +367,38 @@ def hub_error_in_words(repository: str, error: BaseException) -> str | None:
     names = [type(e).__name__ for e in chain]
     text = " ".join(str(e) for e in chain)
     if "GatedRepoError" in names or "gated repo" in text.lower():
-        token = "HF_TOKEN is set but has no access" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
+        token = (
+            "HF_TOKEN is set but has no access"
+            if os.environ.get("HF_TOKEN")
+            else "HF_TOKEN is not set"
+        )
         return (
             f"{repository} is gated: its owner asks you to accept a licence first ({token})\n"
             f"  instead: accept it on https://huggingface.co/{repository}, then set HF_TOKEN to your token"
         )
     if "RevisionNotFoundError" in names:
-        return (
-            f"{repository} has no such revision\n  instead: model.revision=null for its main branch, or an existing tag"
-        )
+        return f"{repository} has no such revision\n  instead: model.revision=null for its main branch, or an existing tag"
     if "RepositoryNotFoundError" in names:
         return (
             f"the hub has no repository {repository}, or it is private and HF_TOKEN gives no access\n"
             "  instead: check the spelling of model.id, or set HF_TOKEN"
         )
-    if "no file named" in text or "EntryNotFoundError" in names and "LocalEntryNotFoundError" not in names:
+    if "no file named" in text or (
+        "EntryNotFoundError" in names and "LocalEntryNotFoundError" not in names
+    ):
         return (
             f"{repository} lacks a file that is needed ({_first_line(error)})\n"
             "  instead: model.variant=null or another variant; fastdiff loads safetensors only, never pickles"
         )
     offline = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError"}
-    timeouts = {"ConnectTimeout", "ReadTimeout", "Timeout", "ProxyError", "NameResolutionError", "SSLError"}
+    timeouts = {
+        "ConnectTimeout",
+        "ReadTimeout",
+        "Timeout",
+        "ProxyError",
+        "NameResolutionError",
+        "SSLError",
+    }
     if offline & set(names) or timeouts & set(names) or "couldn't connect" in text.lower():
         return (
             f"{repository} is not on this machine, and the hub can't be reached\n"
@@ -390,6 +412,12 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:160] if lines else type(error).__name__
 
 
+def model_of(run: RunConfig) -> Model:
+    """The run's model, as what it is."""
+    assert isinstance(run.model, Model)
+    return run.model
+
+
 MODELS: dict[str, type[Model]] = {
     "shapes": Shapes,
     "hub": Hub,
@@ -397,4 +425,14 @@ MODELS: dict[str, type[Model]] = {
     "single_file": SingleFile,
 }
 
-__all__ = ["CLASSES", "MODELS", "PIPELINES", "Hub", "Local", "Model", "Shapes", "SingleFile"]
+__all__ = [
+    "CLASSES",
+    "MODELS",
+    "PIPELINES",
+    "Hub",
+    "Local",
+    "Model",
+    "Shapes",
+    "SingleFile",
+    "model_of",
+]

@@ -44,7 +44,10 @@ def _figures(report: dict[str, Any]) -> list[str]:
         ("first call", words.seconds(report["first_call_s"])),
         ("compile", f"{words.seconds(report['compile_s'])}, {report['compile']['cache']}"),
         ("latency, median", words.seconds(latency["median"])),
-        ("latency, p10 and p90", f"{words.seconds(latency['p10'])}, {words.seconds(latency['p90'])}"),
+        (
+            "latency, p10 and p90",
+            f"{words.seconds(latency['p10'])}, {words.seconds(latency['p90'])}",
+        ),
         ("one step, median", words.seconds(report["step_latency_s"]["median"])),
         ("pictures a second", _number(report["throughput_images_per_s"])),
         ("peak memory", words.device_peak(report["peak_memory_bytes"])),

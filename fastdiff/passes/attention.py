@@ -69,7 +69,9 @@ class MathAttention(Attention):
     """
 
     key: ClassVar[str] = "attention.math"
-    does: ClassVar[str] = "plain attention processors (no fused kernel), as in the documents' baseline"
+    does: ClassVar[str] = (
+        "plain attention processors (no fused kernel), as in the documents' baseline"
+    )
     source: ClassVar[str | None] = _TUTORIAL
     conflicts: ClassVar[tuple[Conflict, ...]] = (
         Conflict(
@@ -227,7 +229,7 @@ class Xformers(Attention):
     def apply(self, pipeline: Any, context: Context) -> Pending:
         pipeline.enable_xformers_memory_efficient_attention()
         parts = context.parts(pipeline, self.components(context.setting)).values()
-        names = [type(p).__name__ for part in parts for p in part.attn_processors.values()]  # type: ignore[operator, union-attr]
+        names = [type(p).__name__ for part in parts for p in part.attn_processors.values()]
         return SeenKernels(self.key, processors=sum("XFormers" in name for name in names))
 
 

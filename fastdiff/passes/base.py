@@ -19,7 +19,6 @@ from fastdiff.result import Effect, Pending
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 class Stage(IntEnum):
@@ -147,7 +146,7 @@ class Context:
     def device(self) -> str:
         return self.setting.device
 
-    def parts(self, pipeline: Any, names: tuple[str, ...]) -> dict[str, nn.Module]:
+    def parts(self, pipeline: Any, names: tuple[str, ...]) -> dict[str, Any]:
         """The named components that this pipeline has."""
         found = {name: getattr(pipeline, name, None) for name in names}
         return {name: part for name, part in found.items() if part is not None}

@@ -103,7 +103,9 @@ class Compile(Option, Pass):
             yield Problem("compile.targets=[]", "nothing would be compiled", "compile=none")
         if self.freezing not in ("auto", True, False):
             yield Problem(
-                f"compile.freezing={self.freezing}", "is not true, false or auto", "compile.freezing=auto"
+                f"compile.freezing={self.freezing}",
+                "is not true, false or auto",
+                "compile.freezing=auto",
             )
         if setting.device == "mps":
             yield Notice(choice, "Inductor's support for mps is young; compare with compile=none")
@@ -166,9 +168,9 @@ class Compile(Option, Pass):
         setting, names = context.setting, self.components(context.setting)
         for name, part in context.parts(pipeline, names).items():
             if setting.denoiser and name == setting.denoiser.name:
-                part.forward = self.compiled(part.forward, context.device)  # type: ignore[method-assign]
+                part.forward = self.compiled(part.forward, context.device)
             else:
-                part.decode = self.compiled(part.decode, context.device)  # type: ignore[assignment, arg-type]
+                part.decode = self.compiled(part.decode, context.device)
         details = {"components": list(names), "freezing": self.freezes(context.device)}
         return CompiledGraphs(self.key, len(names), details)
 
@@ -224,7 +226,10 @@ class Regional(Compile):
         part = setting.denoiser
         if part and not (part.facts and part.facts.repeated_blocks):
             yield Problem(
-                "compile=regional", f"{part.class_name} declares no repeated blocks", "compile=default", _GUIDE
+                "compile=regional",
+                f"{part.class_name} declares no repeated blocks",
+                "compile=default",
+                _GUIDE,
             )
         if "vae_decode" in self.targets:
             yield Problem(
@@ -244,9 +249,7 @@ class Regional(Compile):
 
         regions = 0
         for part in context.parts(pipeline, self.components(context.setting)).values():
-            part.compile_repeated_blocks(  # type: ignore[operator]
-                fullgraph=self.fullgraph, options=self.inductor_options()
-            )
+            part.compile_repeated_blocks(fullgraph=self.fullgraph, options=self.inductor_options())
             regions += sum(m._compiled_call_impl is not None for m in part.modules())
             around_forward(part, self.around_calls(context.device))
         return CompiledGraphs(self.key, regions, {"freezing": False})

@@ -49,7 +49,7 @@ class ChannelsLast(Option, Pass):
 
         weights = {}
         for name, part in context.parts(pipeline, self.components(context.setting)).items():
-            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            part.to(memory_format=torch.channels_last)
             weights[name] = sum(
                 weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
                 for weight in part.parameters()

@@ -71,7 +71,11 @@ class Precision(Option, Pass):
         changed = sum(weight.dtype == wanted for weight in weights)
         details: dict[str, Any] = {"of": len(weights)}
         vae = getattr(pipeline, "vae", None)
-        if wanted == torch.float16 and vae is not None and getattr(vae.config, "force_upcast", False):
+        if (
+            wanted == torch.float16
+            and vae is not None
+            and getattr(vae.config, "force_upcast", False)
+        ):
             details["vae_decode_dtype"] = "float32"
             details["summary"] = "but the VAE decodes in float32 (force_upcast)"
         return Effect(self.key, changed, f"weights in {self.dtype}", details=details)
@@ -104,7 +108,9 @@ class _Half(Precision):
         if self.tf32:
             problem = _TF32_NEEDS.unmet("precision.tf32=true", setting)
             if problem:
-                yield Problem(problem.choice, problem.reason, "precision.tf32=false", problem.source)
+                yield Problem(
+                    problem.choice, problem.reason, "precision.tf32=false", problem.source
+                )
 
 
 @dataclass
@@ -115,7 +121,9 @@ class Fp16(_Half):
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
         yield from super().check(setting)
         if setting.device == "cpu":
-            yield Notice("precision=fp16", "a CPU computes fp16 slowly; bf16 or fp32 is usually faster")
+            yield Notice(
+                "precision=fp16", "a CPU computes fp16 slowly; bf16 or fp32 is usually faster"
+            )
         if setting.vae and setting.vae.config.get("force_upcast", False):
             yield Notice(
                 "precision=fp16",

@@ -40,13 +40,16 @@ class Fused(Option, Pass):
         part = setting.denoiser
         if part and not (part.fuses_qkv):
             yield Problem(
-                "qkv=fused", f"{part.class_name} can't fuse its projections", "qkv=separate", self.source
+                "qkv=fused",
+                f"{part.class_name} can't fuse its projections",
+                "qkv=separate",
+                self.source,
             )
 
     def apply(self, pipeline: Any, context: Context) -> Effect:
         blocks = {}
         for name, part in context.parts(pipeline, self.components(context.setting)).items():
-            part.fuse_qkv_projections()  # type: ignore[operator]
+            part.fuse_qkv_projections()
             blocks[name] = sum(getattr(m, "fused_projections", False) for m in part.modules())
         return Effect(self.key, sum(blocks.values()), "blocks", details={"components": blocks})
 

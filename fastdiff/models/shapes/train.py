@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -41,7 +42,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from fastdiff.models.shapes.scenes import PALETTE, SHAPES, SIZE, Scene, draw, training_scenes
 
 MAX_TOKENS = 77
-NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def build_text_encoder(tokenizer: CLIPTokenizer, *, projection: bool) -> nn.Modu
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+    kind: Any = CLIPTextModelWithProjection if projection else CLIPTextModel
+    encoder: nn.Module = kind(config)
+    return encoder
 
 
 def build_vae() -> AutoencoderKL:
@@ -317,10 +320,15 @@ def train_unet(out: Path, steps: int, scenes: int, seed: int, *, student: bool) 
 
 
 def _save_denoiser(
-    out: Path, average: nn.ModuleList, tokenizer: CLIPTokenizer, vae: AutoencoderKL, *, student: bool
+    out: Path,
+    average: nn.ModuleList,
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,
+    *,
+    student: bool,
 ) -> None:
     """Write fp16 weights: the whole pipeline, or the student's UNet beside it."""
-    half = copy.deepcopy(average).half()
+    half: Any = copy.deepcopy(average).half()
     if student:
         half[0].save_pretrained(out / "student")
         return
