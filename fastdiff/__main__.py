@@ -5,10 +5,8 @@ A refusal answers before torch is imported and leaves no folder behind; only a v
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -25,25 +23,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except FastdiffError as error:
-        _complain(str(error))
-        code = error.exit_code
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        code = 130
+        _complain(str(error), error)
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        _complain("interrupted", error)
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         _complain(
-            f"no room on the disk: {error}\n  instead: make room and type the same line again"
+            f"no room on the disk: {error}\n  instead: make room and type the same line again",
+            error,
         )
-        code = 1
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        traceback.print_exc()
-    return code
+        return 1
 
 
-def _complain(text: str) -> None:
+def _complain(text: str, error: BaseException) -> None:
+    """The message; with HYDRA_FULL_ERROR=1 the traceback too."""
     print(f"fastdiff: {text}", file=sys.stderr)
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exception(error)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -78,6 +80,9 @@ def _plan(words: list[str]) -> int:
     from fastdiff.errors import PlanError
 
     as_json = "--json" in words
+    unknown = [word for word in words if word.startswith("-") and word != "--json"]
+    if unknown:
+        raise UsageError(f"plan has no option {unknown[0]}\n  there is: --json")
     overrides = [word for word in words if word != "--json"]
     if not as_json:
         from fastdiff.screen import plan_text
@@ -125,21 +130,27 @@ def _doctor(words: list[str]) -> int:
 def _run(overrides: list[str]) -> int:
     """One run: refuse before anything is written, then let Hydra make the folder."""
     from fastdiff.composition import compose, quote_literal
+    from fastdiff.process import check_folder, entries, leave_nothing
 
     plan = planned(compose(overrides))
     quoted = [quote_literal(override) for override in overrides]
-    if not any(o.startswith("hydra.run.dir=") for o in quoted):
-        quoted.append(f'hydra.run.dir="{_new_folder()}"')
+    asked = [o.partition("=")[2] for o in quoted if o.startswith("hydra.run.dir=")]
+    if not asked:
+        asked.append(str(_new_folder()))
+        quoted.append(f'hydra.run.dir="{asked[0]}"')
+    if "${" not in asked[-1]:  # Hydra alone knows what that will be
+        check_folder(Path(asked[-1].strip("'\"")))
     endings: list[int | FastdiffError] = []
 
     def job(_: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         folder = Path(HydraConfig.get().runtime.output_dir)
+        before = entries(folder) - {".hydra"}
         try:
             endings.append(_execute(plan, overrides, folder))
         except FastdiffError as error:  # Hydra would print a traceback and exit with 1
-            _leave_nothing(folder)
+            leave_nothing(folder, before)
             endings.append(error)
 
     _hand_over(job, quoted)
@@ -164,7 +175,7 @@ def _sweep(overrides: list[str]) -> int:
             plan = planned(compose(chosen))
             _execute(plan, chosen, Path(HydraConfig.get().runtime.output_dir), statuses)
         except FastdiffError as error:
-            _complain(str(error))
+            _complain(str(error), error)
             statuses.append("incompatible" if error.exit_code == 2 else "failed")
 
     _hand_over(job, ["--multirun", *overrides])
@@ -204,14 +215,6 @@ def _hand_over(job: Any, arguments: list[str]) -> None:
         hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
     finally:
         sys.argv = before
-
-
-def _leave_nothing(folder: Path) -> None:
-    """Remove the folder of a run that could not start, and the folders above it that are empty now."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for parent in (folder.parent, folder.parent.parent):
-        with contextlib.suppress(OSError):
-            parent.rmdir()
 
 
 def _new_folder() -> Path:

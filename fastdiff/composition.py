@@ -10,11 +10,10 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from fastdiff.config import (
     CONF_DIR,
@@ -39,6 +38,12 @@ LITERAL_KEYS = (
     "quality.reference",
 )
 """Keys whose value is taken as it stands, commas, quotes and dollars included."""
+
+_SCALAR_TYPES: dict[str, type] = {
+    f.name: hint
+    for f in fields(RunConfig)
+    if f.name in SCALARS and isinstance(hint := get_type_hints(RunConfig)[f.name], type)
+}
 
 _ASSIGNMENT = re.compile(r"^(?P<key>[+~]{0,2}[^=]+)=(?P<value>.*)$", re.DOTALL)
 
@@ -78,9 +83,9 @@ class OptionFile:
 
     def option(self, **changed: Any) -> Slot:
         """The option as its file describes it, with some keys changed. Costs no composition."""
-        from omegaconf import OmegaConf
+        from omegaconf import DictConfig, OmegaConf
 
-        values = OmegaConf.load(self.path)
+        values = OmegaConf.create({**cast(DictConfig, OmegaConf.load(self.path))})
         values.pop("defaults", None)
         whole = OmegaConf.merge(OmegaConf.structured(self.schema), values, changed)
         option = OmegaConf.to_object(whole)
@@ -198,11 +203,13 @@ def quote_literal(override: str) -> str:
         return override
     value = match["value"]
     is_list = value.startswith("[") and value.endswith("]") and match["key"] == LITERAL_KEYS[0]
-    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if value == "null" or is_list or (is_quoted and value[0] not in value[1:-1]):
+    if value == "null" or is_list or re.fullmatch(r"'[^'\\]*'|\"[^\"\\]*\"", value):
         return override
-    escaped = re.sub(r"(\\*)(\"|$)", lambda m: m[1] * 2 + ("\\" + m[2] if m[2] else ""), value)
-    return f'{match["key"]}="{escaped.replace("${", chr(92) + "${")}"'
+    for_omegaconf = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # backslashes count before ${ alone
+    for_hydra = re.sub(
+        r"(\\*)(\"|\Z)", lambda m: m[1] * 2 + m[2].replace('"', r"\""), for_omegaconf
+    )
+    return f'{match["key"]}="{for_hydra}"'
 
 
 # Explaining ---------------------------------------------------------------------------------------
@@ -232,20 +239,32 @@ def _refuse_early(override: str) -> None:
     match = _ASSIGNMENT.match(override)
     if match is None:
         raise UsageError(_not_an_assignment(override))
-    key, value = match["key"].split("@")[0], match["value"]
-    if key.startswith("hydra"):
+    key, value = match["key"], match["value"]
+    if re.match(r"hydra[./]", key):
         return
-    root = key.split(".")[0]
-    if root not in (*SLOTS, "generation", *SCALARS):
+    root, _, inner = key.partition(".")
+    if root not in (*SLOTS, "generation", *SCALARS) or (inner and root in SCALARS):
         raise UsageError(_unknown_root(key))
+    if key == "generation":
+        keys = ", ".join(f"generation.{name}" for name in keys_of(Generation))
+        raise UsageError(f"generation has keys, not options\n  there are: {keys}")
     if key in SLOTS:
-        for option in value.strip("[]").split(","):
-            _check_option(key, option.strip())
+        if "," in value:
+            raise UsageError(
+                f"{key} takes one option at a time, not '{value}'\n"
+                f"  instead: {key}={value.strip('[]').split(',')[0].strip()}, "
+                f"or -m {key}={value.strip('[]')} for a run of each"
+            )
+        _check_option(key, value.strip())
 
 
 def _not_an_assignment(word: str) -> str:
     from fastdiff.verbs import VERBS
 
+    if word in VERBS:
+        return f"'{word}' is a command, and a command comes first\n  instead: python -m fastdiff {word} ..."
+    if word.startswith("-"):
+        return f"there is no option {word} here\n  instead: python -m fastdiff --help shows what there is"
     near = nearest(word, VERBS)
     way_out = f"did you mean: {near}" if near else f"commands: {', '.join(VERBS)}; or slot=option"
     return f"'{word}' is neither a command nor an override of the form key=value\n  {way_out}"
@@ -253,7 +272,7 @@ def _not_an_assignment(word: str) -> str:
 
 def _unknown_root(key: str) -> str:
     known = (*SLOTS, "generation", *SCALARS)
-    near = nearest(key.split(".")[0], known)
+    near = nearest(key.split(".")[0].lower(), known)
     if near is None:
         owners = [k for k in _all_keys() if k.split(".")[-1] == key]
         near = owners[0] if owners else None
@@ -294,7 +313,11 @@ def _explain(overrides: Sequence[str], error: Exception) -> str:
     """One screen about what Hydra or OmegaConf refused."""
     for override in overrides:
         match = _ASSIGNMENT.match(override)
-        if match is None or "." not in match["key"] or match["key"].startswith("hydra"):
+        if match is None or match["key"] in SLOTS or re.match(r"hydra[./]", match["key"]):
+            continue
+        if match["key"] in SCALARS:
+            if f"override {override}" in str(error):
+                return _wrong_type(match["key"], match["value"], _SCALAR_TYPES[match["key"]])
             continue
         root, key = match["key"].split(".", 1)
         schema = _chosen_schema(root, overrides)
@@ -305,9 +328,45 @@ def _explain(overrides: Sequence[str], error: Exception) -> str:
             return _unknown_slot_key(root, key, known, overrides)
         if f"override {override}" in str(error) or f"'{match['key']}'" in str(error):
             return _wrong_type(match["key"], match["value"], known[key])
+    return _unreadable(overrides) or _in_one_line(error)
+
+
+def _unreadable(overrides: Sequence[str]) -> str | None:
+    """The first override that Hydra's grammar can't read, or that gives several values where one is wanted."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    for override in overrides:
+        try:
+            parsed = parser.parse_override(override)
+        except HydraException:
+            if override.startswith(f"{LITERAL_KEYS[0]}=["):
+                return (
+                    f"{override} can't be read as a list of texts\n"
+                    '  instead: put each text in double quotes: \'generation.prompt=["a cat", "a dog"]\''
+                )
+            return (
+                f"{override} can't be read: brackets and quotes must be closed, and a text with signs in it quoted\n"
+                f"  instead: quote it twice, once for the shell and once for Hydra: '{override.split('=')[0]}=\"...\"'"
+            )
+        if parsed.is_sweep_override():
+            first = override.split("=", 1)[1].split(",")[0]
+            return (
+                f"{override} gives several values, and a run takes one\n"
+                f"  instead: {parsed.key_or_group}={first}, or -m {override} for a run of each"
+            )
+    return None
+
+
+def _in_one_line(error: Exception) -> str:
+    """What Hydra or OmegaConf says itself, and where to read on."""
     full_key = getattr(error, "full_key", None)
     first = str(error).strip().splitlines()[0]
-    return f"{full_key}: {first}" if full_key else first
+    return (
+        f"{f'{full_key}: ' if full_key else ''}{first}\n"
+        "  instead: python -m fastdiff --help shows every key; HYDRA_FULL_ERROR=1 shows where it went wrong"
+    )
 
 
 def _chosen_schema(root: str, overrides: Sequence[str]) -> type | None:
@@ -347,9 +406,6 @@ def _unknown_slot_key(root: str, key: str, known: dict[str, Any], overrides: Seq
     return f"{name} has no key '{key}'\n  {hint}"
 
 
-_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-
-
 def _wrong_type(key: str, value: str, kind: Any) -> str:
     """`generation.steps=abc` is not a whole number."""
     members = getattr(kind, "__members__", None)
@@ -357,26 +413,44 @@ def _wrong_type(key: str, value: str, kind: Any) -> str:
         near = nearest(value, members)
         hint = f"did you mean: {key}={near}" if near else f"there are: {', '.join(members)}"
         return f"{key} can't be '{value}'\n  {hint}"
-    kinds = [k for k in getattr(kind, "__args__", (kind,)) if k in _TYPE_WORDS]
-    optional = type(None) in getattr(kind, "__args__", ())
-    words = _TYPE_WORDS[kinds[0]] if kinds else "of that form"
-    default = _default_of(key)
-    example = f"{key}={default}" if default is not None else f"{key}={_EXAMPLES.get(words, '[]')}"
+    optional = type(None) in get_args(kind)
+    kind = next((k for k in get_args(kind) if k is not type(None)), kind) if optional else kind
+    if is_dataclass(kind):
+        inner = ", ".join(f"{key}.{name}" for name in keys_of(cast(type, kind)))
+        return f"{key} has keys, not a value\n  there are: {inner}"
+    words, example = _form(get_origin(kind) if get_origin(kind) is dict else kind)
+    shown = _EXAMPLES.get(key.split(".")[-1], example)
     return (
         f"{key} can't be '{value}': it must be {words}{' or null' if optional else ''}\n"
-        f"  for example: {example}"
+        f"  for example: {key}={shown}"
     )
 
 
-_EXAMPLES = {"a whole number": "30", "a number": "5.0", "true or false": "true", "a text": "text"}
+_FORMS = {
+    int: ("a whole number", "30"),
+    float: ("a number", "5.0"),
+    bool: ("true or false", "true"),
+    str: ("a text", "text"),
+    list[int]: ("a list of whole numbers", "[128]"),
+    list[str]: ("a list of texts", "[text]"),
+    dict: ("a mapping", "{}"),
+    list[list[int]]: ("a list of pairs of whole numbers", "[[640, 640]]"),
+}
+_EXAMPLES = {
+    "device": "auto",
+    "seed": "0",
+    "images_per_prompt": "1",
+    "height": "512",
+    "width": "512",
+    "runs": "5",
+    "warmup": "1",
+    "min_in_features": "17",
+    "targets": "[denoiser]",
+    "skip_on_cuda": "[time_embedding]",
+}
+"""Values that make sense, for keys where the form's own example doesn't."""
 
 
-def _default_of(key: str) -> str | None:
-    """A default worth showing as an example."""
-    root, name = key.split(".", 1)
-    if root != "generation":
-        return None
-    for f in fields(Generation):
-        if f.name == name and f.default not in (None, NO_DEFAULT):
-            return str(f.default).lower()
-    return None
+def _form(kind: Any) -> tuple[str, str]:
+    """A type in words, and an example of it."""
+    return _FORMS.get(kind, ("of another form", "null"))

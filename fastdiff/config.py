@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -109,11 +110,17 @@ class RunConfig:
         """Plain data: every slot's keys with the option's name as `option`."""
         data: dict[str, Any] = {}
         for slot, option, values in self.options():
-            data[slot] = {"option": option, **asdict(values)}
+            keys = {key: _plain(value) for key, value in asdict(values).items()}
+            data[slot] = {"option": option, **keys}
         data["generation"] = asdict(self.generation)
         data["device"] = self.device
         data["allow_no_effect"] = self.allow_no_effect
         return data
+
+
+def _plain(value: Any) -> Any:
+    """Enumerations by name, as YAML spells them."""
+    return value.name if isinstance(value, Enum) else value
 
 
 SLOTS = tuple(f.name for f in fields(RunConfig) if f.type == "Slot")

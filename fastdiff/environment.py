@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata, util
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,9 @@ def _nvidia_gpus() -> tuple[Gpu, ...]:
         nvml.nvmlShutdown()
     if visible is None or "-" in visible.strip("-1, "):  # unset, or names such as GPU-8932f937
         return tuple(found.values())
-    chosen = [found.get(int(part)) for part in visible.split(",") if part.strip().isdigit()]
-    return tuple(gpu for gpu in chosen if gpu)
+    chosen = [int(part) if part.strip().isdigit() else -1 for part in visible.split(",")]
+    # CUDA looks no further than the first number that names no GPU.
+    return tuple(found[index] for index in takewhile(found.__contains__, chosen))
 
 
 def _ask_nvml(nvml: ctypes.CDLL, index: int) -> Gpu | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +121,7 @@ def _generation(setting: Setting) -> Iterator[Problem]:
         or not given
         or not all(isinstance(p, str) and p.strip() for p in asked.prompts)
     ):
-        shown = given if given else "[]" if given == [] else "''"
+        shown = repr(asked.prompt if given is None else given)
         yield Problem(
             f"generation.prompt={shown}",
             "there is nothing to draw: a prompt is a text, or a list of texts, none of them empty",
@@ -137,10 +138,9 @@ def _generation(setting: Setting) -> Iterator[Problem]:
     least = {"steps": 1, "images_per_prompt": 1, "seed": 0, "guidance_scale": 0}
     for name, low in least.items():
         value = getattr(asked, name)
-        if value is not None and value < low:
-            yield Problem(
-                f"generation.{name}={value}", f"must be at least {low}", f"generation.{name}={low}"
-            )
+        if value is not None and not low <= value < math.inf:
+            reason = f"must be at least {low}" if value < low else "is not a finite number"
+            yield Problem(f"generation.{name}={value}", reason, f"generation.{name}={low}")
 
 
 def _bench(setting: Setting) -> Iterator[Problem]:

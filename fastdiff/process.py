@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from omegaconf import OmegaConf
+
 from fastdiff.errors import FastdiffError, UsageError
 from fastdiff.planning import Plan
 from fastdiff.report import blank_report
@@ -53,15 +55,17 @@ def run_in_process(
 ) -> dict[str, Any]:
     """Run a request in its own process; returns the report, which also lies in the folder.
 
-    Raises RefusedByWorker, with the folder removed, if the run could not start (a model that isn't there, say).
+    Raises RefusedByWorker, with nothing left behind, if the run could not start (a model that isn't there, say).
     """
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    before = entries(folder)
     prepare_folder(folder)
     request.write(folder)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(request.config)))
     write_json(folder / "plan.json", plan.to_dict())
     ending = _watch(folder, progress)
     if ending.status is Status.INCOMPATIBLE:
-        shutil.rmtree(folder, ignore_errors=True)
+        leave_nothing(folder, before)
         raise RefusedByWorker(ending.message or "")
     if ending.status is Status.OK:
         report: dict[str, Any] = read_json(folder / "report.json")
@@ -84,6 +88,7 @@ def draw_reference(plan: Plan, request: Request, folder: Path, progress: Progres
     The folder appears whole or not at all. Raises RefusedByWorker if the model can't be had.
     """
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    before = entries(unfinished)
     prepare_folder(unfinished)
     try:
         request.write(unfinished)
@@ -97,18 +102,59 @@ def draw_reference(plan: Plan, request: Request, folder: Path, progress: Progres
             os.replace(unfinished, folder)
         return None
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        leave_nothing(unfinished, before)
+
+
+def entries(folder: Path) -> frozenset[str]:
+    """Names in a folder; none if it doesn't exist."""
+    return frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
+
+
+def leave_nothing(folder: Path, before: frozenset[str]) -> None:
+    """Remove from a folder what was not in it before, then the folder and those above it that are empty now.
+
+    Only below the working directory are empty folders removed: what lies elsewhere was somebody's choice.
+    """
+    for name in entries(folder) - before:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if before:
+        return
+    here, emptied = Path.cwd(), folder.absolute()
+    for at in (emptied, *emptied.parents):
+        if at == here or (at != emptied and here not in at.parents):
+            return
+        with contextlib.suppress(OSError):
+            at.rmdir()
+
+
+def check_folder(folder: Path) -> None:
+    """Whether a run could write into a folder that need not exist yet. Writes nothing. Raises UsageError."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise UsageError(
+            f"can't write to {folder}: {existing.absolute()} is a file\n"
+            "  instead: start where you may write, or hydra.run.dir=DIR"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"can't write to {folder}: {existing.absolute()} is read-only for you\n"
+            "  instead: start where you may write, or hydra.run.dir=DIR"
+        )
+    free = shutil.disk_usage(existing).free
+    if free < LEAST_FREE_BYTES:
+        raise UsageError(
+            f"no room on the disk: {free / 1e6:.0f} MB are free in {existing.absolute()}, a run needs "
+            f"{LEAST_FREE_BYTES / 1e6:.0f} MB\n  instead: make room, or hydra.run.dir=DIR on another disk"
+        )
 
 
 def prepare_folder(folder: Path) -> None:
     """Make a folder, or say why there can't be one. Raises UsageError."""
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < LEAST_FREE_BYTES:
-        raise UsageError(
-            f"no room on the disk: {free / 1e6:.0f} MB are free in {existing}, a run needs "
-            f"{LEAST_FREE_BYTES / 1e6:.0f} MB\n  instead: make room, or hydra.run.dir=DIR on another disk"
-        )
+    check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "log.txt", "")

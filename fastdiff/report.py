@@ -39,6 +39,7 @@ def blank_report(
         "notices": [f"{n.choice}: {n.text}" for n in plan.notices] if plan else [],
         "effects": [],
         "applied": [],
+        "import_s": None,
         "load_s": None,
         "apply_s": None,
         "first_call_s": None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.config import RunConfig, Slot
 from fastdiff.errors import ModelError
-from fastdiff.models.facts import (
-    CLASSES,
-    PIPELINES,
-    Component,
-    ModelFacts,
-    read_folder,
-    read_single_file,
-)
+from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.models.reading import read_folder, read_single_file
 
 if TYPE_CHECKING:
     import torch
@@ -212,21 +207,24 @@ class Hub(Model):
         return self.id
 
     def _checked_id(self) -> str:
-        parts = self.id.split("/")
-        if len(parts) != 2 or not all(parts) or any(c.isspace() for c in self.id):
+        """The id, once it is one, and the revision with it: both become parts of a path in the hub's cache."""
+        if not _REPOSITORY.fullmatch(self.id) or re.search(r"--|\.\.|\.git$", self.id):
             raise ModelError(
                 f"model.id={self.id or '(empty)'} is no repository on the hub: its name has the form org/name\n"
                 "  instead: model.id=org/name, or model=local model.path=DIR for a folder"
+            )
+        if self.revision is not None and (
+            not _REVISION.fullmatch(self.revision) or ".." in self.revision
+        ):
+            raise ModelError(
+                f"model.revision={self.revision or '(empty)'} is no branch, tag or commit\n"
+                "  instead: model.revision=null for the main branch, or a name such as v1.0"
             )
         return self.id
 
     def snapshot(self) -> Path | None:
         """The folder of the downloaded files; None if the hub's cache doesn't hold this revision."""
-        home = Path(
-            os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-        ).expanduser()
-        cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-        repository = cache / ("models--" + self._checked_id().replace("/", "--"))
+        repository = hub_cache() / ("models--" + self._checked_id().replace("/", "--"))
         wanted = self.revision or "main"
         reference = repository / "refs" / wanted
         commit = reference.read_text().strip() if reference.is_file() else wanted
@@ -257,15 +255,22 @@ class Hub(Model):
             yield f"{self.id} is not on this machine yet; the run will download it"
 
     def complete(self) -> bool:
-        """Whether every component that has weights has them in the hub's cache."""
+        """Whether every component that has weights has them in the hub's cache, in this variant if it is one.
+
+        A component without the variant is loaded from its plain files, as diffusers does.
+        """
         folder = self.snapshot()
         if folder is None:
             return False
-        return all(
-            any(n.endswith(".safetensors") for n in _names(folder / name))
-            for name in _configs_only(folder).components
-            if self.safety_checker or name != "safety_checker"
-        )
+        held = [_variants(folder / name) for name in self._weighty(folder)]
+        if self.variant and not any(self.variant in variants for variants in held):
+            return False
+        return all(variants & {self.variant, None} for variants in held)
+
+    def _weighty(self, folder: Path) -> list[str]:
+        """Components that have weights and are wanted."""
+        names = _configs_only(folder).components
+        return [name for name in names if self.safety_checker or name != "safety_checker"]
 
     def fetch(self) -> None:
         """Download the configuration files only, so that a refusal comes before the gigabytes."""
@@ -278,8 +283,8 @@ class Hub(Model):
             )
 
     def _refuse_offline(self) -> None:
-        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-        if offline and not self.complete():
+        asked = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+        if asked.lower() in ("1", "true", "yes", "on") and not self.complete():
             here = "only in part on this machine" if self.snapshot() else "not on this machine"
             raise ModelError(
                 f"{self.id} is {here}, and HF_HUB_OFFLINE forbids to download it\n"
@@ -293,16 +298,17 @@ class Hub(Model):
         with _plain_words(self.id):
             info = HfApi().model_info(self.id, revision=self.revision, files_metadata=True)
         folder = self.snapshot()
-        suffix = f".{self.variant}.safetensors" if self.variant else ".safetensors"
-        sizes = []
+        sizes: dict[str, dict[str | None, int]] = {}  # by component and variant
         for file in info.siblings or ():
-            name = file.rfilename
-            is_wanted = name.endswith(suffix) and "/" in name
-            if not self.variant and name.count(".") > 1:
-                is_wanted = False  # another variant's file
-            if is_wanted and not (folder and (folder / name).exists()):
-                sizes.append(file.size or 0)
-        return sum(sizes) or None
+            component, _, name = file.rfilename.rpartition("/")
+            if name.endswith(".safetensors"):
+                variants = sizes.setdefault(component, {})
+                missing = not (folder and (folder / file.rfilename).exists())
+                variant = _variant_of(name)
+                variants[variant] = variants.get(variant, 0) + (file.size or 0) * missing
+        wanted = self._weighty(folder) if folder else [name for name in sizes if name]
+        parts = [sizes.get(name, {}) for name in wanted]
+        return sum(part.get(self.variant, part.get(None, 0)) for part in parts) or None
 
     def load(self, dtype: torch.dtype | None) -> Any:
         from diffusers import DiffusionPipeline
@@ -321,8 +327,27 @@ class Hub(Model):
             )
 
 
-def _names(folder: Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w([\w.-]{0,94}\w)?", re.ASCII)
+_REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
+
+
+def hub_cache() -> Path:
+    """The folder where the hub's client keeps what it downloaded, read from the variables that it reads."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    home = Path(os.environ.get("HF_HOME") or home)
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(os.path.expandvars(cache or home / "hub")).expanduser()
+
+
+def _variant_of(name: str) -> str | None:
+    """`fp16` for model.fp16.safetensors, shards included; None for plain files."""
+    whole = re.sub(r"-\d{5}-of-\d{5}", "", name.removesuffix(".safetensors"))
+    return whole.partition(".")[2] or None
+
+
+def _variants(folder: Path) -> set[str | None]:
+    """Variants of the weights in a component's folder; None stands for the plain ones."""
+    return {_variant_of(file.name) for file in folder.glob("*.safetensors")}
 
 
 def _configs_only(folder: Path) -> ModelFacts:
@@ -424,15 +449,3 @@ MODELS: dict[str, type[Model]] = {
     "local": Local,
     "single_file": SingleFile,
 }
-
-__all__ = [
-    "CLASSES",
-    "MODELS",
-    "PIPELINES",
-    "Hub",
-    "Local",
-    "Model",
-    "Shapes",
-    "SingleFile",
-    "model_of",
-]

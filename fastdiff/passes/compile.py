@@ -36,15 +36,15 @@ class CompiledGraphs(Pending):
     details: dict[str, Any]
 
     def effect(self, observed: Observed) -> Effect:
-        breaks = observed.graph_breaks
+        breaks, again = observed.graph_breaks, observed.recompiles
         details = {
             **self.details,
             "regions": self.regions,
             "graph_breaks": breaks,
-            "recompiles": observed.recompiles,
+            "recompiles": again,
             "reasons": list(observed.break_reasons),
             "cache": observed.cache,
-            "summary": f"{breaks} breaks",
+            "summary": f"{breaks} breaks" + (f", {again} recompiles" if again else ""),
         }
         return Effect(self.key, observed.graphs, "graphs", details=details)
 

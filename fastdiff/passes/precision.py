@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +15,9 @@ _GUIDE = "https://huggingface.co/docs/diffusers/optimization/fp16"
 _TF32_NEEDS = Requirement(
     device="cuda", capability=(8, 0), instead="precision=bf16, or precision=fp32", source=_GUIDE
 )
+
+_UPCASTS = re.compile(r"StableDiffusionXL|SDXL|Kolors|AuraFlow|StableDiffusionUpscale")
+"""Pipelines that heed a VAE's `force_upcast`: in fp16 they decode in fp32. The others ignore it."""
 
 
 class Tf32Flag(Pass):
@@ -70,14 +74,20 @@ class Precision(Option, Pass):
         ]
         changed = sum(weight.dtype == wanted for weight in weights)
         details: dict[str, Any] = {"of": len(weights)}
+        but = []
+        if changed < len(weights):  # transformers keeps some layers in fp32, T5's for one
+            but.append(f"{len(weights) - changed} kept in another format by the model")
         vae = getattr(pipeline, "vae", None)
         if (
             wanted == torch.float16
             and vae is not None
             and getattr(vae.config, "force_upcast", False)
+            and hasattr(pipeline, "upcast_vae")
         ):
             details["vae_decode_dtype"] = "float32"
-            details["summary"] = "but the VAE decodes in float32 (force_upcast)"
+            but.append("but the VAE decodes in float32 (force_upcast)")
+        if but:
+            details["summary"] = ", ".join(but)
         return Effect(self.key, changed, f"weights in {self.dtype}", details=details)
 
 
@@ -124,7 +134,8 @@ class Fp16(_Half):
             yield Notice(
                 "precision=fp16", "a CPU computes fp16 slowly; bf16 or fp32 is usually faster"
             )
-        if setting.vae and setting.vae.config.get("force_upcast", False):
+        upcasts = setting.facts and _UPCASTS.search(setting.facts.pipeline)
+        if upcasts and setting.vae and setting.vae.config.get("force_upcast", False):
             yield Notice(
                 "precision=fp16",
                 "this model's VAE asks for fp32 (force_upcast), so every call decodes in fp32; "
