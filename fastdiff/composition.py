@@ -106,6 +106,13 @@ def option_files() -> dict[str, dict[str, OptionFile]]:
 
 
 @cache
+def default_options() -> dict[str, str]:
+    """The option that each slot has when nobody chooses one, by `config.yaml`."""
+    text = (CONF_DIR / "config.yaml").read_text(encoding="utf-8")
+    return dict(re.findall(r"^  - (\w+): (\w+)$", text, re.MULTILINE))
+
+
+@cache
 def _register() -> None:
     from hydra.core.config_store import ConfigStore
 
@@ -378,13 +385,11 @@ def _chosen_schema(root: str, overrides: Sequence[str]) -> type | None:
 
 
 def _chosen_option(slot: str, overrides: Sequence[str]) -> str:
-    """The option that the overrides choose for a slot, or the default of `config.yaml`."""
+    """The option that the overrides choose for a slot, or its default."""
     for override in reversed(overrides):
         if override.startswith(f"{slot}="):
             return override.split("=", 1)[1]
-    text = (CONF_DIR / "config.yaml").read_text(encoding="utf-8")
-    found = re.search(rf"^\s+- {slot}: (\w+)", text, re.MULTILINE)
-    return found.group(1) if found else ""
+    return default_options()[slot]
 
 
 def _unknown_slot_key(root: str, key: str, known: dict[str, Any], overrides: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdiff.composition import with_option
+from fastdiff.composition import default_options, with_option
 from fastdiff.config import NoQuality, Reference, RunConfig, fingerprint
 from fastdiff.errors import UsageError
 from fastdiff.models.sources import model_of
@@ -17,18 +17,6 @@ from fastdiff.report import run_id
 from fastdiff.worker import Request
 
 REFERENCES = Path("outputs") / "references"
-
-PLAIN = {
-    "precision": "fp32",
-    "attention": "sdpa",
-    "qkv": "separate",
-    "memory_format": "contiguous",
-    "quant": "none",
-    "compile": "none",
-    "bench": "once",
-    "quality": "none",
-}
-"""What a reference is: the same model and picture, and no optimization."""
 
 
 def execute(plan: Plan, overrides: list[str], folder: Path, progress: Progress) -> dict[str, Any]:
@@ -83,10 +71,12 @@ def find_reference(plan: Plan, overrides: list[str], progress: Progress) -> Foun
 
 
 def plain_run(run: RunConfig) -> RunConfig:
-    """The run that draws the reference of another one."""
+    """The run that draws the reference of another one: the same model and picture, every other slot's default."""
+    options = default_options() | {"bench": "once", "quality": "none"}
     plain = copy.copy(run)
-    for slot, option in PLAIN.items():
-        plain = with_option(plain, slot, option)
+    for slot, option in options.items():
+        if slot != "model":
+            plain = with_option(plain, slot, option)
     plain.allow_no_effect = False
     return plain
 

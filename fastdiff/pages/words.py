@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastdiff.composition import default_options
+
 
 def seconds(value: float | None) -> str:
     """`0.41 s`; minutes from 120 s on; a dash for what wasn't measured."""
@@ -24,12 +26,15 @@ def size(value: int | None) -> str:
 def choices(config: dict[str, Any]) -> str:
     """What was chosen, defaults left out: `bf16, sdpa, fused qkv, int8, regional`."""
     words = [config["precision"]["option"], config["attention"]["option"]]
-    if config["qkv"]["option"] != "separate":
-        words.append(f"{config['qkv']['option']} qkv")
-    if config["memory_format"]["option"] != "contiguous":
-        words.append(config["memory_format"]["option"])
-    words += [config[s]["option"] for s in ("quant", "compile") if config[s]["option"] != "none"]
+    for slot, default in default_options().items():
+        option = config[slot]["option"]
+        if slot not in _SAID_ELSEWHERE and option != default:
+            words.append(option if slot in _CLEAR_ALONE else f"{option} {slot}")
     return ", ".join(words)
+
+
+_SAID_ELSEWHERE = ("model", "precision", "attention", "bench", "quality")
+_CLEAR_ALONE = ("memory_format", "quant", "compile")
 
 
 def quality(found: dict[str, Any]) -> str:

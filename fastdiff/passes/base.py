@@ -69,6 +69,11 @@ class Setting:
     def vae(self) -> Component | None:
         return self.facts.vae if self.facts else None
 
+    def weighty(self) -> tuple[str, ...]:
+        """Names of every component that has weights."""
+        parts = self.facts.components.values() if self.facts else ()
+        return tuple(part.name for part in parts if part.parameters != 0)
+
     def names(self) -> tuple[str, ...]:
         """Names of the components that optimizations are about: denoiser and VAE."""
         parts = (self.denoiser, self.vae)

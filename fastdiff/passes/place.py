@@ -14,7 +14,7 @@ class Place(Pass):
     does = "move every component onto the device"
 
     def components(self, setting: Setting) -> tuple[str, ...]:
-        return tuple(setting.facts.components) if setting.facts else ()
+        return setting.weighty()
 
     def apply(self, pipeline: Any, context: Context) -> Effect:
         import torch

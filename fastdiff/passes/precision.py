@@ -55,7 +55,7 @@ class Precision(Option, Pass):
         return f"load every component in {self.dtype}"
 
     def components(self, setting: Setting) -> tuple[str, ...]:
-        return tuple(setting.facts.components) if setting.facts else ()
+        return setting.weighty()
 
     def prepare(self, loading: Loading) -> None:
         import torch
