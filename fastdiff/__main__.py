@@ -162,6 +162,9 @@ def _run(overrides: list[str]) -> int:
 
 def _sweep(overrides: list[str]) -> int:
     """Every combination in turn. A combination that can't work is said and left out; the others go on."""
+    from fastdiff.explaining import refuse_sweep
+
+    refuse_sweep(overrides)
     statuses: list[str] = []
 
     def job(_: Any) -> None:

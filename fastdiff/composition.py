@@ -1,8 +1,4 @@
-"""Overrides as typed → RunConfig, or a UsageError that names the nearest right spelling.
-
-Hydra composes; what it refuses is explained here in one screen. Also refused: what Hydra would let through (`+key`, a
-slot that is null or deleted).
-"""
+"""Overrides as typed → RunConfig. Hydra composes; what it refuses, `explaining` puts into words."""
 
 from __future__ import annotations
 
@@ -10,106 +6,15 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields
 from functools import cache
-from pathlib import Path
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any
 
-from fastdiff.config import (
-    CONF_DIR,
-    SCALARS,
-    SLOTS,
-    Bench,
-    Generation,
-    NoQuality,
-    Reference,
-    RunConfig,
-    Slot,
-)
-from fastdiff.errors import UsageError, nearest
-from fastdiff.models.sources import MODELS, model_of
-from fastdiff.passes import OPTIONS
-
-LITERAL_KEYS = (
-    "generation.prompt",
-    "generation.negative_prompt",
-    "model.path",
-    "model.config",
-    "quality.reference",
-)
-"""Keys whose value is taken as it stands, commas, quotes and dollars included."""
-
-_SCALAR_TYPES: dict[str, type] = {
-    f.name: hint
-    for f in fields(RunConfig)
-    if f.name in SCALARS and isinstance(hint := get_type_hints(RunConfig)[f.name], type)
-}
-
-_ASSIGNMENT = re.compile(r"^(?P<key>[+~]{0,2}[^=]+)=(?P<value>.*)$", re.DOTALL)
-
-
-def schemas() -> dict[str, dict[str, type[Slot]]]:
-    """Every schema by slot and name, as the YAML files refer to them: `/schema/<slot>/<name>`."""
-    return {
-        "model": dict(MODELS),
-        **{slot: dict(options) for slot, options in OPTIONS.items()},
-        "bench": {"bench": Bench},
-        "quality": {"reference": Reference, "none": NoQuality},
-    }
-
-
-@dataclass(frozen=True)
-class OptionFile:
-    """One YAML of `conf/`: its slot, name, comment, and the schema that it pulls in."""
-
-    slot: str
-    name: str
-    path: Path
-
-    @property
-    def comment(self) -> str:
-        """The comment at its top, as one line."""
-        lines = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            if not line.startswith("#"):
-                break
-            lines.append(line.lstrip("# ").rstrip())
-        return " ".join(lines)
-
-    @property
-    def schema(self) -> type[Slot] | None:
-        found = re.search(r"/schema/(\w+)/(\w+)@_here_", self.path.read_text(encoding="utf-8"))
-        return schemas()[found.group(1)].get(found.group(2)) if found else None
-
-    def option(self, **changed: Any) -> Slot:
-        """The option as its file describes it, with some keys changed. Costs no composition."""
-        from omegaconf import DictConfig, OmegaConf
-
-        values = OmegaConf.create({**cast(DictConfig, OmegaConf.load(self.path))})
-        values.pop("defaults", None)
-        whole = OmegaConf.merge(OmegaConf.structured(self.schema), values, changed)
-        option = OmegaConf.to_object(whole)
-        assert isinstance(option, Slot)
-        return option
-
-
-@cache
-def option_files() -> dict[str, dict[str, OptionFile]]:
-    """Every option that ships, by slot and name."""
-    return {
-        slot: {
-            path.stem: OptionFile(slot, path.stem, path)
-            for path in sorted((CONF_DIR / slot).glob("*.yaml"))
-        }
-        for slot in SLOTS
-    }
-
-
-@cache
-def default_options() -> dict[str, str]:
-    """The option that each slot has when nobody chooses one, by `config.yaml`."""
-    text = (CONF_DIR / "config.yaml").read_text(encoding="utf-8")
-    return dict(re.findall(r"^  - (\w+): (\w+)$", text, re.MULTILINE))
+from fastdiff.config import CONF_DIR, SCALARS, SLOTS, Generation, RunConfig
+from fastdiff.errors import UsageError
+from fastdiff.explaining import ASSIGNMENT, LITERAL_KEYS, explain, refuse_early, unknown_key
+from fastdiff.models.sources import model_of
+from fastdiff.options import option_files, schemas
 
 
 @cache
@@ -152,19 +57,19 @@ def compose(overrides: Sequence[str]) -> RunConfig:
 
     quoted = [quote_literal(override) for override in overrides]
     for override in quoted:
-        _refuse_early(override)
+        refuse_early(override)
     with hydra_ready():
         try:
             composed = hydra_compose("config", quoted, return_hydra_config=True)
             choices = {slot: str(composed.hydra.runtime.choices[slot]) for slot in SLOTS}
             with flag_override(composed, ["struct", "readonly"], False):
                 del composed["hydra"]
-            unknown = _unknown_key(composed)
+            unknown = unknown_key(composed)
             if unknown:
                 raise UsageError(unknown)
             run = OmegaConf.to_object(composed)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UsageError(_explain(quoted, error)) from error
+            raise UsageError(explain(quoted, error)) from error
     assert isinstance(run, RunConfig)
     run.choices = choices
     _resolve_generation(run)
@@ -205,7 +110,7 @@ def quote_literal(override: str) -> str:
 
     A value that is quoted already, `null`, and a [list, of, texts] keep their meaning.
     """
-    match = _ASSIGNMENT.match(override)
+    match = ASSIGNMENT.match(override)
     if match is None or match["key"] not in LITERAL_KEYS:
         return override
     value = match["value"]
@@ -217,245 +122,3 @@ def quote_literal(override: str) -> str:
         r"(\\*)(\"|\Z)", lambda m: m[1] * 2 + m[2].replace('"', r"\""), for_omegaconf
     )
     return f'{match["key"]}="{for_hydra}"'
-
-
-# Explaining ---------------------------------------------------------------------------------------
-
-
-def keys_of(schema: type) -> dict[str, Any]:
-    """Keys of a dataclass with their types, those of nested dataclasses with dots."""
-    found: dict[str, Any] = {}
-    hints = get_type_hints(schema)
-    for f in fields(schema):
-        kind = hints[f.name]
-        found[f.name] = kind
-        if is_dataclass(kind) and isinstance(kind, type):
-            found |= {f"{f.name}.{inner}": t for inner, t in keys_of(kind).items()}
-    return found
-
-
-def _refuse_early(override: str) -> None:
-    """What Hydra accepts or explains badly. Raises UsageError."""
-    if override.startswith(("+", "~")):
-        bare = override.lstrip("+~")
-        raise UsageError(
-            f"{override}: keys can't be added or removed, every key exists already\n  instead: {bare}"
-            if "=" in bare
-            else f"{override}: a slot can't be removed\n  instead: {bare}=none, or another option of {bare}"
-        )
-    match = _ASSIGNMENT.match(override)
-    if match is None:
-        raise UsageError(_not_an_assignment(override))
-    key, value = match["key"], match["value"]
-    if re.match(r"hydra[./]", key):
-        return
-    root, _, inner = key.partition(".")
-    if root not in (*SLOTS, "generation", *SCALARS) or (inner and root in SCALARS):
-        raise UsageError(_unknown_root(key))
-    if key == "generation":
-        keys = ", ".join(f"generation.{name}" for name in keys_of(Generation))
-        raise UsageError(f"generation has keys, not options\n  there are: {keys}")
-    if key in SLOTS:
-        if "," in value:
-            raise UsageError(
-                f"{key} takes one option at a time, not '{value}'\n"
-                f"  instead: {key}={value.strip('[]').split(',')[0].strip()}, "
-                f"or -m {key}={value.strip('[]')} for a run of each"
-            )
-        _check_option(key, value.strip())
-
-
-def _not_an_assignment(word: str) -> str:
-    from fastdiff.verbs import VERBS
-
-    if word in VERBS:
-        return f"'{word}' is a command, and a command comes first\n  instead: python -m fastdiff {word} ..."
-    if word.startswith("-"):
-        return f"there is no option {word} here\n  instead: python -m fastdiff --help shows what there is"
-    near = nearest(word, VERBS)
-    way_out = f"did you mean: {near}" if near else f"commands: {', '.join(VERBS)}; or slot=option"
-    return f"'{word}' is neither a command nor an override of the form key=value\n  {way_out}"
-
-
-def _unknown_root(key: str) -> str:
-    known = (*SLOTS, "generation", *SCALARS)
-    near = nearest(key.split(".")[0].lower(), known)
-    if near is None:
-        owners = [k for k in _all_keys() if k.split(".")[-1] == key]
-        near = owners[0] if owners else None
-    hint = f"did you mean: {near}" if near else f"there are: {', '.join(known)}"
-    return f"there is no key '{key}'\n  {hint}"
-
-
-def _all_keys() -> list[str]:
-    keys = [f"generation.{key}" for key in keys_of(Generation)]
-    for slot, options in schemas().items():
-        for schema in options.values():
-            keys += [f"{slot}.{key}" for key in keys_of(schema)]
-    return list(dict.fromkeys(keys))
-
-
-def _check_option(slot: str, option: str) -> None:
-    options = list(option_files()[slot])
-    if option in options:
-        return
-    near = nearest(option, options)
-    if option in ("null", ""):
-        hint = f"choose one of: {', '.join(options)}"
-    elif near:
-        hint = f"did you mean: {slot}={near}"
-    else:
-        hint = f"there are: {', '.join(options)}"
-    raise UsageError(f"{slot} has no option '{option}'\n  {hint}")
-
-
-def _unknown_key(composed: Any) -> str | None:
-    """A key that no dataclass declares; the schema lets none through unless `+` brought it."""
-    known = {f.name for f in fields(RunConfig)}
-    extra = [str(key) for key in composed if str(key) not in known]
-    return _unknown_root(extra[0]) if extra else None
-
-
-def _explain(overrides: Sequence[str], error: Exception) -> str:
-    """One screen about what Hydra or OmegaConf refused."""
-    for override in overrides:
-        match = _ASSIGNMENT.match(override)
-        if match is None or match["key"] in SLOTS or re.match(r"hydra[./]", match["key"]):
-            continue
-        if match["key"] in SCALARS:
-            if f"override {override}" in str(error):
-                return _wrong_type(match["key"], match["value"], _SCALAR_TYPES[match["key"]])
-            continue
-        root, key = match["key"].split(".", 1)
-        schema = _chosen_schema(root, overrides)
-        if schema is None:
-            continue
-        known = keys_of(schema)
-        if key not in known:
-            return _unknown_slot_key(root, key, known, overrides)
-        if f"override {override}" in str(error) or f"'{match['key']}'" in str(error):
-            return _wrong_type(match["key"], match["value"], known[key])
-    return _unreadable(overrides) or _in_one_line(error)
-
-
-def _unreadable(overrides: Sequence[str]) -> str | None:
-    """The first override that Hydra's grammar can't read, or that gives several values where one is wanted."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    for override in overrides:
-        try:
-            parsed = parser.parse_override(override)
-        except HydraException:
-            if override.startswith(f"{LITERAL_KEYS[0]}=["):
-                return (
-                    f"{override} can't be read as a list of texts\n"
-                    '  instead: put each text in double quotes: \'generation.prompt=["a cat", "a dog"]\''
-                )
-            return (
-                f"{override} can't be read: brackets and quotes must be closed, and a text with signs in it quoted\n"
-                f"  instead: quote it twice, once for the shell and once for Hydra: '{override.split('=')[0]}=\"...\"'"
-            )
-        if parsed.is_sweep_override():
-            first = override.split("=", 1)[1].split(",")[0]
-            return (
-                f"{override} gives several values, and a run takes one\n"
-                f"  instead: {parsed.key_or_group}={first}, or -m {override} for a run of each"
-            )
-    return None
-
-
-def _in_one_line(error: Exception) -> str:
-    """What Hydra or OmegaConf says itself, and where to read on."""
-    full_key = getattr(error, "full_key", None)
-    first = str(error).strip().splitlines()[0]
-    return (
-        f"{f'{full_key}: ' if full_key else ''}{first}\n"
-        "  instead: python -m fastdiff --help shows every key; HYDRA_FULL_ERROR=1 shows where it went wrong"
-    )
-
-
-def _chosen_schema(root: str, overrides: Sequence[str]) -> type | None:
-    if root == "generation":
-        return Generation
-    name = _chosen_option(root, overrides)
-    file = option_files()[root].get(name)
-    return file.schema if file else None
-
-
-def _chosen_option(slot: str, overrides: Sequence[str]) -> str:
-    """The option that the overrides choose for a slot, or its default."""
-    for override in reversed(overrides):
-        if override.startswith(f"{slot}="):
-            return override.split("=", 1)[1]
-    return default_options()[slot]
-
-
-def _unknown_slot_key(root: str, key: str, known: dict[str, Any], overrides: Sequence[str]) -> str:
-    name = f"{root}={_chosen_option(root, overrides)}" if root != "generation" else root
-    near = nearest(key, known)
-    owners = [
-        f"{root}={option}"
-        for option, file in (option_files().get(root) or {}).items()
-        if file.schema and key in keys_of(file.schema)
-    ]
-    if near:
-        hint = f"did you mean: {root}.{near}"
-    elif owners:
-        hint = f"it belongs to: {', '.join(owners)}"
-    elif known:
-        hint = f"it has: {', '.join(known)}"
-    else:
-        hint = "it has no keys"
-    return f"{name} has no key '{key}'\n  {hint}"
-
-
-def _wrong_type(key: str, value: str, kind: Any) -> str:
-    """`generation.steps=abc` is not a whole number."""
-    members = getattr(kind, "__members__", None)
-    if members:
-        near = nearest(value, members)
-        hint = f"did you mean: {key}={near}" if near else f"there are: {', '.join(members)}"
-        return f"{key} can't be '{value}'\n  {hint}"
-    optional = type(None) in get_args(kind)
-    kind = next((k for k in get_args(kind) if k is not type(None)), kind) if optional else kind
-    if is_dataclass(kind):
-        inner = ", ".join(f"{key}.{name}" for name in keys_of(cast(type, kind)))
-        return f"{key} has keys, not a value\n  there are: {inner}"
-    words, example = _form(get_origin(kind) if get_origin(kind) is dict else kind)
-    shown = _EXAMPLES.get(key.split(".")[-1], example)
-    return (
-        f"{key} can't be '{value}': it must be {words}{' or null' if optional else ''}\n"
-        f"  for example: {key}={shown}"
-    )
-
-
-_FORMS = {
-    int: ("a whole number", "30"),
-    float: ("a number", "5.0"),
-    bool: ("true or false", "true"),
-    str: ("a text", "text"),
-    list[int]: ("a list of whole numbers", "[128]"),
-    list[str]: ("a list of texts", "[text]"),
-    dict: ("a mapping", "{}"),
-    list[list[int]]: ("a list of pairs of whole numbers", "[[640, 640]]"),
-}
-_EXAMPLES = {
-    "device": "auto",
-    "seed": "0",
-    "images_per_prompt": "1",
-    "height": "512",
-    "width": "512",
-    "runs": "5",
-    "warmup": "1",
-    "min_in_features": "17",
-    "targets": "[denoiser]",
-    "skip_on_cuda": "[time_embedding]",
-}
-"""Values that make sense, for keys where the form's own example doesn't."""
-
-
-def _form(kind: Any) -> tuple[str, str]:
-    """A type in words, and an example of it."""
-    return _FORMS.get(kind, ("of another form", "null"))

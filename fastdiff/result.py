@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,8 @@ class Effect:
         if self.flag:
             return f"{self.name} {self.unit}"
         extra = self.details.get("summary")
-        return f"{self.name} {self.changed} {self.unit}" + (f", {extra}" if extra else "")
+        unit = re.sub(r"(\w)s\b", r"\1", self.unit, count=1) if self.changed == 1 else self.unit
+        return f"{self.name} {self.changed} {unit}" + (f", {extra}" if extra else "")
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdiff.composition import default_options, with_option
+from fastdiff.composition import with_option
 from fastdiff.config import NoQuality, Reference, RunConfig, fingerprint
 from fastdiff.errors import UsageError
 from fastdiff.models.sources import model_of
+from fastdiff.options import default_options
 from fastdiff.planning import Plan, make_plan
 from fastdiff.process import Progress, draw_reference, run_in_process
 from fastdiff.report import run_id

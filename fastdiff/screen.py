@@ -8,9 +8,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from fastdiff.composition import option_files
 from fastdiff.environment import Environment
 from fastdiff.models.sources import model_of
+from fastdiff.options import option_files
 from fastdiff.pages import words
 from fastdiff.planning import Plan
 from fastdiff.verbs import VERBS

@@ -49,7 +49,7 @@ def compile_counters() -> Observed:
         recompiles=len(again),
         break_reasons=[_one_line(r) for r in (*breaks, *(str(m.recompile_reason) for m in again))],
         cache="none" if not graphs else "cold" if cold or not hits else "warm",
-        compile_s=sum(m.entire_frame_compile_time_s or 0.0 for m in compiled),
+        compile_s=sum((m.entire_frame_compile_time_s or 0.0 for m in compiled), 0.0),
     )
 
 

@@ -22,7 +22,8 @@ OnStep = Callable[[int, Any], None]
 def float32_noise(pipeline: Any) -> Iterator[None]:
     """Within it, the pipeline and its scheduler draw noise in fp32 on the CPU and cast it afterwards.
 
-    diffusers draws in the latents' dtype, so the same seed gives other pictures in bf16 than in fp32.
+    diffusers draws in the latents' dtype, and for some sizes the same seed then gives other numbers in bf16 or fp16
+    than in fp32: another picture, not a less exact one.
     """
     import torch
     from diffusers.utils.torch_utils import randn_tensor

@@ -50,11 +50,11 @@ def compare(pictures: Sequence[Image], references: Sequence[Image]) -> Distance:
 
     given, wanted = _stack(pictures), _stack(references)
     difference = float((given - wanted).abs().max())
+    if difference == 0:  # where rounding would give an SSIM just below 1
+        return Distance(True, None, 1.0, 0.0)
     ssim = float(structural_similarity_index_measure(given, wanted, data_range=1.0))
-    psnr = None
-    if difference > 0:
-        psnr = float(peak_signal_noise_ratio(given, wanted, data_range=1.0))
-    return Distance(difference == 0, psnr, ssim, difference)
+    psnr = float(peak_signal_noise_ratio(given, wanted, data_range=1.0))
+    return Distance(False, psnr, ssim, difference)
 
 
 def _stack(pictures: Sequence[Image]) -> Tensor:

@@ -389,20 +389,21 @@ def hub_error_in_words(repository: str, error: BaseException) -> str | None:
     while at is not None and at not in chain:
         chain.append(at)
         at = at.__cause__ or at.__context__
-    names = [type(e).__name__ for e in chain]
+    names = {kind.__name__ for e in chain for kind in type(e).__mro__}
     text = " ".join(str(e) for e in chain)
     if "GatedRepoError" in names or "gated repo" in text.lower():
-        token = (
-            "HF_TOKEN is set but has no access"
-            if os.environ.get("HF_TOKEN")
-            else "HF_TOKEN is not set"
-        )
+        from huggingface_hub import get_token
+
+        token = "your token has no access yet" if get_token() else "HF_TOKEN is not set"
         return (
             f"{repository} is gated: its owner asks you to accept a licence first ({token})\n"
             f"  instead: accept it on https://huggingface.co/{repository}, then set HF_TOKEN to your token"
         )
     if "RevisionNotFoundError" in names:
-        return f"{repository} has no such revision\n  instead: model.revision=null for its main branch, or an existing tag"
+        return (
+            f"{repository} has no such revision\n"
+            "  instead: model.revision=null for its main branch, or an existing tag"
+        )
     if "RepositoryNotFoundError" in names:
         return (
             f"the hub has no repository {repository}, or it is private and HF_TOKEN gives no access\n"
@@ -415,16 +416,20 @@ def hub_error_in_words(repository: str, error: BaseException) -> str | None:
             f"{repository} lacks a file that is needed ({_first_line(error)})\n"
             "  instead: model.variant=null or another variant; fastdiff loads safetensors only, never pickles"
         )
-    offline = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError"}
-    timeouts = {
-        "ConnectTimeout",
-        "ReadTimeout",
-        "Timeout",
-        "ProxyError",
-        "NameResolutionError",
-        "SSLError",
+    if "HfHubHTTPError" in names:
+        answer = next(e for e in chain if hasattr(e, "response"))
+        return (
+            f"the hub refused to give {repository} ({_first_line(answer)})\n"
+            "  instead: try again later, or model=local model.path=DIR, or model=shapes"
+        )
+    unreachable = {
+        "LocalEntryNotFoundError",  # what the client makes of every failure to connect
+        "ConnectionError",
+        "TimeoutError",
+        "TransportError",  # httpx's own: no connection, a timeout, a proxy, a certificate
+        "RequestException",  # the same of requests
     }
-    if offline & set(names) or timeouts & set(names) or "couldn't connect" in text.lower():
+    if unreachable & names or "couldn't connect" in text.lower():
         return (
             f"{repository} is not on this machine, and the hub can't be reached\n"
             "  instead: connect to the network, or model=local model.path=DIR, or model=shapes"

@@ -10,9 +10,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fastdiff.composition import option_files
 from fastdiff.config import CONF_DIR
 from fastdiff.errors import UsageError
+from fastdiff.options import option_files
 from fastdiff.result import write_text
 
 BEGIN, END = "<!-- options -->", "<!-- /options -->"

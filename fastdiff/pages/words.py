@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastdiff.composition import default_options
+from fastdiff.options import default_options
 
 
 def seconds(value: float | None) -> str:

@@ -30,7 +30,8 @@ class ChannelsLast(Option, Pass):
 
     def components(self, setting: Setting) -> tuple[str, ...]:
         parts = (setting.denoiser, setting.vae)
-        return tuple(p.name for p in parts if p and p.facts and p.facts.conv_weights == 4)
+        # A class outside the table is tried: the count afterwards says whether there was anything to do.
+        return tuple(p.name for p in parts if p and (p.facts is None or p.facts.conv_weights == 4))
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
         part = setting.denoiser

@@ -2,11 +2,12 @@
 
     python -m fastdiff.models.shapes.train --out outputs/shapes
 
-About an hour on two CPU cores. The stages run in order and each starts from what the ones before it wrote,
+About an hour and a half on two CPU cores. The stages run in order and each starts from what the ones before it wrote,
 so `--stage` repeats one alone.
 
     vae      AutoencoderKL: pictures to 4x16x16 latents and back
     unet     UNet2DConditionModel and two CLIP text encoders, together, on the latents of drawn scenes
+    polish   the same once more on other scenes, from what `unet` left, at half the rate
     student  a smaller UNet on the same latents, the text encoders kept
     tiny     AutoencoderTiny for the same latents, scaled as the denoiser sees them
 """
@@ -51,6 +52,7 @@ class Length:
 
     vae_steps: int = 2100
     unet_steps: int = 3700
+    polish_steps: int = 1800
     student_steps: int = 2500
     tiny_steps: int = 1500
     scenes: int = 16000
@@ -62,6 +64,7 @@ class Length:
         return Length(
             part(self.vae_steps),
             part(self.unet_steps),
+            part(self.polish_steps),
             part(self.student_steps),
             part(self.tiny_steps),
             max(64, part(self.scenes)),
@@ -259,47 +262,68 @@ def condition(encoders: tuple[nn.Module, nn.Module], ids: Tensor) -> tuple[Tenso
     return hidden, second.text_embeds
 
 
-def train_unet(out: Path, steps: int, scenes: int, seed: int, *, student: bool) -> None:
-    torch.manual_seed(seed)
-    vae = AutoencoderKL.from_pretrained(out / "vae").eval()
-    latents, captions = latent_pool(vae, scenes, seed)
-    unet = build_unet(student=student)
-    if student:
+@dataclass
+class Denoiser:
+    """What one stage trains. parts: its trainable modules, the UNet first; rate: of the optimizer."""
+
+    tokenizer: CLIPTokenizer
+    encoders: tuple[nn.Module, nn.Module]
+    unet: nn.Module
+    parts: nn.ModuleList
+    rate: float
+
+    @classmethod
+    def start(cls, out: Path, stage: str) -> Denoiser:
+        """New modules for `unet`, a new UNet for `student`, and what `unet` left for `polish`."""
+        if stage == "unet":
+            tokenizer = build_tokenizer()
+            encoders = (
+                build_text_encoder(tokenizer, projection=False),
+                build_text_encoder(tokenizer, projection=True),
+            )
+            unet = build_unet()
+            return cls(tokenizer, encoders, unet, nn.ModuleList([unet, *encoders]), 1.2e-3)
         tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
         encoders = (
             CLIPTextModel.from_pretrained(out / "text_encoder").float(),
             CLIPTextModelWithProjection.from_pretrained(out / "text_encoder_2").float(),
         )
-        for encoder in encoders:
-            encoder.requires_grad_(False)
-        parts = nn.ModuleList([unet])
-    else:
-        tokenizer = build_tokenizer()
-        encoders = (
-            build_text_encoder(tokenizer, projection=False),
-            build_text_encoder(tokenizer, projection=True),
-        )
-        parts = nn.ModuleList([unet, *encoders])
+        if stage == "student":
+            for encoder in encoders:
+                encoder.requires_grad_(False)
+            unet = build_unet(student=True)
+            return cls(tokenizer, encoders, unet, nn.ModuleList([unet]), 1.2e-3)
+        unet = UNet2DConditionModel.from_pretrained(out / "unet").float()
+        parts = nn.ModuleList([unet, *encoders]).train()
+        return cls(tokenizer, encoders, unet, parts, 6e-4)
+
+
+def train_denoiser(out: Path, stage: str, steps: int, scenes: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    vae = AutoencoderKL.from_pretrained(out / "vae").eval()
+    latents, captions = latent_pool(vae, scenes, seed)
+    denoiser = Denoiser.start(out, stage)
+    tokenizer, parts = denoiser.tokenizer, denoiser.parts
     ids = tokenizer(
         captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
     ).input_ids
     average = copy.deepcopy(parts).requires_grad_(False)
-    optimizer = torch.optim.AdamW(parts.parameters(), lr=1.2e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parts.parameters(), lr=denoiser.rate, weight_decay=0.01)
     advance = cosine(optimizer, steps)
     noise_schedule = DDPMScheduler(num_train_timesteps=1000, **NOISE)
     time_ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], dtype=torch.float32)
-    diary = Diary("student" if student else "unet", steps)
+    diary = Diary(stage, steps)
     for step in range(steps):
         chosen = torch.randint(len(latents), (48,))
         clean, noise = latents[chosen], torch.randn(48, *latents.shape[1:])
         timesteps = torch.randint(1000, (48,))
         noisy = noise_schedule.add_noise(clean, noise, timesteps)
-        hidden, pooled = condition(encoders, ids[chosen])
+        hidden, pooled = condition(denoiser.encoders, ids[chosen])
         # An empty prompt is all zeros to the pipeline (force_zeros_for_empty_prompt).
         kept = (torch.rand(48) >= 0.1).float()
         hidden, pooled = hidden * kept[:, None, None], pooled * kept[:, None]
         with mixed_precision():
-            predicted = unet(
+            predicted = denoiser.unet(
                 noisy,
                 timesteps,
                 encoder_hidden_states=hidden,
@@ -316,7 +340,7 @@ def train_unet(out: Path, steps: int, scenes: int, seed: int, *, student: bool) 
             slow.lerp_(fast.detach(), 1.0 - decay)
         diary.note(step, loss)
         if step % 500 == 499 or step == steps - 1:
-            _save_denoiser(out, average, tokenizer, vae, student=student)
+            _save_denoiser(out, average, tokenizer, vae, student=stage == "student")
 
 
 def _save_denoiser(
@@ -329,12 +353,15 @@ def _save_denoiser(
 ) -> None:
     """Write fp16 weights: the whole pipeline, or the student's UNet beside it."""
     half: Any = copy.deepcopy(average).half()
+    stored = copy.deepcopy(vae).half()
+    for part in (half[0], stored):
+        part.register_to_config(_name_or_path="")  # where it was trained is nobody's business
     if student:
         half[0].save_pretrained(out / "student")
         return
     scheduler = EulerDiscreteScheduler(steps_offset=1, timestep_spacing="leading", **NOISE)
     StableDiffusionXLPipeline(
-        vae=copy.deepcopy(vae).half(),
+        vae=stored,
         text_encoder=half[1],
         text_encoder_2=half[2],
         tokenizer=tokenizer,
@@ -377,7 +404,7 @@ def train_tiny(out: Path, steps: int, seed: int) -> None:
 
 
 def main() -> None:
-    stages = ("vae", "unet", "student", "tiny")
+    stages = ("vae", "unet", "polish", "student", "tiny")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder that the pipeline goes to")
     parser.add_argument("--stage", choices=stages, action="append", help="only this; repeatable")
@@ -389,10 +416,14 @@ def main() -> None:
     wanted = asked.stage or list(stages)
     if "vae" in wanted:
         train_vae(asked.out, length.vae_steps, asked.seed)
-    if "unet" in wanted:
-        train_unet(asked.out, length.unet_steps, length.scenes, asked.seed + 1, student=False)
-    if "student" in wanted:
-        train_unet(asked.out, length.student_steps, length.scenes, asked.seed + 2, student=True)
+    denoisers = {
+        "unet": (length.unet_steps, 1),
+        "polish": (length.polish_steps, 2),
+        "student": (length.student_steps, 4),
+    }
+    for stage, (steps, number) in denoisers.items():
+        if stage in wanted:
+            train_denoiser(asked.out, stage, steps, length.scenes, asked.seed + number)
     if "tiny" in wanted:
         train_tiny(asked.out, length.tiny_steps, asked.seed + 3)
 

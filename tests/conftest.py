@@ -1,0 +1,307 @@
+"""What the tests share: runs planned as the command line plans them, and tiny pipelines of several families.
+
+Nothing here is built unless a test asks for it. The number of threads is left alone: a test that compares times or
+threads says so itself, and whoever runs the tests chooses with OMP_NUM_THREADS.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# diffusers reads it when it is imported, and no test may run code that comes with a model.
+os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+MakePlan = Callable[..., Any]
+Run = Callable[..., "Ran"]
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where there is none; torch is imported only if such a test was chosen."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+# Runs ----------------------------------------------------------------------------------------------
+
+
+def plan_of(*overrides: str) -> Any:
+    """The plan of a run on this machine, as the command line makes it. Raises PlanError."""
+    from fastdiff.composition import compose
+    from fastdiff.environment import this_machine
+    from fastdiff.models.sources import model_of
+    from fastdiff.planning import make_plan
+
+    run = compose(list(overrides))
+    return make_plan(run, this_machine(), model_of(run).facts())
+
+
+@pytest.fixture(scope="session")
+def shapes_plan() -> MakePlan:
+    """`shapes_plan("quant=int8")`: a run of the embedded model on the CPU, four steps unless said otherwise."""
+    return lambda *overrides: plan_of("device=cpu", "generation.steps=4", *overrides)
+
+
+@pytest.fixture(scope="session")
+def local_plan() -> MakePlan:
+    """`local_plan(folder, "qkv=fused")`: a run of a saved pipeline on the CPU, 32x32, two steps."""
+    return lambda folder, *overrides: plan_of(
+        "device=cpu",
+        "model=local",
+        f"model.path={folder}",
+        "generation.steps=2",
+        "generation.height=32",
+        "generation.width=32",
+        *overrides,
+    )
+
+
+class Ran:
+    """A built pipeline after its first call: pictures, and what every pass is known to have done."""
+
+    def __init__(self, plan: Any) -> None:
+        from fastdiff.bench.pictures import draw, float32_noise
+        from fastdiff.engine import build
+
+        self.plan = plan
+        self.built = build(plan)
+        self.pipeline = self.built.pipeline
+        self.generation = plan.setting.run.generation
+        with float32_noise(self.pipeline):
+            self.pictures = draw(self.pipeline, self.generation)
+
+    def kernels(self) -> dict[str, int]:
+        """Attention kernels of one profiled denoiser call."""
+        from fastdiff.bench.observing import attention_kernels
+
+        return attention_kernels(self.pipeline, self.plan.setting.denoiser.name, self.generation)
+
+    def effects(self, **observed: Any) -> dict[str, Any]:
+        """Effects by the name of their pass; what was observed of the run may be given."""
+        from fastdiff.result import Observed
+
+        run = self.plan.setting.run
+        found = self.built.effects(Observed(**observed), allow_no_effect=run.allow_no_effect)
+        return {effect.name: effect for effect in found}
+
+    def psnr_db(self, reference: Ran) -> float:
+        """Against another run's pictures; infinite if they are identical."""
+        from fastdiff.bench.quality import compare
+
+        psnr = compare(self.pictures, reference.pictures).psnr_db
+        return float("inf") if psnr is None else psnr
+
+
+@pytest.fixture(scope="session")
+def shapes_run(shapes_plan: MakePlan) -> Run:
+    """`shapes_run("quant=int8")`: the embedded model built, and called once."""
+    return lambda *overrides: Ran(shapes_plan(*overrides))
+
+
+@pytest.fixture(scope="session")
+def local_run(local_plan: MakePlan) -> Run:
+    """`local_run(folder, "qkv=fused")`: a saved pipeline built, and called once."""
+    return lambda folder, *overrides: Ran(local_plan(folder, *overrides))
+
+
+@pytest.fixture(scope="session")
+def shapes_plain(shapes_plan: MakePlan) -> Ran:
+    """The embedded model in fp32 with nothing applied: what pictures are compared with."""
+    return Ran(shapes_plan())
+
+
+@pytest.fixture(scope="session")
+def global_state() -> Callable[[], dict[str, Any]]:
+    """What a pass must not change: the process-wide settings of torch, Dynamo, Inductor and diffusers."""
+    return read_global_state
+
+
+def read_global_state() -> dict[str, Any]:
+    import torch
+    import torch._dynamo.config
+    import torch._inductor.config
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+    from torch.backends import cuda
+
+    return {
+        "matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
+        "cudnn.benchmark": torch.backends.cudnn.benchmark,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "default_dtype": torch.get_default_dtype(),
+        "grad": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+        "flash": cuda.flash_sdp_enabled(),
+        "efficient": cuda.mem_efficient_sdp_enabled(),
+        "math": cuda.math_sdp_enabled(),
+        "cudnn": cuda.cudnn_sdp_enabled(),
+        "dynamo": torch._dynamo.config.get_config_copy(),
+        "inductor": torch._inductor.config.get_config_copy(),
+        "attention backend": _AttentionBackendRegistry._active_backend,
+        "attention checks": _AttentionBackendRegistry._checks_enabled,
+    }
+
+
+# Tiny pipelines ------------------------------------------------------------------------------------
+
+
+def _clip_tokenizer() -> Any:
+    """Knows every printable ASCII character, and so any prompt."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+
+
+def _clip_text_model(tokenizer: Any) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            projection_dim=32,
+            max_position_embeddings=77,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).eval()
+
+
+def _autoencoder_kl(latent_channels: int = 4, **more: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=[8, 16],
+        norm_num_groups=4,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=latent_channels,
+        sample_size=32,
+        **more,
+    )
+
+
+def _autoencoder_tiny() -> Any:
+    from diffusers import AutoencoderTiny
+
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=4,
+    )
+
+
+def _stable_diffusion(vae: Any) -> Any:
+    """An SD 1.x pipeline with one block of cross-attention on either side."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    tokenizer = _clip_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=2,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=_clip_text_model(tokenizer),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _flux() -> Any:
+    """Another family: a transformer without convolutions, T5 beside CLIP, a scheduler of flow matching."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    tokenizer = _clip_tokenizer()
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "red": 4, "circle": 5}
+    wordy = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    wordy.pre_tokenizer = pre_tokenizers.Whitespace()
+    return FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            axes_dims_rope=[4, 4, 8],
+        ),
+        text_encoder=_clip_text_model(tokenizer),
+        text_encoder_2=T5EncoderModel(
+            T5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
+        ).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=PreTrainedTokenizerFast(
+            tokenizer_object=wordy, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        ),
+        vae=_autoencoder_kl(
+            latent_channels=1, shift_factor=0.0, use_quant_conv=False, use_post_quant_conv=False
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def _saved(factory: pytest.TempPathFactory, name: str, make: Callable[[], Any]) -> Path:
+    import torch
+
+    folder = factory.mktemp("models") / name
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        make().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved StableDiffusionPipeline, 32x32, a few thousand weights."""
+    return _saved(tmp_path_factory, "tiny-sd", lambda: _stable_diffusion(_autoencoder_kl()))
+
+
+@pytest.fixture(scope="session")
+def sd_taesd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an AutoencoderTiny, which has no attention."""
+    return _saved(tmp_path_factory, "tiny-taesd", lambda: _stable_diffusion(_autoencoder_tiny()))
+
+
+@pytest.fixture(scope="session")
+def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved FluxPipeline: one double and two single blocks."""
+    return _saved(tmp_path_factory, "tiny-flux", _flux)

@@ -1,0 +1,224 @@
+"""Attention: which kernels really run, on which parts, and that nothing outside the call changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdiff.errors import NoEffectError, PlanError
+from fastdiff.passes.attention import SeenKernels
+from fastdiff.result import Observed
+
+BLOCKS = {"unet": 14, "vae": 2}
+"""Attention modules of the embedded model. Its UNet has 1 transformer block in each of 2 down, 1 middle and 4 up
+places, with self- and cross-attention; its VAE one self-attention in the encoder and one in the decoder."""
+
+SD_BLOCKS = {"unet": 8, "vae": 2}
+"""The same for the tiny SD pipeline: 1 down, 1 middle, 2 up places."""
+
+
+def attention_modules(part: Any) -> int:
+    from diffusers.models.attention_processor import Attention
+
+    return sum(isinstance(module, Attention) for module in part.modules())
+
+
+def test_the_modules_counted_by_hand_are_there(
+    shapes_plain: Any, sd_folder: Path, local_run: Callable[..., Any]
+) -> None:
+    tiny = local_run(sd_folder).pipeline
+    for pipeline, expected in ((shapes_plain.pipeline, BLOCKS), (tiny, SD_BLOCKS)):
+        for name, count in expected.items():
+            assert attention_modules(getattr(pipeline, name)) == count
+
+
+@pytest.mark.parametrize(
+    ("option", "kernel"), [("sdpa", "flash"), ("sdpa_flash", "flash"), ("sdpa_math", "math")]
+)
+def test_sdpa_runs_the_kernel_that_was_asked_for(
+    option: str, kernel: str, shapes_run: Callable[..., Any], shapes_plain: Any, global_state: Any
+) -> None:
+    before = global_state()
+    ran = shapes_run(f"attention={option}")
+    kernels = ran.kernels()
+    effect = ran.effects(kernels=kernels)[f"attention.{option}"]
+
+    assert kernels == {kernel: BLOCKS["unet"]}
+    assert str(effect) == f"attention.{option} 14 kernel calls a step, 14 {kernel}"
+    assert effect.details["kernels"] == kernels
+    assert ran.psnr_db(shapes_plain) > 45
+    assert global_state() == before
+
+
+def test_math_replaces_every_processor_of_denoiser_and_vae(
+    shapes_run: Callable[..., Any], shapes_plain: Any, global_state: Any
+) -> None:
+    from diffusers.models.attention_processor import AttnProcessor
+
+    before = global_state()
+    ran = shapes_run("attention=math")
+    kernels = ran.kernels()
+    effect = ran.effects(kernels=kernels)["attention.math"]
+
+    for name, count in BLOCKS.items():
+        processors = list(getattr(ran.pipeline, name).attn_processors.values())
+        assert [type(processor) for processor in processors] == [AttnProcessor] * count
+    assert kernels == {"baddbmm": BLOCKS["unet"]}  # the scores; no fused kernel is left
+    assert str(effect) == "attention.math 16 processors, 14 baddbmm"
+    assert ran.psnr_db(shapes_plain) > 45
+    assert global_state() == before
+
+
+def test_a_backend_is_forced_around_each_denoiser_call_and_nowhere_else(
+    shapes_plan: Callable[..., Any],
+) -> None:
+    from torch.backends import cuda
+
+    from fastdiff.bench.pictures import draw
+    from fastdiff.engine import build
+
+    plan = shapes_plan("attention=sdpa_math", "generation.steps=2")
+    pipeline = build(plan).pipeline
+    flash_allowed: dict[str, list[bool]] = {"denoiser": [], "vae": []}
+    for name, module in (
+        ("denoiser", pipeline.unet.mid_block),
+        ("vae", pipeline.vae.decoder),
+    ):
+        module.register_forward_pre_hook(
+            lambda *_, name=name: flash_allowed[name].append(cuda.flash_sdp_enabled())
+        )
+    draw(pipeline, plan.setting.run.generation)
+
+    assert flash_allowed == {"denoiser": [False, False], "vae": [True]}
+    assert cuda.flash_sdp_enabled()
+
+
+def test_a_backend_that_was_forced_is_given_back_when_the_denoiser_fails(
+    shapes_plan: Callable[..., Any],
+) -> None:
+    from torch.backends import cuda
+
+    from fastdiff.engine import build
+
+    pipeline = build(shapes_plan("attention=sdpa_math")).pipeline
+    with pytest.raises(TypeError):
+        pipeline.unet(no_such_argument=1)
+    assert cuda.flash_sdp_enabled()
+
+
+def test_a_forced_kernel_that_did_not_run_is_an_error(shapes_run: Callable[..., Any]) -> None:
+    """The plain processors know no SDPA, so no backend of it can be forced on them."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    ran = shapes_run("attention=sdpa_flash", "generation.steps=1")
+    ran.pipeline.unet.set_attn_processor(AttnProcessor())
+    with pytest.raises(NoEffectError) as refused:
+        ran.effects(kernels=ran.kernels())
+    assert str(refused.value) == (
+        "attention.sdpa_flash: asked for the flash kernel, but one denoiser call ran baddbmm; "
+        "instead: attention=sdpa, which lets PyTorch choose"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seen", "ran"),
+    [
+        ("cudnn", {"flash": 10, "math": 4}, "flash, math"),
+        ("flash", {}, "no attention kernel that the profiler knows"),
+        ("math", {"flash": 14}, "flash"),
+    ],
+)
+def test_what_ran_instead_is_named(wanted: str, seen: dict[str, int], ran: str) -> None:
+    with pytest.raises(NoEffectError) as refused:
+        SeenKernels("attention.x", wanted).effect(Observed(kernels=seen))
+    assert f"asked for the {wanted} kernel, but one denoiser call ran {ran};" in str(refused.value)
+
+
+def test_the_plain_formula_may_be_written_out_by_the_compiler() -> None:
+    effect = SeenKernels("attention.sdpa_math", "math").effect(Observed(kernels={}))
+    assert str(effect) == "attention.sdpa_math inlined by the compiler"
+    assert not effect.empty
+
+
+def test_math_leaves_a_vae_without_attention_out(
+    sd_taesd_folder: Path, local_run: Callable[..., Any]
+) -> None:
+    ran = local_run(sd_taesd_folder, "attention=math")
+    (step,) = [s for s in ran.plan.steps if s.pass_.key == "attention.math"]
+    effect = ran.effects(kernels=ran.kernels())["attention.math"]
+
+    assert step.components == ("unet",)
+    assert str(effect) == "attention.math 8 processors, 8 baddbmm"
+
+
+def test_math_is_refused_where_processors_have_no_default(
+    flux_folder: Path, local_plan: Callable[..., Any]
+) -> None:
+    with pytest.raises(PlanError) as refused:
+        local_plan(flux_folder, "attention=math")
+    assert str(refused.value) == (
+        "this run can't work here (1 problem)\n"
+        "  attention=math   FluxTransformer2DModel has no exchangeable default attention\n"
+        "                   processors\n"
+        "                   instead: attention=sdpa_math"
+    )
+
+
+@pytest.mark.parametrize(("option", "kernel"), [("sdpa_flash", "flash"), ("sdpa_math", "math")])
+def test_a_transformer_of_another_family_runs_the_forced_kernel(
+    option: str, kernel: str, flux_folder: Path, local_run: Callable[..., Any]
+) -> None:
+    """One double block and two single ones call attention once each."""
+    ran = local_run(flux_folder, f"attention={option}")
+    kernels = ran.kernels()
+    assert kernels == {kernel: 3}
+    assert ran.effects(kernels=kernels)[f"attention.{option}"].changed == 3
+
+
+def test_math_after_fusing_is_refused(shapes_plan: Callable[..., Any]) -> None:
+    with pytest.raises(PlanError) as refused:
+        shapes_plan("attention=math", "qkv=fused")
+    (problem,) = refused.value.problems
+    assert problem.choice == "attention=math"
+    assert problem.reason == (
+        "can't be combined with qkv=fused: fusing replaces the attention processor"
+    )
+    assert problem.instead == "qkv=separate, or attention=sdpa_math"
+
+
+@pytest.mark.parametrize(
+    ("option", "reason", "instead"),
+    [
+        (
+            "sdpa_efficient",
+            "needs an NVIDIA GPU; device=cpu",
+            "attention=sdpa_flash, or attention=sdpa",
+        ),
+        (
+            "sdpa_cudnn",
+            "needs an NVIDIA GPU of compute capability 8.0 or newer; device=cpu",
+            "attention=sdpa_flash, or attention=sdpa",
+        ),
+        ("xformers", "needs an NVIDIA GPU; device=cpu", "attention=sdpa"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_on_a_cpu(
+    option: str, reason: str, instead: str, shapes_plan: Callable[..., Any]
+) -> None:
+    with pytest.raises(PlanError) as refused:
+        shapes_plan(f"attention={option}")
+    first = refused.value.problems[0]
+    assert (first.choice, first.reason, first.instead) == (f"attention={option}", reason, instead)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("option", ["sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math"])
+def test_a_gpu_runs_the_forced_kernel(option: str) -> None:
+    from conftest import Ran, plan_of
+
+    ran = Ran(plan_of("device=cuda", "generation.steps=2", "precision=bf16", f"attention={option}"))
+    kernels = ran.kernels()
+    assert kernels == {option.removeprefix("sdpa_"): BLOCKS["unet"]}

@@ -1,0 +1,464 @@
+"""Compiling: what was compiled, what was frozen, and that the flags hold at the calls and nowhere else.
+
+Compiling takes long, so two compiled pipelines are shared: a whole tiny denoiser, and its repeated blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdiff.bench.observing import compile_counters
+from fastdiff.bench.pictures import draw
+from fastdiff.composition import compose
+from fastdiff.environment import this_machine
+from fastdiff.errors import NoEffectError, PlanError
+from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.passes.compile import CompiledGraphs, Default, MaxAutotune, ReduceOverhead, Regional
+from fastdiff.planning import make_plan
+from fastdiff.result import Observed
+
+GPU_ONLY = "CUDA graphs don't exist on a CPU; the rest of the mode holds"
+
+
+def _forget_compiled() -> None:
+    """Start counting anew; Dynamo's and Inductor's counts are those of the process."""
+    import torch._dynamo
+    from torch._dynamo.utils import clear_compilation_metrics, counters
+
+    torch._dynamo.reset()
+    clear_compilation_metrics()
+    counters.clear()
+
+
+def packed_weights() -> int:
+    """Weights that Inductor repacked for the processor's library, which it can do to constants only."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"])
+
+
+@dataclass
+class Compiled:
+    """A compiled run, with what was true around and after its first call."""
+
+    ran: Any
+    observed: Observed
+    packed: int
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What an earlier run of the tests compiled must not make this one warm.
+
+    One folder for the whole file: Inductor precompiles its headers once a folder, and that alone takes seconds.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        yield
+
+
+def _compiled(
+    folder: Path, run: Callable[..., Any], global_state: Any, *overrides: str
+) -> Iterator[Compiled]:
+    _forget_compiled()
+    before = global_state()
+    ran = run(folder, *overrides)
+    yield Compiled(ran, compile_counters(), packed_weights(), before, global_state())
+    _forget_compiled()
+
+
+@pytest.fixture(scope="module")
+def whole(sd_folder: Path, local_run: Any, global_state: Any) -> Iterator[Compiled]:
+    """compile=default of the tiny SD pipeline's denoiser."""
+    targets = "compile.targets=[denoiser]"
+    yield from _compiled(sd_folder, local_run, global_state, "compile=default", targets)
+
+
+@pytest.fixture(scope="module")
+def regional(sd_folder: Path, local_run: Any, global_state: Any) -> Iterator[Compiled]:
+    """compile=regional of the same."""
+    yield from _compiled(sd_folder, local_run, global_state, "compile=regional")
+
+
+@pytest.fixture(scope="module")
+def eager(sd_folder: Path, local_run: Any) -> Any:
+    return local_run(sd_folder)
+
+
+# The whole denoiser, frozen -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_whole_denoiser_is_one_graph_without_breaks(whole: Compiled, eager: Any) -> None:
+    seen = whole.observed
+    assert (seen.graphs, seen.graph_breaks, seen.recompiles) == (1, 0, 0)
+    assert seen.break_reasons == []
+    assert seen.cache == "cold"
+    assert seen.compile_s > 1
+    assert whole.ran.psnr_db(eager) > 40
+
+
+@pytest.mark.slow
+def test_the_effect_names_graphs_breaks_cache_and_freezing(whole: Compiled) -> None:
+    outcome = next(o for o in whole.ran.built.outcomes if isinstance(o, CompiledGraphs))
+    effect = outcome.effect(whole.observed)
+    assert str(effect) == "compile.default 1 graphs, 0 breaks"
+    assert effect.details["components"] == ["unet"]
+    assert effect.details["freezing"] is True
+    assert effect.details["cache"] == "cold"
+    assert effect.details["regions"] == 1
+
+
+@pytest.mark.slow
+def test_freezing_bakes_the_weights_into_the_graph(whole: Compiled, eager: Any) -> None:
+    """A later change of the matrices doesn't reach a frozen graph, but does reach an eager module."""
+    import torch
+    from torch import nn
+
+    unet = whole.ran.pipeline.unet
+    if whole.packed == 0:
+        pytest.skip("this build of torch packs no linear weights, so constants share their memory")
+    linears = [m for m in unet.modules() if isinstance(m, nn.Linear)]
+    assert whole.packed == len(linears)
+    kept = [module.weight.detach().clone() for module in linears]
+    first = draw(whole.ran.pipeline, whole.ran.generation)
+    try:
+        with torch.no_grad():
+            for module in linears:
+                module.weight.zero_()
+        second = draw(whole.ran.pipeline, whole.ran.generation)
+    finally:
+        with torch.no_grad():
+            for module, weight in zip(linears, kept, strict=True):
+                module.weight.copy_(weight)
+    assert [p.tobytes() for p in first] == [p.tobytes() for p in second]
+    assert compile_counters().graphs == whole.observed.graphs
+
+
+@pytest.mark.slow
+def test_a_second_call_compiles_nothing(whole: Compiled) -> None:
+    draw(whole.ran.pipeline, whole.ran.generation)
+    seen = compile_counters()
+    assert (seen.graphs, seen.recompiles) == (whole.observed.graphs, 0)
+
+
+@pytest.mark.slow
+def test_compiling_leaves_the_process_as_it_was(whole: Compiled) -> None:
+    assert whole.after == whole.before
+    assert whole.before["inductor"]["freezing"] is False
+
+
+@pytest.mark.slow
+def test_the_vae_stays_eager_when_it_is_no_target(whole: Compiled) -> None:
+    vae = whole.ran.pipeline.vae
+    assert "decode" not in vars(vae)
+    assert whole.ran.plan.steps[-1].components == ("unet",)
+
+
+@pytest.mark.slow
+def test_compiled_attention_kernels_are_still_seen_or_said_to_be_inlined(whole: Compiled) -> None:
+    """8 attention modules; Inductor calls the same kernel, or writes attention out."""
+    kernels = whole.ran.kernels()
+    assert kernels in ({"flash": 8}, {})
+
+
+# Repeated blocks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_repeated_blocks_share_one_graph(regional: Compiled, eager: Any) -> None:
+    """1 transformer block on the way down, 1 in the middle, 2 on the way up, all of one shape."""
+    outcome = next(o for o in regional.ran.built.outcomes if isinstance(o, CompiledGraphs))
+    effect = outcome.effect(regional.observed)
+    assert effect.details["regions"] == 4
+    assert (regional.observed.graphs, regional.observed.graph_breaks) == (1, 0)
+    assert regional.observed.recompiles == 0
+    assert regional.observed.cache == "cold"
+    assert str(effect) == "compile.regional 1 graphs, 0 breaks"
+    assert regional.ran.psnr_db(eager) > 40
+
+
+@pytest.mark.slow
+def test_only_the_repeated_blocks_are_compiled_and_not_frozen(regional: Compiled) -> None:
+    from diffusers.models.attention import BasicTransformerBlock
+
+    unet = regional.ran.pipeline.unet
+    compiled = [m for m in unet.modules() if m._compiled_call_impl is not None]
+    assert [type(module) for module in compiled] == [BasicTransformerBlock] * 4
+    assert regional.packed == 0
+    assert regional.after == regional.before
+
+
+@pytest.mark.slow
+def test_another_size_compiles_once_more_and_a_third_not_at_all(
+    regional: Compiled, local_plan: Any, sd_folder: Path, local_run: Any
+) -> None:
+    """The second size makes the number of tokens a variable of the graph."""
+    before = compile_counters()
+    pipeline = regional.ran.pipeline
+    counts = []
+    for width in ("48", "64"):
+        plan = local_plan(sd_folder, f"generation.width={width}", "generation.steps=1")
+        (picture,) = draw(pipeline, plan.setting.run.generation)
+        assert picture.size == (int(width), 32)
+        seen = compile_counters()
+        counts.append((seen.graphs - before.graphs, seen.recompiles - before.recompiles))
+    assert counts == [(1, 1), (1, 1)]
+    assert len(seen.break_reasons) == 1
+
+
+# Flags around the calls, with functions that compile in a second ------------------------------------
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    _forget_compiled()
+    yield
+    _forget_compiled()
+
+
+def flags() -> tuple[bool, bool]:
+    import torch._dynamo.config
+    import torch._inductor.config
+
+    freezing = torch._inductor.config.freezing
+    return freezing, torch._dynamo.config.fail_on_recompile_limit_hit
+
+
+@pytest.mark.parametrize(
+    ("option", "device", "inside"),
+    [
+        (Default(), "cpu", (True, True)),
+        (Default(freezing=False), "cpu", (False, True)),
+        (Default(), "cuda", (False, True)),
+        (Default(freezing=True), "cuda", (True, True)),
+        (Regional(), "cpu", (False, True)),
+    ],
+)
+def test_freezing_and_the_recompile_limit_hold_within_calls_alone(
+    option: Any, device: str, inside: tuple[bool, bool]
+) -> None:
+    enter = option.around_calls(device)
+    assert flags() == (False, False)
+    for _ in range(2):
+        with enter():
+            assert flags() == inside
+        assert flags() == (False, False)
+    with pytest.raises(ZeroDivisionError), enter():
+        raise ZeroDivisionError
+    assert flags() == (False, False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_past_the_recompile_limit_a_call_fails_instead_of_going_on_eagerly() -> None:
+    import torch
+    import torch._dynamo.config
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    once, again = torch.zeros(4), torch.zeros(4, dtype=torch.float64)
+    function = Default(fullgraph=False).compiled(lambda x: x + 1, "cpu")
+    alone = torch.compile(lambda x: x + 2, backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        function(once)
+        with pytest.raises(FailOnRecompileLimitHit):
+            function(again)
+        # What somebody else compiled in this process goes on as torch does: eagerly, with a warning.
+        assert alone(once).tolist() == alone(again).tolist() == [2.0] * 4
+    assert flags() == (False, False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_a_graph_break_is_an_error_unless_fullgraph_is_off() -> None:
+    import torch
+    import torch._dynamo
+    from torch._dynamo.exc import Unsupported
+
+    def broken(x: Any) -> Any:
+        x = x + 1
+        torch._dynamo.graph_break()
+        return x * 2
+
+    with torch.no_grad():
+        with pytest.raises(Unsupported):
+            Default().compiled(broken, "cpu")(torch.zeros(4))
+        _forget_compiled()
+        out = Default(fullgraph=False).compiled(broken, "cpu")(torch.zeros(4))
+    seen = compile_counters()
+    assert out.tolist() == [2.0] * 4
+    assert (seen.graphs, seen.graph_breaks, len(seen.break_reasons)) == (2, 1, 1)
+    assert "graph_break()" in seen.break_reasons[0]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_the_second_time_the_cache_is_warm() -> None:
+    import torch
+
+    def compile_it() -> str:
+        with torch.no_grad():
+            Default(freezing=False).compiled(lambda x: (x * 3).sin(), "cpu")(torch.zeros(4))
+        return compile_counters().cache
+
+    assert compile_counters().cache == "none"
+    assert compile_it() == "cold"
+    _forget_compiled()
+    assert compile_it() == "warm"
+
+
+def test_a_mode_brings_its_own_options_and_the_set_flags() -> None:
+    option = Default(conv_1x1_as_mm=True, epilogue_fusion=False)
+    assert option.inductor_options() == {
+        "cpp_wrapper": False,
+        "conv_1x1_as_mm": True,
+        "epilogue_fusion": False,
+    }
+    assert ReduceOverhead().inductor_options()["triton.cudagraphs"] is True
+    tuned = MaxAutotune().inductor_options()
+    assert (tuned["max_autotune"], tuned["triton.cudagraphs"]) == (True, True)
+
+
+def test_the_documents_flags_stand_in_max_autotune() -> None:
+    option: Any = compose(["compile=max_autotune"]).compile
+    asked = option.inductor_options()
+    assert {
+        name: asked[name]
+        for name in (
+            "conv_1x1_as_mm",
+            "coordinate_descent_tuning",
+            "coordinate_descent_check_all_directions",
+            "epilogue_fusion",
+        )
+    } == {
+        "conv_1x1_as_mm": True,
+        "coordinate_descent_tuning": True,
+        "coordinate_descent_check_all_directions": True,
+        "epilogue_fusion": False,
+    }
+
+
+@pytest.mark.parametrize(
+    "choice", ["default", "reduce_overhead", "max_autotune", "max_autotune_no_cudagraphs"]
+)
+def test_every_flag_that_a_mode_sets_is_known_to_inductor(choice: str) -> None:
+    import torch._inductor.config
+
+    option: Any = compose([f"compile={choice}"]).compile
+    with torch._inductor.config.patch(option.inductor_options()):
+        pass
+
+
+# What is no effect, and what is refused -------------------------------------------------------------
+
+
+def test_nothing_compiled_is_an_error(sd_folder: Path, local_plan: Any) -> None:
+    from fastdiff.engine import build
+
+    built = build(local_plan(sd_folder, "compile=regional"))
+    with pytest.raises(NoEffectError) as refused:
+        built.effects(Observed(kernels={"flash": 8}))
+    assert str(refused.value) == (
+        "compile.regional changed 0 graphs: it ran and did nothing on this model\n"
+        "  instead: leave it out, or allow_no_effect=true to measure all the same"
+    )
+    allowed = built.effects(Observed(kernels={"flash": 8}), allow_no_effect=True)
+    assert "compile.regional 0 graphs, 0 breaks" in [str(effect) for effect in allowed]
+
+
+def test_recompiles_are_said() -> None:
+    effect = CompiledGraphs("compile.default", 1, {}).effect(Observed(graphs=3, recompiles=2))
+    assert str(effect) == "compile.default 3 graphs, 0 breaks, 2 recompiles"
+
+
+def planned(pipeline: str, classes: dict[str, str], *overrides: str) -> Any:
+    facts = ModelFacts(
+        pipeline,
+        {name: Component(name, "diffusers", kind, 0, 0, {}) for name, kind in classes.items()},
+    )
+    return make_plan(compose(["device=cpu", *overrides]), this_machine(), facts)
+
+
+def test_regional_is_refused_where_no_block_repeats() -> None:
+    classes = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
+    with pytest.raises(PlanError) as refused:
+        planned("StableDiffusion3Pipeline", classes, "compile=regional")
+    (problem,) = refused.value.problems
+    assert problem.choice == "compile=regional"
+    assert problem.reason == "SD3Transformer2DModel declares no repeated blocks"
+    assert problem.instead == "compile=default"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "choice", "reason", "instead"),
+    [
+        (
+            ["compile=regional", "compile.freezing=true"],
+            "compile.freezing=true",
+            "can't be combined with compile=regional: frozen weights make every block its own graph",
+            "compile.freezing=false, or compile=default",
+        ),
+        (
+            ["compile=regional", "compile.targets=[denoiser,vae_decode]"],
+            "compile.targets=[vae_decode]",
+            "a VAE has no repeated blocks to compile by region",
+            "compile.targets=[denoiser], or compile=default",
+        ),
+        (
+            ["compile=default", "compile.targets=[denoizer]"],
+            "compile.targets=[denoizer]",
+            "there is no such target; there are denoiser, vae_decode",
+            "compile.targets=[denoiser]",
+        ),
+        (
+            ["compile=default", "compile.targets=[]"],
+            "compile.targets=[]",
+            "nothing would be compiled",
+            "compile=none",
+        ),
+        (
+            ["compile=default", "compile.freezing=maybe"],
+            "compile.freezing=maybe",
+            "is not true, false or auto",
+            "compile.freezing=auto",
+        ),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(
+    overrides: list[str], choice: str, reason: str, instead: str, shapes_plan: Any
+) -> None:
+    with pytest.raises(PlanError) as refused:
+        shapes_plan(*overrides)
+    (problem,) = refused.value.problems
+    assert (problem.choice, problem.reason, problem.instead) == (choice, reason, instead)
+
+
+@pytest.mark.parametrize(
+    ("option", "noticed"),
+    [("reduce_overhead", True), ("max_autotune", True), ("default", False), ("regional", False)],
+)
+def test_cuda_graphs_on_a_cpu_are_a_notice(option: str, noticed: bool, shapes_plan: Any) -> None:
+    texts = [notice.text for notice in shapes_plan(f"compile={option}").notices]
+    assert (GPU_ONLY in texts) == noticed
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["default", "reduce_overhead", "regional"])
+def test_a_gpu_draws_the_same_picture_compiled(option: str, shapes_plain: Any) -> None:
+    """With CUDA graphs, too: a replay must not overwrite what the scheduler still reads."""
+    from conftest import Ran, plan_of
+
+    _forget_compiled()
+    ran = Ran(plan_of("device=cuda", "generation.steps=4", f"compile={option}"))
+    again = draw(ran.pipeline, ran.generation)
+    assert ran.psnr_db(shapes_plain) > 25
+    assert [p.tobytes() for p in again] == [p.tobytes() for p in ran.pictures]
+    _forget_compiled()

@@ -1,0 +1,320 @@
+"""Quantized linear layers, counted anew from the module tree and the documents' own filter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdiff.composition import compose
+from fastdiff.errors import NoEffectError, PlanError
+from fastdiff.passes.quant import Int8, dead_projections
+
+SKIPPED_BY_THE_DOCUMENTS = [
+    (1280, 640),
+    (1920, 1280),
+    (1920, 640),
+    (2048, 1280),
+    (2048, 2560),
+    (2560, 1280),
+    (256, 128),
+    (2816, 1280),
+    (320, 640),
+    (512, 1536),
+    (512, 256),
+    (512, 512),
+    (640, 1280),
+    (640, 1920),
+    (640, 320),
+    (640, 5120),
+    (640, 640),
+    (960, 320),
+    (960, 640),
+]
+"""`dynamic_quant_filter_fn` of the documents, typed anew."""
+
+
+def documents_linear_filter(module: Any) -> bool:
+    from torch import nn
+
+    return (
+        isinstance(module, nn.Linear)
+        and module.in_features > 16
+        and (module.in_features, module.out_features) not in SKIPPED_BY_THE_DOCUMENTS
+    )
+
+
+def documents_convolution_filter(module: Any) -> bool:
+    from torch import nn
+
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and 128 in [module.in_channels, module.out_channels]
+    )
+
+
+def quantized(part: Any) -> list[str]:
+    """Paths of the linear layers whose weight is a torchao tensor."""
+    from torch import nn
+    from torchao.utils import TorchAOBaseTensor
+
+    return [
+        path
+        for path, module in part.named_modules()
+        if isinstance(module, nn.Linear) and isinstance(module.weight, TorchAOBaseTensor)
+    ]
+
+
+def chosen_by_the_documents(part: Any) -> list[str]:
+    return [path for path, module in part.named_modules() if documents_linear_filter(module)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_filter_as_data_is_the_documents_filter(device: str) -> None:
+    import torch
+    from torch import nn
+
+    option: Any = compose(["quant=int8"]).quant
+    sizes = sorted({size for pair in SKIPPED_BY_THE_DOCUMENTS for size in pair} | {1, 16, 17, 100})
+    with torch.device("meta"):
+        layers = [nn.Linear(i, o) for i in sizes for o in sizes]
+        convolutions = [
+            nn.Conv2d(i, o, k) for i in (4, 64, 128, 256) for o in (4, 64, 128, 256) for k in (1, 3)
+        ]
+    for layer in layers:
+        assert option.chooses(layer, "attn1.to_q", device) == documents_linear_filter(layer)
+    for convolution in convolutions:
+        assert option.swaps(convolution) == documents_convolution_filter(convolution)
+        assert not option.chooses(convolution, "conv", device)
+    assert [tuple(pair) for pair in option.skip_shapes] == SKIPPED_BY_THE_DOCUMENTS
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["time_embedding.linear_1", "down_blocks.0.resnets.0.time_emb_proj", "add_embedding.linear_2"],
+)
+def test_layers_that_see_one_row_a_picture_are_left_out_on_cuda_alone(name: str) -> None:
+    import torch
+    from torch import nn
+
+    option: Any = compose(["quant=int8"]).quant
+    with torch.device("meta"):
+        layer = nn.Linear(1280, 1280)
+    assert option.chooses(layer, name, "cpu")
+    assert not option.chooses(layer, name, "cuda")
+
+
+def test_int8_quantizes_what_the_documents_filter_chooses(
+    shapes_run: Callable[..., Any], shapes_plain: Any, global_state: Any
+) -> None:
+    """None of the embedded model's shapes is on the list: all 99 linears of the UNet, all 8 of the VAE."""
+    before = global_state()
+    ran = shapes_run("quant=int8")
+    effect = ran.effects(kernels=ran.kernels())["quant.int8"]
+
+    plain = shapes_plain.pipeline
+    for name, count in (("unet", 99), ("vae", 8)):
+        expected = chosen_by_the_documents(getattr(plain, name))
+        assert len(expected) == count
+        assert quantized(getattr(ran.pipeline, name)) == expected
+    assert str(effect) == "quant.int8 107 linears"
+    assert effect.details["components"] == {"unet": 99, "vae": 8}
+    assert effect.details["dead_projections_left_out"] == 0
+    assert effect.details["convolutions_swapped"] == 0
+    assert ran.psnr_db(shapes_plain) > 20
+    assert global_state() == before
+
+
+def test_int8_weights_are_int8_and_close_to_what_they_were(
+    shapes_plain: Any, shapes_plan: Callable[..., Any]
+) -> None:
+    import torch
+
+    from fastdiff.engine import build
+
+    pipeline = build(shapes_plan("quant=int8")).pipeline
+    path = quantized(pipeline.unet)[20]
+    weight = pipeline.unet.get_submodule(path).weight
+    before = shapes_plain.pipeline.unet.get_submodule(path).weight
+    stored = [getattr(weight, name) for name in weight.tensor_data_names]
+    assert torch.int8 in {tensor.dtype for tensor in stored}
+    step = before.abs().amax(dim=1, keepdim=True) / 127
+    assert ((weight.dequantize() - before).abs() <= step).all()
+
+
+def test_int8_leaves_the_projections_that_fusing_replaced_alone(
+    shapes_run: Callable[..., Any], shapes_plain: Any
+) -> None:
+    """Self-attention keeps 3 dead projections, cross-attention 2; 7 + 7 blocks in the UNet, 2 + 0 in the VAE.
+
+    UNet: 99 linears, 14 joined ones more, 7*3 + 7*2 = 35 dead: 78. VAE: 8 + 2 - 2*3 = 4.
+    """
+    ran = shapes_run("qkv=fused", "quant=int8")
+    effect = ran.effects(kernels=ran.kernels())["quant.int8"]
+
+    assert effect.details["components"] == {"unet": 99 + 14 - 35, "vae": 8 + 2 - 6}
+    assert effect.details["dead_projections_left_out"] == 35 + 6
+    for part in (ran.pipeline.unet, ran.pipeline.vae):
+        dead = {
+            f"{path}.{name}"
+            for path, module in part.named_modules()
+            for joined, names in (("to_qkv", "qkv"), ("to_kv", "kv"))
+            if hasattr(module, joined)
+            for name in (f"to_{letter}" for letter in names)
+        }
+        assert dead_projections(part) == dead
+        assert set(quantized(part)) == set(chosen_by_the_documents(part)) - dead
+    assert ran.psnr_db(shapes_plain) > 20
+
+
+def test_a_model_whose_projections_are_apart_has_no_dead_ones(shapes_plain: Any) -> None:
+    assert dead_projections(shapes_plain.pipeline.unet) == set()
+
+
+@pytest.mark.parametrize("option", ["int8_weight_only", "fp8_weight_only"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weight_only_options_quantize_every_linear_and_keep_the_picture(
+    option: str,
+    precision: str,
+    shapes_run: Callable[..., Any],
+    shapes_plain: Any,
+    global_state: Any,
+) -> None:
+    before = global_state()
+    ran = shapes_run(f"quant={option}", f"precision={precision}")
+    effect = ran.effects(kernels=ran.kernels())[f"quant.{option}"]
+    assert str(effect) == f"quant.{option} 107 linears"
+    assert len(quantized(ran.pipeline.unet)) == 99
+    assert ran.psnr_db(shapes_plain) > 20
+    assert global_state() == before
+
+
+def test_int8_works_on_another_family(flux_folder: Path, local_run: Callable[..., Any]) -> None:
+    plain, ran = local_run(flux_folder), local_run(flux_folder, "quant=int8")
+    effect = ran.effects(kernels=ran.kernels())["quant.int8"]
+    expected = {
+        name: len(chosen_by_the_documents(getattr(plain.pipeline, name)))
+        for name in ("transformer", "vae")
+    }
+    assert effect.details["components"] == expected
+    assert expected["transformer"] > 10
+    assert ran.psnr_db(plain) > 20
+
+
+def test_a_threshold_that_no_layer_reaches_is_an_error(shapes_plan: Callable[..., Any]) -> None:
+    from fastdiff.engine import build
+
+    with pytest.raises(NoEffectError) as refused:
+        build(shapes_plan("quant=int8", "quant.min_in_features=100000"))
+    assert str(refused.value) == (
+        "quant.int8 changed 0 linears: it ran and did nothing on this model\n"
+        "  instead: leave it out, or allow_no_effect=true to measure all the same"
+    )
+
+
+def test_a_threshold_that_no_layer_reaches_can_be_allowed(
+    shapes_run: Callable[..., Any], shapes_plain: Any
+) -> None:
+    ran = shapes_run("quant=int8", "quant.min_in_features=100000", "allow_no_effect=true")
+    assert str(ran.effects(kernels={"flash": 14})["quant.int8"]) == "quant.int8 0 linears"
+    assert ran.psnr_db(shapes_plain) > 100
+
+
+def made_up_convolutions() -> Any:
+    """One 1x1 convolution that is a linear layer in all but name, and five that aren't or weren't chosen."""
+    from torch import nn
+
+    class Convolutions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain = nn.Conv2d(128, 32, 1)
+            self.strided = nn.Conv2d(128, 32, 1, stride=2)
+            self.padded = nn.Conv2d(128, 32, 1, padding=1)
+            self.grouped = nn.Conv2d(128, 32, 1, groups=4)
+            self.wide = nn.Conv2d(128, 32, 3)
+            self.other = nn.Conv2d(64, 32, 1)
+
+    return Convolutions()
+
+
+def test_only_convolutions_that_are_linear_layers_in_all_but_name_are_swapped() -> None:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    module, x = made_up_convolutions(), torch.randn(2, 128, 6, 6)
+    widths = [layer.in_channels for layer in module.children()]
+    before = [layer(x[:, :w]) for layer, w in zip(module.children(), widths, strict=True)]
+    count = Int8(swap_channels=[128]).prepare_component(module)
+    after = [layer(x[:, :w]) for layer, w in zip(module.children(), widths, strict=True)]
+
+    assert count == 1
+    kinds = {name: isinstance(layer, nn.Conv2d) for name, layer in module.named_children()}
+    assert kinds == {
+        "plain": False,
+        "strided": True,
+        "padded": True,
+        "grouped": True,
+        "wide": True,
+        "other": True,
+    }
+    for old, new in zip(before, after, strict=True):
+        torch.testing.assert_close(new, old)
+
+
+def test_swapping_can_be_switched_off() -> None:
+    module = made_up_convolutions()
+    assert Int8(swap_conv=False, swap_channels=[128]).prepare_component(module) == 0
+
+
+def test_swapped_convolutions_are_quantized_and_counted(
+    shapes_run: Callable[..., Any], shapes_plain: Any
+) -> None:
+    """Three 1x1 convolutions of the UNet have 48 channels on one side, none of the VAE."""
+    from torch import nn
+
+    expected = {
+        name: [
+            module
+            for module in getattr(shapes_plain.pipeline, name).modules()
+            if isinstance(module, nn.Conv2d)
+            and module.kernel_size == (1, 1)
+            and 48 in (module.in_channels, module.out_channels)
+        ]
+        for name in ("unet", "vae")
+    }
+    assert {name: len(found) for name, found in expected.items()} == {"unet": 3, "vae": 0}
+    ran = shapes_run("quant=int8", "quant.swap_channels=[48]")
+    effect = ran.effects(kernels=ran.kernels())["quant.int8"]
+    assert effect.details["convolutions_swapped"] == 3
+    assert effect.details["components"] == {"unet": 99 + 3, "vae": 8}
+    assert ran.psnr_db(shapes_plain) > 20
+
+
+def test_fp8_is_refused_on_a_cpu(shapes_plan: Callable[..., Any]) -> None:
+    with pytest.raises(PlanError) as refused:
+        shapes_plan("quant=fp8", "precision=bf16")
+    (problem,) = refused.value.problems
+    assert problem.choice == "quant=fp8"
+    assert problem.reason == ("needs an NVIDIA GPU of compute capability 8.9 or newer; device=cpu")
+    assert problem.instead == "quant=int8"
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "choice",
+    [
+        ("quant=int8", "precision=bf16", "compile=regional"),
+        ("quant=fp8", "precision=bf16", "compile=regional"),
+        ("quant=fp8", "precision=fp32", "quant.granularity=per_tensor", "compile=regional"),
+    ],
+)
+def test_a_gpu_quantizes_and_keeps_the_picture(choice: tuple[str, ...], shapes_plain: Any) -> None:
+    from conftest import Ran, plan_of
+
+    ran = Ran(plan_of("device=cuda", "generation.steps=4", *choice))
+    assert ran.psnr_db(shapes_plain) > 20

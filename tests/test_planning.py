@@ -1,0 +1,828 @@
+"""Every rule of planning, on machines and models that nobody needs to have."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+
+from fastdiff.composition import compose, with_option
+from fastdiff.config import RunConfig
+from fastdiff.environment import Environment, Gpu
+from fastdiff.errors import PlanError, Problem
+from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.models.sources import Shapes
+from fastdiff.options import option_files
+from fastdiff.passes import OPTIONS
+from fastdiff.passes.base import Option, Pass, Setting, Stage
+from fastdiff.planning import Plan, make_plan
+
+GIB = 2**30
+
+
+def machine(gpu: Gpu | None = None, **facts: Any) -> Environment:
+    """A machine with these facts; bf16 arithmetic and every package unless they say otherwise."""
+    known: dict[str, Any] = {
+        "python": "3.12.1",
+        "os": "Linux 6.1 x86_64",
+        "cpu": "Some CPU",
+        "cpu_flags": frozenset({"avx512f", "avx512_bf16"}),
+        "threads": 8,
+        "memory_bytes": 64 * GIB,
+        "available_memory_bytes": 60 * GIB,
+        "gpus": (gpu,) if gpu else (),
+        "torch_cuda": "12.8" if gpu else None,
+        "versions": {"torch": "2.13.0"},
+        "modules": {"torchao": True, "xformers": True, "peft": True},
+    }
+    return Environment(**(known | facts))
+
+
+H100 = machine(Gpu("NVIDIA H100", (9, 0), 80 * GIB))
+L4 = machine(Gpu("NVIDIA L4", (8, 9), 24 * GIB))
+A100 = machine(Gpu("NVIDIA A100", (8, 0), 40 * GIB))
+T4 = machine(Gpu("Tesla T4", (7, 5), 16 * GIB))
+CPU = machine()
+OLD_CPU = machine(cpu_flags=frozenset({"avx2"}))
+MAC = machine(has_mps=True)
+
+
+def model(pipeline: str, **classes: str) -> ModelFacts:
+    """Facts of a pipeline by the class names of its components."""
+    parts = {name: Component(name, "diffusers", kind, None, None) for name, kind in classes.items()}
+    return ModelFacts(pipeline, parts)
+
+
+SHAPES = Shapes().facts()
+FLUX = model("FluxPipeline", transformer="FluxTransformer2DModel", vae="AutoencoderKL")
+SD3 = model("StableDiffusion3Pipeline", transformer="SD3Transformer2DModel", vae="AutoencoderKL")
+SANA = model("SanaPipeline", transformer="SanaTransformer2DModel", vae="AutoencoderDC")
+LUMINA = model("Lumina2Pipeline", transformer="Lumina2Transformer2DModel", vae="AutoencoderKL")
+HUNYUAN_VIDEO = model(
+    "HunyuanVideoPipeline",
+    transformer="HunyuanVideoTransformer3DModel",
+    vae="AutoencoderKLHunyuanVideo",
+)
+TINY_VAE = model("StableDiffusionPipeline", unet="UNet2DConditionModel", vae="AutoencoderTiny")
+UNKNOWN = model("SomeNewPipeline", transformer="SomeNewTransformer", vae="AutoencoderKL")
+
+
+@cache
+def plain() -> RunConfig:
+    return compose([])
+
+
+def a_run(*choices: str, **keys: Any) -> RunConfig:
+    """A run with these choices (`quant=int8`); keys change an option (`quant={...}`), `generation` or a scalar."""
+    run = copy.deepcopy(plain())
+    for choice in choices:
+        run = with_option(run, *choice.split("=", 1))
+    for name, value in keys.items():
+        if name == "generation":
+            run.generation = copy.copy(run.generation)
+            for key, changed in value.items():
+                setattr(run.generation, key, changed)
+        elif isinstance(value, dict):
+            option = option_files()[name][run.choices[name]].option(**value)
+            setattr(run, name, option)
+        else:
+            setattr(run, name, value)
+    return run
+
+
+def plan(run: RunConfig, on: Environment, facts: ModelFacts | None = SHAPES) -> Plan:
+    return make_plan(run, on, facts)
+
+
+def problems(
+    run: RunConfig, on: Environment, facts: ModelFacts | None = SHAPES
+) -> list[tuple[str, str, str]]:
+    """Choice, reason and way out of every problem; nothing if the run could start."""
+    try:
+        make_plan(run, on, facts)
+    except PlanError as error:
+        return [(p.choice, p.reason, p.instead) for p in error.problems]
+    return []
+
+
+def notices(run: RunConfig, on: Environment) -> list[tuple[str, str]]:
+    return [(notice.choice, notice.text) for notice in plan(run, on).notices]
+
+
+# What the machine must have ------------------------------------------------------------------------
+
+NEEDS_80 = "needs compute capability 8.0 or newer; here: 7.5"
+
+
+@pytest.mark.parametrize(
+    ("choices", "on", "expected"),
+    [
+        (
+            ["precision=tf32"],
+            CPU,
+            (
+                "precision=tf32",
+                "needs an NVIDIA GPU of compute capability 8.0 or newer; device=cpu",
+                "precision=bf16, or precision=fp32",
+            ),
+        ),
+        (
+            ["precision=tf32"],
+            T4,
+            ("precision=tf32", NEEDS_80, "precision=bf16, or precision=fp32"),
+        ),
+        (
+            ["precision=bf16"],
+            T4,
+            (
+                "precision=bf16",
+                "this GPU has no bf16 arithmetic (compute capability below 8.0)",
+                "precision=fp16",
+            ),
+        ),
+        (
+            ["attention=sdpa_efficient"],
+            CPU,
+            (
+                "attention=sdpa_efficient",
+                "needs an NVIDIA GPU; device=cpu",
+                "attention=sdpa_flash, or attention=sdpa",
+            ),
+        ),
+        (
+            ["attention=sdpa_cudnn", "precision=bf16"],
+            CPU,
+            (
+                "attention=sdpa_cudnn",
+                "needs an NVIDIA GPU of compute capability 8.0 or newer; device=cpu",
+                "attention=sdpa_flash, or attention=sdpa",
+            ),
+        ),
+        (
+            ["attention=sdpa_cudnn", "precision=fp16"],
+            T4,
+            ("attention=sdpa_cudnn", NEEDS_80, "attention=sdpa_flash, or attention=sdpa"),
+        ),
+        (
+            ["attention=xformers"],
+            MAC,
+            ("attention=xformers", "needs an NVIDIA GPU; device=mps", "attention=sdpa"),
+        ),
+        (
+            ["quant=fp8", "precision=bf16"],
+            CPU,
+            (
+                "quant=fp8",
+                "needs an NVIDIA GPU of compute capability 8.9 or newer; device=cpu",
+                "quant=int8",
+            ),
+        ),
+        (
+            ["quant=fp8", "precision=bf16"],
+            A100,
+            (
+                "quant=fp8",
+                "needs compute capability 8.9 or newer; here: 8.0",
+                "quant=int8",
+            ),
+        ),
+    ],
+)
+def test_a_machine_that_lacks_what_an_option_needs(
+    choices: list[str], on: Environment, expected: tuple[str, str, str]
+) -> None:
+    assert problems(a_run(*choices), on) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("choices", "on"),
+    [
+        (["precision=tf32"], A100),
+        (["precision=bf16"], A100),
+        (["precision=fp16"], T4),
+        (["attention=sdpa_efficient"], T4),
+        (["attention=sdpa_flash", "precision=fp16"], T4),
+        (["attention=sdpa_flash"], CPU),
+        (["attention=sdpa_cudnn", "precision=bf16"], A100),
+        (["attention=xformers"], T4),
+        (["quant=fp8", "precision=bf16"], L4),
+        (["quant=fp8", "precision=bf16"], H100),
+        (["quant=int8"], MAC),
+    ],
+)
+def test_a_machine_that_has_what_an_option_needs(choices: list[str], on: Environment) -> None:
+    assert problems(a_run(*choices), on) == []
+
+
+@pytest.mark.parametrize("quant", ["int8", "int8_weight_only", "fp8_weight_only"])
+def test_a_missing_package_is_named_with_the_way_to_install_it(quant: str) -> None:
+    without = machine(modules={"torchao": False})
+    assert problems(a_run(f"quant={quant}"), without) == [
+        (
+            f"quant={quant}",
+            "needs the package torchao, which is not installed",
+            "pip install torchao, or quant=none",
+        )
+    ]
+
+
+def test_xformers_without_its_package() -> None:
+    without = machine(H100.gpus[0], modules={"xformers": False})
+    assert problems(a_run("attention=xformers"), without) == [
+        (
+            "attention=xformers",
+            "needs the package xformers, which is not installed",
+            "pip install xformers, or attention=sdpa",
+        )
+    ]
+
+
+def test_several_unmet_needs_of_one_option_all_come() -> None:
+    nothing = machine(modules={"xformers": False, "torchao": False})
+    assert [reason for _, reason, _ in problems(a_run("attention=xformers"), nothing)] == [
+        "needs an NVIDIA GPU; device=cpu",
+        "needs the package xformers, which is not installed",
+    ]
+
+
+# The device ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("on", "device"), [(H100, "cuda"), (CPU, "cpu"), (MAC, "mps")], ids=["gpu", "cpu", "mac"]
+)
+def test_auto_is_the_best_device_of_the_machine(on: Environment, device: str) -> None:
+    assert plan(a_run(), on).device == device
+
+
+def test_a_gpu_without_a_cuda_build_of_torch_is_not_used() -> None:
+    assert plan(a_run(), machine(H100.gpus[0], torch_cuda=None)).device == "cpu"
+
+
+def test_the_cpu_of_a_machine_with_a_gpu_can_be_asked_for() -> None:
+    assert plan(a_run(device="cpu"), H100).device == "cpu"
+    assert problems(a_run("quant=fp8", "precision=bf16", device="cpu"), H100) == [
+        (
+            "quant=fp8",
+            "needs an NVIDIA GPU of compute capability 8.9 or newer; device=cpu",
+            "quant=int8",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "on", "expected"),
+    [
+        (
+            "gpu",
+            CPU,
+            ("device=gpu", "is none of auto, cpu, cuda, mps", "device=auto"),
+        ),
+        (
+            "cuda",
+            CPU,
+            (
+                "device=cuda",
+                "the installed torch 2.13.0 is built without CUDA",
+                "device=cpu, or a CUDA build of torch",
+            ),
+        ),
+        (
+            "cuda",
+            machine(torch_cuda="12.8"),
+            ("device=cuda", "no NVIDIA GPU is visible on this machine", "device=cpu"),
+        ),
+        (
+            "mps",
+            H100,
+            ("device=mps", "this is not an Apple-silicon Mac", "device=cpu"),
+        ),
+    ],
+)
+def test_a_device_that_is_not_there(
+    asked: str, on: Environment, expected: tuple[str, str, str]
+) -> None:
+    assert problems(a_run(device=asked), on) == [expected]
+
+
+# What is drawn and measured ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {"height": 63},
+            (
+                "generation.height=63",
+                "must be a multiple of 8, because latents are",
+                "generation.height=64",
+            ),
+        ),
+        (
+            {"width": 1},
+            (
+                "generation.width=1",
+                "must be a multiple of 8, because latents are",
+                "generation.width=8",
+            ),
+        ),
+        (
+            {"steps": 0},
+            ("generation.steps=0", "must be at least 1", "generation.steps=1"),
+        ),
+        (
+            {"images_per_prompt": 0},
+            (
+                "generation.images_per_prompt=0",
+                "must be at least 1",
+                "generation.images_per_prompt=1",
+            ),
+        ),
+        ({"seed": -1}, ("generation.seed=-1", "must be at least 0", "generation.seed=0")),
+        (
+            {"guidance_scale": float("nan")},
+            (
+                "generation.guidance_scale=nan",
+                "is not a finite number",
+                "generation.guidance_scale=0",
+            ),
+        ),
+    ],
+)
+def test_numbers_that_nothing_can_be_drawn_with(
+    keys: dict[str, Any], expected: tuple[str, str, str]
+) -> None:
+    assert problems(a_run(generation=keys), CPU) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        ("", "''"),
+        ("   ", "'   '"),
+        ([], "[]"),
+        (["a cat", " "], "['a cat', ' ']"),
+        ([1, 2], "[1, 2]"),
+        (7, "7"),
+        (None, "None"),
+    ],
+)
+def test_a_prompt_that_says_nothing(prompt: Any, shown: str) -> None:
+    assert problems(a_run(generation={"prompt": prompt}), CPU) == [
+        (
+            f"generation.prompt={shown}",
+            "there is nothing to draw: a prompt is a text, or a list of texts, none of them empty",
+            "generation.prompt='a photo of an astronaut', or null for the model's own",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"seed": 0},
+        {"guidance_scale": 0.0},
+        {"steps": 1},
+        {"height": None, "width": None, "steps": None, "guidance_scale": None},
+        {"prompt": ["a cat", "a dog"], "images_per_prompt": 3},
+    ],
+)
+def test_zero_one_and_null_are_values_like_any_other(keys: dict[str, Any]) -> None:
+    assert problems(a_run(generation=keys), CPU) == []
+
+
+def test_nothing_timed_and_a_negative_warm_up() -> None:
+    assert problems(a_run(bench={"runs": -3, "warmup": -1}), CPU) == [
+        ("bench.runs=-3", "nothing would be timed", "bench.runs=1"),
+        ("bench.warmup=-1", "can't be negative", "bench.warmup=0"),
+    ]
+
+
+# What can't be combined ----------------------------------------------------------------------------
+
+
+def test_math_attention_and_fused_projections() -> None:
+    assert problems(a_run("attention=math", "qkv=fused"), CPU) == [
+        (
+            "attention=math",
+            "can't be combined with qkv=fused: fusing replaces the attention processor",
+            "qkv=separate, or attention=sdpa_math",
+        )
+    ]
+    assert problems(a_run("attention=sdpa_math", "qkv=fused"), CPU) == []
+
+
+def test_xformers_and_fused_projections() -> None:
+    assert problems(a_run("attention=xformers", "qkv=fused"), H100) == [
+        (
+            "attention=xformers",
+            "can't be combined with qkv=fused: each replaces the attention processor",
+            "qkv=separate, or attention=sdpa",
+        )
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_the_flash_kernel_of_cuda_has_no_fp32(precision: str) -> None:
+    assert problems(a_run("attention=sdpa_flash", f"precision={precision}"), H100) == [
+        (
+            "attention=sdpa_flash",
+            f"CUDA's flash kernel computes in fp16 or bf16 only; precision={precision}",
+            "precision=bf16, or attention=sdpa_efficient",
+        )
+    ]
+
+
+def test_the_cudnn_kernel_has_no_fp32() -> None:
+    assert problems(a_run("attention=sdpa_cudnn"), H100) == [
+        (
+            "attention=sdpa_cudnn",
+            "cuDNN's kernel computes in fp16 or bf16 only; precision=fp32",
+            "precision=bf16",
+        )
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+def test_fp8_with_a_scale_a_row_needs_bf16(precision: str) -> None:
+    run = a_run("quant=fp8", f"precision={precision}")
+    assert problems(run, H100) == [
+        (
+            "quant=fp8",
+            f"one scale a row works in bf16 only; precision={precision}",
+            "precision=bf16, or quant.granularity=per_tensor",
+        )
+    ]
+    whole = a_run("quant=fp8", f"precision={precision}", quant={"granularity": "per_tensor"})
+    assert problems(whole, H100) == []
+
+
+@pytest.mark.parametrize("freezing", [True, "auto"])
+def test_regional_compiling_can_not_be_frozen(freezing: Any) -> None:
+    run = a_run("compile=regional", compile={"freezing": freezing})
+    assert problems(run, CPU) == [
+        (
+            "compile.freezing=true",
+            "can't be combined with compile=regional: frozen weights make every block its own graph",
+            "compile.freezing=false, or compile=default",
+        )
+    ]
+
+
+def test_regional_with_freezing_auto_is_fine_where_auto_means_no() -> None:
+    assert problems(a_run("compile=regional", compile={"freezing": "auto"}), H100) == []
+
+
+def test_regional_compiling_of_a_vae() -> None:
+    run = a_run("compile=regional", compile={"targets": ["denoiser", "vae_decode"]})
+    assert problems(run, H100) == [
+        (
+            "compile.targets=[vae_decode]",
+            "a VAE has no repeated blocks to compile by region",
+            "compile.targets=[denoiser], or compile=default",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {"targets": ["denoizer"]},
+            (
+                "compile.targets=[denoizer]",
+                "there is no such target; there are denoiser, vae_decode",
+                "compile.targets=[denoiser]",
+            ),
+        ),
+        (
+            {"targets": ["vae"]},
+            (
+                "compile.targets=[vae]",
+                "there is no such target; there are denoiser, vae_decode",
+                "compile.targets=[denoiser]",
+            ),
+        ),
+        (
+            {"targets": []},
+            ("compile.targets=[]", "nothing would be compiled", "compile=none"),
+        ),
+        (
+            {"freezing": "perhaps"},
+            (
+                "compile.freezing=perhaps",
+                "is not true, false or auto",
+                "compile.freezing=auto",
+            ),
+        ),
+    ],
+)
+def test_keys_of_compile_that_make_no_sense(
+    keys: dict[str, Any], expected: tuple[str, str, str]
+) -> None:
+    assert problems(a_run("compile=default", compile=keys), CPU) == [expected]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_tf32_beside_half_precision_needs_a_gpu_that_has_it(precision: str) -> None:
+    run = a_run(f"precision={precision}", precision={"tf32": True})
+    assert problems(run, CPU) == [
+        (
+            "precision.tf32=true",
+            "needs an NVIDIA GPU of compute capability 8.0 or newer; device=cpu",
+            "precision.tf32=false",
+        )
+    ]
+    assert [step.pass_.key for step in plan(run, A100).steps][:2] == [
+        "precision.tf32",
+        f"precision.{precision}",
+    ]
+
+
+# What a model can do -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choice", "facts", "expected"),
+    [
+        (
+            "memory_format=channels_last",
+            FLUX,
+            (
+                "FluxTransformer2DModel has no 4-D weights: there is nothing to lay out",
+                "memory_format=contiguous",
+            ),
+        ),
+        (
+            "memory_format=channels_last",
+            HUNYUAN_VIDEO,
+            (
+                "HunyuanVideoTransformer3DModel has 5-D weights (3-D convolutions): there is nothing to lay out",
+                "memory_format=contiguous",
+            ),
+        ),
+        (
+            "compile=regional",
+            SD3,
+            ("SD3Transformer2DModel declares no repeated blocks", "compile=default"),
+        ),
+        (
+            "compile=regional",
+            UNKNOWN,
+            ("SomeNewTransformer declares no repeated blocks", "compile=default"),
+        ),
+        (
+            "qkv=fused",
+            SANA,
+            ("SanaTransformer2DModel can't fuse its projections", "qkv=separate"),
+        ),
+        (
+            "qkv=fused",
+            UNKNOWN,
+            ("SomeNewTransformer can't fuse its projections", "qkv=separate"),
+        ),
+        (
+            "attention=math",
+            FLUX,
+            (
+                "FluxTransformer2DModel has no exchangeable default attention processors",
+                "attention=sdpa_math",
+            ),
+        ),
+        (
+            "attention=xformers",
+            LUMINA,
+            (
+                "Lumina2Transformer2DModel has no exchangeable attention processors",
+                "attention=sdpa",
+            ),
+        ),
+    ],
+)
+def test_a_model_that_can_not(choice: str, facts: ModelFacts, expected: tuple[str, str]) -> None:
+    assert problems(a_run(choice), H100, facts) == [(choice, *expected)]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    ["memory_format=channels_last", "compile=regional", "qkv=fused", "attention=math"],
+)
+def test_what_nobody_has_seen_is_not_refused(choice: str) -> None:
+    assert problems(a_run(choice), H100, None) == []
+
+
+def test_parts_whose_class_can_not_are_left_out() -> None:
+    steps = plan(a_run("qkv=fused"), CPU, TINY_VAE).steps
+    assert {step.pass_.key: step.components for step in steps}["qkv.fused"] == ("unet",)
+
+
+# Notices -------------------------------------------------------------------------------------------
+
+
+def test_int8_and_fp8_without_compile_are_said_to_be_slow() -> None:
+    assert notices(a_run("quant=int8"), CPU) == [
+        (
+            "quant=int8",
+            "without compile int8 is usually slower than no quantization, on a GPU by far; "
+            "compile=regional is the cheapest",
+        )
+    ]
+    assert notices(a_run("quant=int8", "compile=regional"), CPU) == []
+    assert notices(a_run("quant=fp8", "precision=bf16"), H100) == [
+        ("quant=fp8", "without compile fp8 is usually slower than no quantization")
+    ]
+
+
+def test_half_precision_on_a_cpu() -> None:
+    assert notices(a_run("precision=bf16"), CPU) == []
+    assert notices(a_run("precision=bf16"), OLD_CPU) == [
+        (
+            "precision=bf16",
+            "this processor has no bf16 arithmetic (avx512_bf16, amx_bf16); fp32 may be faster here",
+        )
+    ]
+    assert (
+        "precision=fp16",
+        "a CPU computes fp16 slowly; bf16 or fp32 is usually faster",
+    ) in notices(a_run("precision=fp16"), CPU)
+
+
+def test_a_vae_that_asks_for_fp32_is_said_with_fp16() -> None:
+    upcast = Component("vae", "diffusers", "AutoencoderKL", None, None, {"force_upcast": True})
+    facts = ModelFacts(SHAPES.pipeline, {**SHAPES.components, "vae": upcast})
+    said = [notice.text for notice in plan(a_run("precision=fp16"), H100, facts).notices]
+    assert said == [
+        "this model's VAE asks for fp32 (force_upcast), so every call decodes in fp32; "
+        "precision=bf16 decodes in bf16"
+    ]
+
+
+@pytest.mark.parametrize("mode", ["reduce_overhead", "max_autotune"])
+def test_cuda_graphs_on_a_cpu(mode: str) -> None:
+    assert notices(a_run(f"compile={mode}"), CPU) == [
+        (
+            f"compile={mode}",
+            "CUDA graphs don't exist on a CPU; the rest of the mode holds",
+        )
+    ]
+    assert notices(a_run(f"compile={mode}"), H100) == []
+
+
+def test_compiling_for_mps() -> None:
+    assert notices(a_run("compile=default"), MAC) == [
+        (
+            "compile=default",
+            "Inductor's support for mps is young; compare with compile=none",
+        )
+    ]
+
+
+# The plan ------------------------------------------------------------------------------------------
+
+
+def test_stages_come_in_their_order() -> None:
+    run = a_run(
+        "precision=bf16",
+        "attention=sdpa_flash",
+        "qkv=fused",
+        "memory_format=channels_last",
+        "quant=int8",
+        "compile=max_autotune",
+        precision={"tf32": True},
+    )
+    steps = plan(run, H100).steps
+    assert [(step.stage.name, step.pass_.key) for step in steps] == [
+        ("FLAGS", "precision.tf32"),
+        ("LOAD", "precision.bf16"),
+        ("FUSE", "qkv.fused"),
+        ("LAYOUT", "memory_format.channels_last"),
+        ("QUANTIZE", "quant.int8"),
+        ("PLACE", "device"),
+        ("COMPILE", "compile.max_autotune"),
+        ("CALL", "attention.sdpa_flash"),
+    ]
+
+
+def test_the_order_of_stages_is_that_of_the_work() -> None:
+    assert [stage.name for stage in sorted(Stage)] == [
+        "FLAGS",
+        "LOAD",
+        "ADAPT",
+        "FUSE",
+        "LAYOUT",
+        "QUANTIZE",
+        "ATTENTION",
+        "CACHE",
+        "PLACE",
+        "COMPILE",
+        "CALL",
+    ]
+
+
+def test_compile_targets_choose_the_components() -> None:
+    for targets, names in (
+        (["denoiser"], ("unet",)),
+        (["vae_decode"], ("vae",)),
+        (["vae_decode", "denoiser"], ("unet", "vae")),
+    ):
+        steps = plan(a_run("compile=default", compile={"targets": targets}), CPU).steps
+        assert steps[-1].components == names
+
+
+def test_two_passes_that_change_the_same_thing_at_the_same_stage_clash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Twice(Pass):
+        key, stage, does = "quant.twice", Stage.QUANTIZE, "quantize once more"
+
+        def components(self, setting: Setting) -> tuple[str, ...]:
+            return ("unet",)
+
+    int8 = OPTIONS["quant"]["int8"]
+    monkeypatch.setattr(int8, "passes", lambda self: (self, Twice()))
+    assert problems(a_run("quant=int8"), CPU) == [
+        (
+            "quant.int8",
+            "and quant.twice both change unet at the same stage",
+            "leave one of them out: quant.int8, quant.twice",
+        )
+    ]
+
+
+def test_a_problem_that_two_rules_find_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Problem("quant=int8", "is wrong", "quant=none")
+    monkeypatch.setattr(OPTIONS["quant"]["int8"], "check", lambda self, setting: [found, found])
+    assert problems(a_run("quant=int8"), CPU) == [("quant=int8", "is wrong", "quant=none")]
+
+
+def test_planning_changes_nothing_in_its_arguments() -> None:
+    run = a_run("quant=int8", "compile=max_autotune")
+    before = copy.deepcopy(run)
+    plan(run, CPU)
+    assert run == before
+
+
+# Every option --------------------------------------------------------------------------------------
+
+MACHINES = {"H100": H100, "A100": A100, "T4": T4, "CPU": CPU, "Mac": MAC}
+COMPANIONS: dict[str, list[str]] = {
+    "attention=sdpa_flash": ["precision=bf16"],
+    "attention=sdpa_cudnn": ["precision=bf16"],
+    "quant=fp8": ["precision=bf16"],
+}
+"""What an option can't do without; any other plans beside the defaults alone."""
+
+
+def every_option() -> Iterator[str]:
+    for slot, files in option_files().items():
+        yield from (f"{slot}={name}" for name in files)
+
+
+@pytest.mark.parametrize("choice", every_option())
+def test_every_option_that_ships_can_be_planned_on_some_machine(choice: str) -> None:
+    slot = choice.split("=")[0]
+    facts = None if slot == "model" else SHAPES
+    run = a_run(choice, *COMPANIONS.get(choice, []))
+    possible = [name for name, on in MACHINES.items() if not problems(run, on, facts)]
+    assert possible, {name: problems(run, on, facts) for name, on in MACHINES.items()}
+
+
+@pytest.mark.parametrize("choice", every_option())
+def test_every_step_says_what_it_does(choice: str) -> None:
+    run = a_run(choice, *COMPANIONS.get(choice, []))
+    for step in plan(run, H100).steps:
+        told = step.to_dict()
+        assert told["pass"]
+        assert told["does"]
+        assert told["stage"] == step.stage.name.lower()
+
+
+def test_every_option_in_python_has_a_file_and_the_other_way_round() -> None:
+    for slot, options in OPTIONS.items():
+        assert set(option_files()[slot]) == set(options)
+
+
+def test_conflicts_name_options_that_exist() -> None:
+    for options in OPTIONS.values():
+        for option in options.values():
+            for conflict in option.conflicts:
+                slot, name = conflict.choice.split("=")
+                assert name in option_files()[slot]
+
+
+def test_every_way_out_that_is_typed_can_be_typed() -> None:
+    """`quant=int8, or quant=none` names options that exist."""
+    declared = [option for options in OPTIONS.values() for option in options.values()]
+    ways = [rule.instead for option in declared for rule in option.requires]
+    ways += [rule.instead for option in declared for rule in option.conflicts]
+    for way in {way for ways_out in ways for way in ways_out.split(", or ")}:
+        slot, _, name = way.partition("=")
+        assert name in option_files().get(slot, {}), way
+
+
+def test_an_option_is_an_option() -> None:
+    assert all(issubclass(o, Option) for options in OPTIONS.values() for o in options.values())
