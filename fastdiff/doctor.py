@@ -36,7 +36,7 @@ def report() -> str:
 
 def _arithmetic(machine: Environment) -> str:
     can = [name for name in ("avx512f", "avx512_vnni", "amx_int8") if name in machine.cpu_flags]
-    bf16 = "bf16 arithmetic" if machine.multiplies_bf16 else "no bf16 arithmetic"
+    bf16 = "bf16 arithmetic" if machine.processor_computes_in("bf16") else "no bf16 arithmetic"
     return ", ".join([*can, bf16])
 
 

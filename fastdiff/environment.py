@@ -67,10 +67,10 @@ class Environment:
         """Compute capability of the first GPU, the one that runs use."""
         return self.gpus[0].capability if self.gpus else None
 
-    @property
-    def multiplies_bf16(self) -> bool:
-        """Whether the processor has bf16 arithmetic of its own; without it bf16 is slower than fp32."""
-        return bool(self.cpu_flags & {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16"})
+    def processor_computes_in(self, precision: str) -> bool:
+        """Whether the processor has arithmetic of its own for a precision; without it fp32 is faster."""
+        needed = _ARITHMETIC.get(precision)
+        return needed is None or bool(self.cpu_flags & needed)
 
     def has_module(self, name: str) -> bool:
         """Whether a top-level module could be imported; nothing is imported to find out."""
@@ -91,8 +91,14 @@ class Environment:
         return data
 
 
+_ARITHMETIC = {
+    "bf16": frozenset({"avx512_bf16", "amx_bf16", "bf16", "sve_bf16"}),
+    "fp16": frozenset({"avx512_fp16", "amx_fp16", "fphp", "asimdhp"}),
+}
+"""Flags of which a processor needs one, in Linux's words."""
+
 _INTERESTING_FLAGS = frozenset(
-    {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "bf16"}
+    {"avx2", "avx512f", "avx512_vnni", "amx_tile", "amx_int8"}.union(*_ARITHMETIC.values())
 )
 
 

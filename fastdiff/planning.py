@@ -24,13 +24,14 @@ class Step:
     pass_: Pass
     stage: Stage
     components: tuple[str, ...]
+    does: str
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "pass": self.pass_.key,
             "stage": self.stage.name.lower(),
             "components": list(self.components),
-            "does": self.pass_.does,
+            "does": self.does,
             "source": self.pass_.source,
         }
 
@@ -63,7 +64,10 @@ def make_plan(run: RunConfig, environment: Environment, facts: ModelFacts | None
             notices.append(finding)
     steps = tuple(
         sorted(
-            (Step(p, p.stage, p.components(setting)) for p in _passes(setting)),
+            (
+                Step(p, p.stage, p.components(setting), p.explain(setting))
+                for p in _passes(setting)
+            ),
             key=lambda step: step.stage,
         )
     )

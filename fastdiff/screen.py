@@ -103,7 +103,7 @@ def plan_text(plan: Plan) -> str:
     for number, step in enumerate(plan.steps, 1):
         where = f" ({', '.join(step.components)})" if step.components else ""
         label = f"{number}. {step.stage.name.lower()}"
-        lines.append(row(label, f"{step.pass_.key}: {step.pass_.does}{where}"))
+        lines.append(row(label, f"{step.pass_.key}: {step.does}{where}"))
     asked = run.generation
     size = (
         f"{asked.width}x{asked.height}" if asked.width and asked.height else "the model's own size"

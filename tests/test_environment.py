@@ -100,7 +100,7 @@ def test_a_device_in_words() -> None:
     ],
 )
 def test_bf16_arithmetic_is_told_by_the_processors_flags(flags: set[str], multiplies: bool) -> None:
-    assert machine(cpu_flags=frozenset(flags)).multiplies_bf16 is multiplies
+    assert machine(cpu_flags=frozenset(flags)).processor_computes_in("bf16") is multiplies
 
 
 # Files of the system -------------------------------------------------------------------------------

@@ -169,6 +169,10 @@ class Pass:
         """Names of the components it will change; planning lets no two passes of a stage share one."""
         return setting.names()
 
+    def explain(self, setting: Setting) -> str:
+        """What it does in this run, for the plan: `does`, and what only the machine decides."""
+        return self.does
+
     def prepare(self, loading: Loading) -> None:
         """Say how the pipeline is to be built. Called before it exists, for passes of LOAD only."""
 

@@ -55,8 +55,8 @@ class Compile(Option, Pass):
 
     targets: what is compiled, of `denoiser` and `vae_decode`.
     fullgraph: a graph break is an error.
-    freezing: bake the weights into the graph, prepacked; `auto` is true on a CPU. Costs memory for the packed
-        weights, and they can't change afterwards.
+    freezing: bake the weights into the graph, prepacked; `auto` is true on a CPU that computes in the run's
+        precision itself. Costs memory for the packed weights, and they can't change afterwards.
     cpp_wrapper: Inductor's generated call sequence in C++ instead of Python.
     conv_1x1_as_mm, coordinate_descent_tuning, coordinate_descent_check_all_directions, epilogue_fusion: Inductor's
         flags of these names; null leaves Inductor's own.
@@ -85,9 +85,21 @@ class Compile(Option, Pass):
         parts = {"denoiser": setting.denoiser, "vae_decode": setting.vae}
         return tuple(p.name for name, p in parts.items() if p and name in self.targets)
 
-    def freezes(self, device: str) -> bool:
-        """Whether weights are frozen on this device."""
-        return device == "cpu" if self.freezing == "auto" else bool(self.freezing)
+    def explain(self, setting: Setting) -> str:
+        frozen = "weights frozen" if self.freezes(setting) else "weights not frozen"
+        whole = "no graph breaks" if self.fullgraph else "graph breaks allowed"
+        return f"{self.does}, {whole}, {frozen}"
+
+    def freezes(self, setting: Setting) -> bool:
+        """Whether weights are frozen in this run.
+
+        `auto` freezes on a CPU, but not in a precision that the processor has no arithmetic for: the prepacked
+        bf16 convolutions of such a processor took 18 times as long as the unfrozen ones.
+        """
+        if self.freezing != "auto":
+            return bool(self.freezing)
+        precision = setting.run.choices["precision"]
+        return setting.device == "cpu" and setting.environment.processor_computes_in(precision)
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
         choice = setting.chosen("compile")
@@ -127,13 +139,13 @@ class Compile(Option, Pass):
         options |= {flag: value for flag in flags if (value := getattr(self, flag)) is not None}
         return options
 
-    def around_calls(self, device: str) -> Callable[[], AbstractContextManager[Any]]:
+    def around_calls(self, setting: Setting) -> Callable[[], AbstractContextManager[Any]]:
         """What has to hold around each call of something compiled."""
         import torch
         import torch._dynamo.config
         import torch._inductor.config
 
-        freezing = self.freezes(device)
+        freezing = self.freezes(setting)
 
         def enter() -> AbstractContextManager[Any]:
             stack = ExitStack()
@@ -145,13 +157,13 @@ class Compile(Option, Pass):
 
         return enter
 
-    def compiled(self, function: Callable[..., Any], device: str) -> Callable[..., Any]:
+    def compiled(self, function: Callable[..., Any], setting: Setting) -> Callable[..., Any]:
         """The function compiled, with the flags around its calls and its CUDA graphs' outputs copied."""
         import torch
 
         inner = torch.compile(function, fullgraph=self.fullgraph, options=self.inductor_options())
-        enter = self.around_calls(device)
-        graphs = self.cuda_graphs and device == "cuda"
+        enter = self.around_calls(setting)
+        graphs = self.cuda_graphs and setting.device == "cuda"
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -168,10 +180,10 @@ class Compile(Option, Pass):
         setting, names = context.setting, self.components(context.setting)
         for name, part in context.parts(pipeline, names).items():
             if setting.denoiser and name == setting.denoiser.name:
-                part.forward = self.compiled(part.forward, context.device)
+                part.forward = self.compiled(part.forward, setting)
             else:
-                part.decode = self.compiled(part.decode, context.device)
-        details = {"components": list(names), "freezing": self.freezes(context.device)}
+                part.decode = self.compiled(part.decode, setting)
+        details = {"components": list(names), "freezing": self.freezes(setting)}
         return CompiledGraphs(self.key, len(names), details)
 
 
@@ -219,7 +231,7 @@ class Regional(Compile):
 
     @property
     def does(self) -> str:  # type: ignore[override]
-        return "torch.compile of the denoiser's repeated blocks"
+        return "torch.compile of the repeated blocks"
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
         yield from super().check(setting)
@@ -237,7 +249,7 @@ class Regional(Compile):
                 "a VAE has no repeated blocks to compile by region",
                 "compile.targets=[denoiser], or compile=default",
             )
-        if self.freezes(setting.device):
+        if self.freezes(setting):
             yield Problem(
                 "compile.freezing=true",
                 "can't be combined with compile=regional: frozen weights make every block its own graph",
@@ -251,7 +263,7 @@ class Regional(Compile):
         for part in context.parts(pipeline, self.components(context.setting)).values():
             part.compile_repeated_blocks(fullgraph=self.fullgraph, options=self.inductor_options())
             regions += sum(m._compiled_call_impl is not None for m in part.modules())
-            around_forward(part, self.around_calls(context.device))
+            around_forward(part, self.around_calls(context.setting))
         return CompiledGraphs(self.key, regions, {"freezing": False})
 
 

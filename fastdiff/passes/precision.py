@@ -150,7 +150,7 @@ class Bf16(_Half):
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
         yield from super().check(setting)
-        if setting.device == "cpu" and not setting.environment.multiplies_bf16:
+        if setting.device == "cpu" and not setting.environment.processor_computes_in("bf16"):
             yield Notice(
                 "precision=bf16",
                 "this processor has no bf16 arithmetic (avx512_bf16, amx_bf16); fp32 may be faster here",

@@ -38,9 +38,7 @@ class Drawn:
 class Fake:
     """A pipeline that returns a given picture, and given latents after its steps."""
 
-    def __init__(
-        self, *pictures: Image.Image, latents: list[Any] | None = None
-    ) -> None:
+    def __init__(self, *pictures: Image.Image, latents: list[Any] | None = None) -> None:
         self.pictures, self.latents, self.calls = pictures, latents, []
 
     def __call__(
@@ -97,7 +95,7 @@ def test_latents_that_are_no_numbers_are_named_with_the_first_step_that_had_them
 
 def test_one_bad_picture_of_several_is_enough() -> None:
     pipeline = Fake(coloured(), Image.new("RGB", (16, 16)))
-    with pytest.raises(InvalidOutputError, match="^the picture is black"):
+    with pytest.raises(InvalidOutputError, match="the picture is black"):
         first_call(pipeline, Generation(["a", "b"], steps=1), "cpu", silent)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -140,5 +141,5 @@ def test_on_a_gpu_steps_are_timed_by_events_and_agree_with_the_wall_clock() -> N
         torch.cuda.synchronize()
         marks.append(time.perf_counter())
     steps = clock.steps_s()
-    walls = [later - earlier for earlier, later in zip(marks, marks[1:], strict=False)]
+    walls = [later - earlier for earlier, later in pairwise(marks)]
     assert steps == pytest.approx(walls, rel=0.5)

@@ -6,7 +6,7 @@ Compiling takes long, so two compiled pipelines are shared: a whole tiny denoise
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fastdiff.composition import compose
 from fastdiff.environment import this_machine
 from fastdiff.errors import NoEffectError, PlanError
 from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.passes.base import Setting
 from fastdiff.passes.compile import CompiledGraphs, Default, MaxAutotune, ReduceOverhead, Regional
 from fastdiff.planning import make_plan
 from fastdiff.result import Observed
@@ -109,7 +110,7 @@ def test_the_whole_denoiser_is_one_graph_without_breaks(whole: Compiled, eager: 
 def test_the_effect_names_graphs_breaks_cache_and_freezing(whole: Compiled) -> None:
     outcome = next(o for o in whole.ran.built.outcomes if isinstance(o, CompiledGraphs))
     effect = outcome.effect(whole.observed)
-    assert str(effect) == "compile.default 1 graphs, 0 breaks"
+    assert str(effect) == "compile.default 1 graph, 0 breaks"
     assert effect.details["components"] == ["unet"]
     assert effect.details["freezing"] is True
     assert effect.details["cache"] == "cold"
@@ -181,7 +182,7 @@ def test_repeated_blocks_share_one_graph(regional: Compiled, eager: Any) -> None
     assert (regional.observed.graphs, regional.observed.graph_breaks) == (1, 0)
     assert regional.observed.recompiles == 0
     assert regional.observed.cache == "cold"
-    assert str(effect) == "compile.regional 1 graphs, 0 breaks"
+    assert str(effect) == "compile.regional 1 graph, 0 breaks"
     assert regional.ran.psnr_db(eager) > 40
 
 
@@ -224,6 +225,11 @@ def fresh() -> Iterator[None]:
     _forget_compiled()
 
 
+def on_cpu() -> Setting:
+    """A plain run's setting, for functions that belong to no pipeline."""
+    return Setting(compose([]), this_machine(), "cpu", None)
+
+
 def flags() -> tuple[bool, bool]:
     import torch._dynamo.config
     import torch._inductor.config
@@ -233,19 +239,23 @@ def flags() -> tuple[bool, bool]:
 
 
 @pytest.mark.parametrize(
-    ("option", "device", "inside"),
+    ("option", "device", "precision", "inside"),
     [
-        (Default(), "cpu", (True, True)),
-        (Default(freezing=False), "cpu", (False, True)),
-        (Default(), "cuda", (False, True)),
-        (Default(freezing=True), "cuda", (True, True)),
-        (Regional(), "cpu", (False, True)),
+        (Default(), "cpu", "fp32", (True, True)),
+        (Default(), "cpu", "bf16", (False, True)),  # this processor has no bf16 arithmetic
+        (Default(freezing=True), "cpu", "bf16", (True, True)),
+        (Default(freezing=False), "cpu", "fp32", (False, True)),
+        (Default(), "cuda", "fp32", (False, True)),
+        (Default(freezing=True), "cuda", "fp32", (True, True)),
+        (Regional(), "cpu", "fp32", (False, True)),
     ],
 )
 def test_freezing_and_the_recompile_limit_hold_within_calls_alone(
-    option: Any, device: str, inside: tuple[bool, bool]
+    option: Any, device: str, precision: str, inside: tuple[bool, bool]
 ) -> None:
-    enter = option.around_calls(device)
+    machine = replace(this_machine(), cpu_flags=frozenset({"avx512f"}))
+    run = compose([f"precision={precision}"])
+    enter = option.around_calls(Setting(run, machine, device, None))
     assert flags() == (False, False)
     for _ in range(2):
         with enter():
@@ -264,7 +274,7 @@ def test_past_the_recompile_limit_a_call_fails_instead_of_going_on_eagerly() -> 
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
     once, again = torch.zeros(4), torch.zeros(4, dtype=torch.float64)
-    function = Default(fullgraph=False).compiled(lambda x: x + 1, "cpu")
+    function = Default(fullgraph=False).compiled(lambda x: x + 1, on_cpu())
     alone = torch.compile(lambda x: x + 2, backend="eager")
     with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
         function(once)
@@ -289,9 +299,9 @@ def test_a_graph_break_is_an_error_unless_fullgraph_is_off() -> None:
 
     with torch.no_grad():
         with pytest.raises(Unsupported):
-            Default().compiled(broken, "cpu")(torch.zeros(4))
+            Default().compiled(broken, on_cpu())(torch.zeros(4))
         _forget_compiled()
-        out = Default(fullgraph=False).compiled(broken, "cpu")(torch.zeros(4))
+        out = Default(fullgraph=False).compiled(broken, on_cpu())(torch.zeros(4))
     seen = compile_counters()
     assert out.tolist() == [2.0] * 4
     assert (seen.graphs, seen.graph_breaks, len(seen.break_reasons)) == (2, 1, 1)
@@ -305,7 +315,7 @@ def test_the_second_time_the_cache_is_warm() -> None:
 
     def compile_it() -> str:
         with torch.no_grad():
-            Default(freezing=False).compiled(lambda x: (x * 3).sin(), "cpu")(torch.zeros(4))
+            Default(freezing=False).compiled(lambda x: (x * 3).sin(), on_cpu())(torch.zeros(4))
         return compile_counters().cache
 
     assert compile_counters().cache == "none"

@@ -28,7 +28,12 @@ def weights_of(pipeline: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("option", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")]
+    ("option", "dtype"),
+    [
+        ("fp32", "float32"),
+        ("bf16", "bfloat16"),
+        pytest.param("fp16", "float16", marks=pytest.mark.slow),
+    ],
 )
 def test_every_weight_has_the_chosen_format_and_the_picture_stays(
     option: str, dtype: str, shapes_run: Callable[..., Any], shapes_plain: Any, global_state: Any
