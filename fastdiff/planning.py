@@ -64,10 +64,7 @@ def make_plan(run: RunConfig, environment: Environment, facts: ModelFacts | None
             notices.append(finding)
     steps = tuple(
         sorted(
-            (
-                Step(p, p.stage, p.components(setting), p.explain(setting))
-                for p in _passes(setting)
-            ),
+            (Step(p, p.stage, p.components(setting), p.explain(setting)) for p in _passes(setting)),
             key=lambda step: step.stage,
         )
     )

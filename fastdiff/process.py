@@ -21,7 +21,7 @@ from fastdiff.errors import FastdiffError, UsageError
 from fastdiff.planning import Plan
 from fastdiff.report import blank_report
 from fastdiff.result import Status, read_json, write_json, write_text
-from fastdiff.worker import Request
+from fastdiff.worker import PARENT, Request
 
 LEAST_FREE_BYTES = 50_000_000
 """A run's folder holds pictures, a log and reports: a few megabytes. Below this the disk counts as full."""
@@ -60,6 +60,7 @@ def run_in_process(
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     before = entries(folder)
     prepare_folder(folder)
+    (folder / "report.json").unlink(missing_ok=True)
     request.write(folder)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(request.config)))
     write_json(folder / "plan.json", plan.to_dict())
@@ -67,10 +68,20 @@ def run_in_process(
     if ending.status is Status.INCOMPATIBLE:
         leave_nothing(folder, before)
         raise RefusedByWorker(ending.message or "")
-    if ending.status is Status.OK:
+    # What a process does after its report is whole, a crash while it ends for example, takes nothing from the report.
+    if (folder / "report.json").is_file():
         report: dict[str, Any] = read_json(folder / "report.json")
         return report
-    report = blank_report(plan.setting.run, plan, request.overrides, started_at)
+    if ending.status is Status.OK:
+        ending = Ending(Status.CRASHED, "the run's process ended early, without a report", 1)
+    return report_failure(plan, request.overrides, folder, ending, started_at)
+
+
+def report_failure(
+    plan: Plan, overrides: list[str], folder: Path, ending: Ending, started_at: str
+) -> dict[str, Any]:
+    """Write the report of a run that has no figures, and return it."""
+    report = blank_report(plan.setting.run, plan, overrides, started_at)
     report["status"] = ending.status.value
     report["error"] = {
         "message": ending.message,
@@ -95,6 +106,8 @@ def draw_reference(plan: Plan, request: Request, folder: Path, progress: Progres
         ending = _watch(unfinished, progress)
         if ending.status is Status.INCOMPATIBLE:
             raise RefusedByWorker(ending.message or "")
+        if ending.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
         if ending.status is not Status.OK:
             tail = "" if ending.status is Status.OOM else f" ({ending.status})"
             return f"{ending.message}{tail}"
@@ -168,7 +181,7 @@ def prepare_folder(folder: Path) -> None:
 def _watch(folder: Path, progress: Progress) -> Ending:
     """Start the worker, pass its events on, and say how it ended."""
     last_error: dict[str, Any] | None = None
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
     # The worker runs wherever the command was typed, so it must find this very package.
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]

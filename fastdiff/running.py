@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,18 @@ from fastdiff.config import NoQuality, Reference, RunConfig, fingerprint
 from fastdiff.errors import UsageError
 from fastdiff.models.sources import model_of
 from fastdiff.options import default_options
+from fastdiff.pages.run import write_run_page
 from fastdiff.planning import Plan, make_plan
-from fastdiff.process import Progress, draw_reference, run_in_process
+from fastdiff.process import (
+    Ending,
+    Progress,
+    draw_reference,
+    prepare_folder,
+    report_failure,
+    run_in_process,
+)
 from fastdiff.report import run_id
+from fastdiff.result import Status
 from fastdiff.worker import Request
 
 REFERENCES = Path("outputs") / "references"
@@ -23,12 +33,16 @@ REFERENCES = Path("outputs") / "references"
 def execute(plan: Plan, overrides: list[str], folder: Path, progress: Progress) -> dict[str, Any]:
     """Run a plan in the folder and return its report. Raises RefusedByWorker if it could not start."""
     run = plan.setting.run
-    reference = find_reference(plan, overrides, progress)
-    report = run_in_process(
-        plan, Request(run.to_dict(), overrides, reference.to_dict()), folder, progress
-    )
-    from fastdiff.pages.run import write_run_page
-
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        reference = find_reference(plan, overrides, progress)
+    except KeyboardInterrupt:
+        prepare_folder(folder)
+        ending = Ending(Status.INTERRUPTED, "interrupted by Ctrl-C while the reference was drawn")
+        report = report_failure(plan, overrides, folder, ending, started_at)
+    else:
+        request = Request(run.to_dict(), overrides, reference.to_dict())
+        report = run_in_process(plan, request, folder, progress)
     write_run_page(folder, report)
     return report
 

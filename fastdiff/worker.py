@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from fastdiff.planning import Plan
 
 
+PARENT = "FASTDIFF_PARENT"
+"""Environment variable with the process id of whoever started the worker."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What a run folder asks for.
@@ -100,6 +104,8 @@ def _end_with_parent() -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        if os.getppid() != int(os.environ.get(PARENT, os.getppid())):
+            sys.exit(1)  # it was gone before the signal was asked for
 
 
 def _quiet_and_safe() -> None:

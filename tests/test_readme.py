@@ -10,8 +10,8 @@ import pytest
 
 from fastdiff.config import CONF_DIR, SLOTS
 from fastdiff.errors import UsageError
-from fastdiff.options import option_files
-from fastdiff.pages.options_table import BEGIN, END, defaults, main, render, with_table
+from fastdiff.options import default_options, option_files
+from fastdiff.pages.options_table import BEGIN, END, main, render, with_table
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -35,14 +35,14 @@ def test_every_option_has_one_row_and_every_slot_one_default() -> None:
     for slot, options in option_files().items():
         own = [row for row in rows if f"`{slot}=" in row.split("|")[1]]
         assert len(own) == len(options)
-        assert own[0].startswith(f"| **`{slot}={defaults()[slot]}`** (default) |")
+        assert own[0].startswith(f"| **`{slot}={default_options()[slot]}`** (default) |")
         assert not any("(default)" in row for row in own[1:])
     assert len(rows) == sum(len(options) for options in option_files().values())
 
 
 def test_defaults_name_an_option_of_every_slot() -> None:
     files = option_files()
-    assert {slot: defaults()[slot] in files[slot] for slot in SLOTS} == dict.fromkeys(SLOTS, True)
+    assert {slot: default_options()[slot] in files[slot] for slot in SLOTS} == dict.fromkeys(SLOTS, True)
 
 
 def test_only_what_stands_between_the_markers_changes() -> None:

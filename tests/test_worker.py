@@ -567,6 +567,8 @@ def going(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Going]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a process group of its own, as a shell gives it
+        # A job in the background inherits an ignored Ctrl-C; a person's terminal doesn't.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield Going(parent, tmp_path)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fastdiff.config import CONF_DIR
 from fastdiff.errors import UsageError
-from fastdiff.options import option_files
+from fastdiff.options import default_options, option_files
 from fastdiff.result import write_text
 
 BEGIN, END = "<!-- options -->", "<!-- /options -->"
@@ -20,7 +19,7 @@ BEGIN, END = "<!-- options -->", "<!-- /options -->"
 
 def render() -> str:
     """The table: a row for every option, slots in the order of a run, each slot's default first and bold."""
-    default = defaults()
+    default = default_options()
     lines = ["| choice | what it does and costs |", "|---|---|"]
     for slot, options in option_files().items():
         for name in sorted(options, key=lambda name: name != default[slot]):
@@ -29,19 +28,6 @@ def render() -> str:
                 choice = f"**{choice}** (default)"
             lines.append(f"| {choice} | {_cell(options[name].comment)} |")
     return "\n".join(lines)
-
-
-def defaults() -> dict[str, str]:
-    """The option of every slot that stands in the defaults list of `conf/config.yaml`."""
-    from omegaconf import OmegaConf
-
-    listed = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "config.yaml"))
-    assert isinstance(listed, dict)
-    found: dict[str, str] = {}
-    for entry in listed["defaults"]:
-        if isinstance(entry, dict):
-            found |= entry
-    return found
 
 
 def _cell(text: str) -> str:

@@ -99,6 +99,7 @@ def test_one_bad_picture_of_several_is_enough() -> None:
         first_call(pipeline, Generation(["a", "b"], steps=1), "cpu", silent)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 def test_a_real_pipeline_with_broken_weights_gives_an_error_and_no_picture(
     sd_folder: Any, local_plan: Any
 ) -> None:
