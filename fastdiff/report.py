@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastdiff import __version__
 from fastdiff.config import RunConfig, fingerprint
 from fastdiff.environment import this_machine
 from fastdiff.planning import Plan
@@ -19,7 +19,8 @@ def run_id(config: RunConfig, device: str) -> str:
     """Hash of the resolved config and of what in the environment changes a result."""
     machine = this_machine()
     gpu = machine.gpus[0].name if device == "cuda" and machine.gpus else None
-    return fingerprint([config.to_dict(), device, gpu or machine.cpu, dict(machine.versions)])
+    versions = {**machine.versions, "fastdiff": __version__}
+    return fingerprint([config.to_dict(), device, gpu or machine.cpu, machine.threads, versions])
 
 
 def blank_report(
@@ -55,9 +56,12 @@ def blank_report(
             "recompiles": 0,
             "reasons": [],
             "cache": "none",
+            "graphs_while_timing": 0,
         },
+        "repeatable": {"identical": None, "max_abs_difference": None},
         "quality": {
             "reference_run_id": None,
+            "reference": None,
             "reason": "nothing was measured",
             "identical": None,
             "psnr_db": None,
@@ -129,7 +133,3 @@ def git_commit() -> str | None:
         return None
     found = re.search(rf"^(\w+) {re.escape(head.removeprefix('ref: '))}$", packed, re.MULTILINE)
     return found.group(1) if found else None
-
-
-def sha256_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

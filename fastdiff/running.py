@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,18 @@ def execute(plan: Plan, overrides: list[str], folder: Path, progress: Progress) 
 
 @dataclass(frozen=True)
 class Found:
-    """A reference: its pictures, `own` if the run is its own reference, or why there is none."""
+    """A reference: its pictures, `own` if the run is its own reference, or why there is none.
+
+    name: what a person calls it, `fp32` for the one that fastdiff draws.
+    """
 
     run_id: str | None = None
     pictures: list[str] | str | None = None
     reason: str | None = None
+    name: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"run_id": self.run_id, "pictures": self.pictures, "reason": self.reason}
+        return asdict(self)
 
 
 def find_reference(plan: Plan, overrides: list[str], progress: Progress) -> Found:
@@ -67,13 +71,13 @@ def find_reference(plan: Plan, overrides: list[str], progress: Progress) -> Foun
         return Found(reason="quality=none")
     assert isinstance(quality, Reference)
     if quality.reference != "auto":
-        return Found(pictures=[str(_picture(quality.reference))])
+        picture = _picture(quality.reference)
+        return Found(pictures=[str(picture)], name=picture.name)
     plain = plain_run(run)
     identity = run_id(plain, plan.device)
     if {**run.to_dict(), **_how_measured(plain)} == plain.to_dict():
-        return Found(identity, "own")
-    key = fingerprint([identity, model_of(run).identity()])
-    folder = (REFERENCES / key).absolute()
+        return Found(identity, "own", name="itself")
+    folder = _reference_folder(identity, run)
     if not folder.is_dir():
         progress.say("drawing the reference picture (fp32)")
         request = Request(plain.to_dict(), [], Found().to_dict(), only_pictures=True)
@@ -81,8 +85,16 @@ def find_reference(plan: Plan, overrides: list[str], progress: Progress) -> Foun
         reason = draw_reference(plain_plan, request, folder, progress)
         if reason is not None:
             return Found(identity, None, f"no reference: {reason}")
+        # A model that had to be downloaded has its commit for a name only now.
+        if folder != (named := _reference_folder(identity, run)):
+            folder = folder.rename(named) if not named.exists() else named
     pictures = sorted(folder.glob("image-*.png"), key=lambda p: int(p.stem.split("-")[1]))
-    return Found(identity, [str(path) for path in pictures])
+    return Found(identity, [str(path) for path in pictures], name="fp32")
+
+
+def _reference_folder(identity: str, run: RunConfig) -> Path:
+    """Where a reference is kept: by what was asked for, the machine, and the model's own content."""
+    return (REFERENCES / fingerprint([identity, model_of(run).identity()])).absolute()
 
 
 def plain_run(run: RunConfig) -> RunConfig:

@@ -52,7 +52,8 @@ def summary(report: dict[str, Any], folder: Path, title: str) -> str:
     first = f"first call {words.seconds(report['first_call_s'])}"
     if compiled["graphs"]:
         first += f" (compile {words.seconds(report['compile_s'])}, {compiled['cache']})"
-    lines.append(row("load", f"{words.seconds(report['load_s'])}    {first}"))
+    load = f"{words.seconds(report['load_s'])}, passes {words.seconds(report['apply_s'])}"
+    lines.append(row("load", f"{load}    {first}"))
     count = len(report["images"])
     what = "a picture" if count == 1 else f"{count} pictures"
     spread = f"(p10 {words.seconds(latency['p10'])}, p90 {words.seconds(latency['p90'])})"
@@ -66,7 +67,7 @@ def summary(report: dict[str, Any], folder: Path, title: str) -> str:
     lines.append(
         row(
             "throughput",
-            f"{report['throughput_images_per_s']:.2g} pictures a second    "
+            f"{words.rate(report['throughput_images_per_s'])} pictures a second    "
             f"peak memory {words.device_peak(report['peak_memory_bytes'])}",
         )
     )

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fastdiff.errors import FastdiffError, InvalidOutputError, ModelError, PlanError
-from fastdiff.report import MeasuredOn, blank_report, sha256_of
-from fastdiff.result import Latency, Status, read_json, write_json
+from fastdiff.report import MeasuredOn, blank_report
+from fastdiff.result import Latency, Status, read_json, sha256_of, write_json
 
 if TYPE_CHECKING:
     from fastdiff.bench.timing import Timed
@@ -227,23 +227,26 @@ def _save(timed: Timed, folder: Path) -> list[dict[str, Any]]:
 
 
 def _measure(built: Built, timed: Timed, plan: Plan, events: Events) -> dict[str, Any]:
-    """Time the steady state, then look at what ran."""
+    """Look at what ran in the first call, so that a pass without effect ends here, then time the steady state."""
     from fastdiff.bench.observing import attention_kernels, compile_counters, peak_memory_bytes
+    from fastdiff.bench.quality import compare
     from fastdiff.bench.timing import steady_calls
     from fastdiff.config import Bench
 
     config, device = plan.setting.run, plan.device
     assert isinstance(config.bench, Bench)
     observed = compile_counters()
-    steady_calls(timed, built.pipeline, config.generation, config.bench, device, events.tell)
-    memory = peak_memory_bytes(device)
-    observed = replace(compile_counters(), compile_s=observed.compile_s)
-    events.say("looking at the kernels of one step")
     denoiser = plan.setting.denoiser
     if denoiser is not None:
+        events.say("looking at the kernels of one step")
         kernels = attention_kernels(built.pipeline, denoiser.name, config.generation)
         observed = replace(observed, kernels=kernels)
     effects = built.effects(observed, allow_no_effect=config.allow_no_effect)
+    before = compile_counters()
+    steady_calls(timed, built.pipeline, config.generation, config.bench, device, events.tell)
+    late = compile_counters().graphs - before.graphs
+    memory = peak_memory_bytes(device)
+    repeated = compare(timed.last_pictures, timed.pictures)
     pictures = len(timed.pictures)
     latency: Latency = timed.latency
     return {
@@ -264,14 +267,40 @@ def _measure(built: Built, timed: Timed, plan: Plan, events: Events) -> dict[str
             "recompiles": observed.recompiles,
             "reasons": list(observed.break_reasons),
             "cache": observed.cache,
+            "graphs_while_timing": late,
         },
+        "repeatable": {
+            "identical": repeated.identical,
+            "max_abs_difference": repeated.max_abs_difference,
+        },
+        "notices": _notices(plan, late, repeated.max_abs_difference),
     }
+
+
+def _notices(plan: Plan, graphs_while_timing: int, difference: float) -> list[str]:
+    """What the plan said, and what only the run could find out."""
+    notices = [f"{notice.choice}: {notice.text}" for notice in plan.notices]
+    if graphs_while_timing:
+        notices.append(
+            f"{graphs_while_timing} graphs were compiled while calls were timed: the times hold compiling; "
+            "a larger bench.warmup leaves it out"
+        )
+    if difference > 0:
+        notices.append(
+            f"the last call's picture differs from the first's by up to {difference:.3f} (of 1): "
+            "this run doesn't repeat itself exactly"
+        )
+    return notices
 
 
 def _quality(timed: Timed, reference: dict[str, Any], events: Events) -> dict[str, Any]:
     """The distance from the reference, or null with the reason."""
     nothing = {"identical": None, "psnr_db": None, "ssim": None, "max_abs_difference": None}
-    known = {"reference_run_id": reference.get("run_id"), "reason": reference.get("reason")}
+    known = {
+        "reference_run_id": reference.get("run_id"),
+        "reference": reference.get("name"),
+        "reason": reference.get("reason"),
+    }
     paths = reference.get("pictures")
     if not paths:
         return known | nothing

@@ -40,7 +40,8 @@ def float32_noise(pipeline: Any) -> Iterator[None]:
         )
         return noise.to(device=device, dtype=dtype)
 
-    owners = {type(pipeline).__module__, type(pipeline.scheduler).__module__}
+    parts = (pipeline, pipeline.scheduler)
+    owners = {kind.__module__ for part in parts for kind in type(part).__mro__}
     changed = [sys.modules[name] for name in owners if hasattr(sys.modules[name], "randn_tensor")]
     before = [module.randn_tensor for module in changed]
     for module in changed:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Distance:
-    """Pictures against references of the same number and size, means over the pictures.
+    """Pictures against references of the same number and size, all of them together.
 
     psnr_db: peak signal-to-noise ratio in dB; None if all are identical, where it is infinite.
     ssim: structural similarity, at most 1. max_abs_difference: of pixels, in [0, 1].

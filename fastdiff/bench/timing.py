@@ -21,10 +21,11 @@ Tell = Callable[[str, int, int], None]
 
 @dataclass
 class Timed:
-    """Pictures of the first call, and the times of all calls in seconds."""
+    """Pictures of the first and of the last call, and the times of all calls in seconds."""
 
     pictures: list[Image]
     first_call_s: float
+    last_pictures: list[Image] = field(default_factory=list)
     warmup_s: list[float] = field(default_factory=list)
     latency: Latency = field(default_factory=lambda: Latency(()))
     step_latency: Latency = field(default_factory=lambda: Latency(()))
@@ -56,35 +57,44 @@ def first_call(pipeline: Any, generation: Generation, device: str, tell: Tell) -
     synchronize(device)
     seconds = time.perf_counter() - started
     bad += [reason for picture in pictures if (reason := what_is_wrong(picture))]
+    _refuse(bad)
+    return Timed(pictures, seconds)
+
+
+def _refuse(bad: list[str]) -> None:
+    """Raise InvalidOutputError with the first of these reasons, if there is one."""
     if bad:
         raise InvalidOutputError(
             f"{bad[0]}\n  instead: precision=bf16 or precision=fp32; fp16 overflows on some models, "
             "and a safety checker paints what it rejects black"
         )
-    return Timed(pictures, seconds)
 
 
 def steady_calls(
     timed: Timed, pipeline: Any, generation: Generation, bench: Bench, device: str, tell: Tell
 ) -> None:
-    """Warm up, then time whole calls and the steps in them."""
+    """Warm up, then time whole calls and the steps in them. Raises InvalidOutputError.
+
+    The last call's pictures are looked at too: a graph that is replayed can go wrong where the first call did not.
+    """
     for index in range(bench.warmup):
         tell("warm-up", index, bench.warmup)
-        timed.warmup_s.append(_timed_call(pipeline, generation, device, StepClock(device)))
+        timed.warmup_s.append(_timed_call(timed, pipeline, generation, StepClock(device)))
     calls, steps = [], []
     for index in range(bench.runs):
         tell("timing", index, bench.runs)
         clock = StepClock(device)
-        calls.append(_timed_call(pipeline, generation, device, clock))
+        calls.append(_timed_call(timed, pipeline, generation, clock))
         steps += clock.steps_s()
     timed.latency, timed.step_latency = Latency(tuple(calls)), Latency(tuple(steps))
+    _refuse([reason for picture in timed.last_pictures if (reason := what_is_wrong(picture))])
 
 
-def _timed_call(pipeline: Any, generation: Generation, device: str, clock: StepClock) -> float:
-    synchronize(device)
+def _timed_call(timed: Timed, pipeline: Any, generation: Generation, clock: StepClock) -> float:
+    synchronize(clock.device)
     started = time.perf_counter()
-    draw(pipeline, generation, clock)
-    synchronize(device)
+    timed.last_pictures = draw(pipeline, generation, clock)
+    synchronize(clock.device)
     return time.perf_counter() - started
 
 
@@ -92,6 +102,7 @@ class StepClock:
     """Notes when steps end: by events on a GPU, so that nothing waits, by the wall clock elsewhere."""
 
     def __init__(self, device: str) -> None:
+        self.device = device
         self._cuda = device == "cuda"
         self._marks: list[Any] = []
 

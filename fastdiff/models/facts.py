@@ -206,9 +206,25 @@ class Component:
         if self.class_name == "SD3Transformer2DModel":
             return not self.config.get("qk_norm") and not self.config.get("dual_attention_layers")
         if self.class_name == "UNet2DConditionModel":
-            keys = ("down_block_types", "mid_block_type", "up_block_types")
-            return not any("SimpleCrossAttn" in str(self.config.get(key)) for key in keys)
+            return not self._adds_projections
         return True
+
+    @property
+    def plain_attention(self) -> bool:
+        """Whether the plain attention processor can stand in for the default ones of *this* component.
+
+        HunyuanDiT's own rotates queries and keys and norms them; a UNet with added key/value
+        projections joins them. The plain one would leave that out, or fail.
+        """
+        if self.facts is None or not self.facts.default_attention:
+            return False
+        return self.class_name != "HunyuanDiT2DModel" and not self._adds_projections
+
+    @property
+    def _adds_projections(self) -> bool:
+        """Whether it is a UNet with blocks that have added key/value projections."""
+        keys = ("down_block_types", "mid_block_type", "up_block_types")
+        return any("SimpleCrossAttn" in str(self.config.get(key)) for key in keys)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from fastdiff.config import RunConfig, Slot
 from fastdiff.errors import ModelError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.reading import read_folder, read_single_file
+from fastdiff.result import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +84,7 @@ class Folder(Model):
         return read_folder(self.folder)
 
     def identity(self) -> dict[str, Any]:
-        return _identity_of(sorted(self.folder.rglob("*.safetensors")), self.folder)
+        return _identity_of(self.folder)
 
     def load(self, dtype: torch.dtype | None) -> Any:
         from diffusers import DiffusionPipeline
@@ -93,13 +94,18 @@ class Folder(Model):
         )
 
 
-def _identity_of(files: list[Path], root: Path) -> dict[str, Any]:
-    """Names, sizes and times of weight files; reading gigabytes to hash them would cost more than it tells."""
-    return {
-        str(f.relative_to(root)): [f.stat().st_size, f.stat().st_mtime_ns]
-        for f in files
-        if f.exists()
-    }
+def _identity_of(folder: Path) -> dict[str, Any]:
+    """What a folder draws depends on: its configurations and tokenizers by content, its weights by size and time.
+
+    Reading gigabytes to hash them would cost more than it tells.
+    """
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".safetensors":
+            found[str(path.relative_to(folder))] = [path.stat().st_size, path.stat().st_mtime_ns]
+        elif path.suffix in (".json", ".txt", ".model"):
+            found[str(path.relative_to(folder))] = sha256_of(path)
+    return found
 
 
 @dataclass
@@ -115,8 +121,9 @@ class Shapes(Folder):
         return SHAPES_DIR
 
     def identity(self) -> dict[str, Any]:
-        files = sorted(SHAPES_DIR.rglob("*.safetensors"))
-        return {str(f.relative_to(SHAPES_DIR)): f.stat().st_size for f in files}
+        # Small enough to be read whole, and its files' times differ from one installation to the next.
+        files = sorted(path for path in SHAPES_DIR.rglob("*") if path.is_file())
+        return {str(path.relative_to(SHAPES_DIR)): sha256_of(path) for path in files}
 
 
 @dataclass
@@ -164,7 +171,9 @@ class SingleFile(Model):
         return read_single_file(self.file)
 
     def identity(self) -> dict[str, Any]:
-        return _identity_of([self.file], self.file.parent)
+        state = self.file.stat()
+        config = _identity_of(Path(self.config).expanduser()) if self.config else None
+        return {"file": [self.file.name, state.st_size, state.st_mtime_ns], "config": config}
 
     def load(self, dtype: torch.dtype | None) -> Any:
         import diffusers
@@ -313,6 +322,9 @@ class Hub(Model):
     def load(self, dtype: torch.dtype | None) -> Any:
         from diffusers import DiffusionPipeline
 
+        # The commit that the facts and the reference are of, not whatever `main` has become meanwhile.
+        folder = self.snapshot()
+        revision = folder.name if folder else self.revision
         extra: dict[str, Any] = {}
         if not self.safety_checker:
             extra = {"safety_checker": None, "requires_safety_checker": False}
@@ -320,7 +332,7 @@ class Hub(Model):
             return DiffusionPipeline.from_pretrained(
                 self._checked_id(),
                 dtype=dtype,
-                revision=self.revision,
+                revision=revision,
                 variant=self.variant,
                 use_safetensors=True,
                 **extra,

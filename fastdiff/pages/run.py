@@ -41,6 +41,7 @@ def _figures(report: dict[str, Any]) -> list[str]:
     latency, found = report["latency_s"], report["quality"]
     rows = [
         ("load", words.seconds(report["load_s"])),
+        ("apply the passes", words.seconds(report["apply_s"])),
         ("first call", words.seconds(report["first_call_s"])),
         ("compile", f"{words.seconds(report['compile_s'])}, {report['compile']['cache']}"),
         ("latency, median", words.seconds(latency["median"])),
@@ -49,15 +50,11 @@ def _figures(report: dict[str, Any]) -> list[str]:
             f"{words.seconds(latency['p10'])}, {words.seconds(latency['p90'])}",
         ),
         ("one step, median", words.seconds(report["step_latency_s"]["median"])),
-        ("pictures a second", _number(report["throughput_images_per_s"])),
+        ("pictures a second", words.rate(report["throughput_images_per_s"])),
         ("peak memory", words.device_peak(report["peak_memory_bytes"])),
         ("quality", words.quality(found)),
     ]
     return ["| figure | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _applied(report: dict[str, Any]) -> list[str]:

@@ -13,7 +13,16 @@ def seconds(value: float | None) -> str:
         return "-"
     if value >= 120:
         return f"{value / 60:.1f} min"
-    return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"
+    if value >= 10:
+        return f"{value:.1f} s"
+    return f"{value:.2f} s" if value >= 1 else f"{value:.3f} s"
+
+
+def rate(value: float | None) -> str:
+    """Pictures a second, three digits: `2.38`; a dash for what wasn't measured."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def size(value: int | None) -> str:
@@ -38,12 +47,15 @@ _CLEAR_ALONE = ("memory_format", "quant", "compile")
 
 
 def quality(found: dict[str, Any]) -> str:
-    """`PSNR 41.2 dB, SSIM 0.994 against fp32`, or why there is none."""
+    """`PSNR 41.2 dB, SSIM 0.9940 against fp32`, or why there is none."""
     if found["ssim"] is None:
         return f"not compared: {found['reason']}"
+    if found["reference"] == "itself":
+        return "this run is the fp32 reference"
     if found["identical"]:
-        return "identical to the reference"
-    return f"PSNR {found['psnr_db']:.1f} dB, SSIM {found['ssim']:.3f} against fp32"
+        return f"identical to {found['reference']}"
+    ssim = f"SSIM {found['ssim']:.4f}" if found["ssim"] < 0.99995 else "SSIM above 0.9999"
+    return f"PSNR {found['psnr_db']:.1f} dB, {ssim} against {found['reference']}"
 
 
 def device_peak(memory: dict[str, Any]) -> str:

@@ -28,29 +28,34 @@ _TUTORIAL = "https://huggingface.co/docs/diffusers/tutorials/fast_diffusion"
 class SeenKernels(Pending):
     """Tells which kernels ran in one denoiser call.
 
-    wanted: must be among them. The plain formula (`math`) may also be missing altogether, because a compiler writes it
-        out as matrix products; another kernel in its place is an error all the same.
+    wanted: must be among them. The plain formula (`math`) may also be missing altogether where something was compiled,
+        because a compiler writes it out as matrix products; another kernel in its place is an error all the same.
+    needed: that no kernel was seen at all is an effect missing, not just worth saying.
     """
 
     key: str
     wanted: str | None = None
     processors: int | None = None
+    needed: bool = True
 
     def effect(self, observed: Observed) -> Effect:
         seen = dict(observed.kernels)
-        written_out = self.wanted == "math" and not seen
-        if self.wanted and self.wanted not in seen and not written_out:
+        inlined = not seen and observed.graphs > 0
+        if self.wanted and self.wanted not in seen and (seen or self.wanted != "math"):
             ran = ", ".join(seen) or "no attention kernel that the profiler knows"
             raise NoEffectError(
                 f"{self.key}: asked for the {self.wanted} kernel, but one denoiser call ran {ran}; "
                 "instead: attention=sdpa, which lets PyTorch choose"
             )
         words = ", ".join(f"{count} {name}" for name, count in seen.items())
-        details = {"kernels": seen, "summary": words or "inlined by the compiler"}
+        unseen = "inlined by the compiler" if inlined else "no attention kernel seen"
+        details = {"kernels": seen, "summary": words or unseen}
         if self.processors is not None:
             return Effect(self.key, self.processors, "processors", details=details)
-        if not seen:  # the compiler wrote attention out as matrix products: no kernel has its name
-            return Effect(self.key, 0, "inlined by the compiler", flag=True, details=details)
+        if inlined or not (seen or self.needed):
+            return Effect(self.key, 0, unseen, flag=True, details=details)
+        if not seen:
+            return Effect(self.key, 0, "attention kernels seen", details={"kernels": seen})
         return Effect(self.key, sum(seen.values()), "kernel calls a step", details=details)
 
 
@@ -90,7 +95,7 @@ class MathAttention(Attention):
         return tuple(
             part.name
             for part in (setting.denoiser, setting.vae)
-            if part and part.facts and part.facts.default_attention
+            if part and part.plain_attention
         )
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
@@ -99,6 +104,13 @@ class MathAttention(Attention):
             yield Problem(
                 "attention=math",
                 f"{part.class_name} has no exchangeable default attention processors",
+                "attention=sdpa_math",
+            )
+        elif part and not part.plain_attention:
+            yield Problem(
+                "attention=math",
+                f"{part.class_name} needs attention processors of its own here, which the plain one "
+                "can't replace",
                 "attention=sdpa_math",
             )
 
@@ -121,7 +133,7 @@ class Sdpa(Attention):
     source: ClassVar[str | None] = _TUTORIAL
 
     def apply(self, pipeline: Any, context: Context) -> Pending:
-        return SeenKernels(self.key)
+        return SeenKernels(self.key, needed=False)  # a model's attention may be none that is known
 
 
 @dataclass
@@ -146,6 +158,14 @@ class SdpaBackend(Attention):
         return SeenKernels(self.key, wanted=self.kernel)
 
 
+_FLASH_ON_CUDA = Requirement(
+    device="cuda",
+    capability=(8, 0),
+    instead="attention=sdpa_efficient, or attention=sdpa",
+    source=_SDPA,
+)
+
+
 @dataclass
 class SdpaFlash(SdpaBackend):
     key: ClassVar[str] = "attention.sdpa_flash"
@@ -153,7 +173,17 @@ class SdpaFlash(SdpaBackend):
     kernel: ClassVar[str] = "flash"
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
-        if setting.device == "cuda" and setting.run.choices["precision"] in ("fp32", "tf32"):
+        if setting.device == "mps":
+            yield Problem(
+                "attention=sdpa_flash",
+                "mps has no kernel but the plain formula; device=mps",
+                "attention=sdpa",
+                _SDPA,
+            )
+        old = setting.device == "cuda" and _FLASH_ON_CUDA.unmet("attention=sdpa_flash", setting)
+        if old:
+            yield old
+        elif setting.device == "cuda" and setting.run.choices["precision"] in ("fp32", "tf32"):
             yield Problem(
                 "attention=sdpa_flash",
                 f"CUDA's flash kernel computes in fp16 or bf16 only; {setting.chosen('precision')}",
@@ -168,7 +198,7 @@ class SdpaEfficient(SdpaBackend):
     backend: ClassVar[str] = "EFFICIENT_ATTENTION"
     kernel: ClassVar[str] = "efficient"
     requires: ClassVar[tuple[Requirement, ...]] = (
-        Requirement(device="cuda", instead="attention=sdpa_flash, or attention=sdpa", source=_SDPA),
+        Requirement(device="cuda", instead="attention=sdpa", source=_SDPA),
     )
 
 
@@ -181,7 +211,7 @@ class SdpaCudnn(SdpaBackend):
         Requirement(
             device="cuda",
             capability=(8, 0),
-            instead="attention=sdpa_flash, or attention=sdpa",
+            instead="attention=sdpa",
             source=_SDPA,
         ),
     )

@@ -1,23 +1,35 @@
 """`compile`: torch.compile with Inductor, on the whole denoiser, its repeated blocks, and the VAE's decode.
 
 Compiling is lazy: flags have to hold at the first call. Those that travel with the module go into `options`; freezing
-is read from Inductor's global configuration, so it is set around each call and nowhere else.
+and the cache's tag are read from torch's global configuration, so they are set around each call and nowhere else.
 """
 
 from __future__ import annotations
 
 import functools
+import os
+import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fastdiff.errors import Problem, nearest
+from fastdiff.models.facts import Component
 from fastdiff.passes.base import Context, Notice, Option, Pass, Setting, Stage
+from fastdiff.passes.precision import upcasts_vae
 from fastdiff.result import Effect, Observed, Pending
 
 _GUIDE = "https://huggingface.co/docs/diffusers/optimization/fp16#torchcompile"
 TARGETS = ("denoiser", "vae_decode")
+
+
+def has_cpp_compiler() -> bool:
+    """Whether a C++ compiler is on the PATH, as Inductor needs on a CPU; no program is started to find out."""
+    asked = shlex.split(os.environ.get("CXX", ""))[:1]
+    known = ("g++", "clang++", "c++", *(("cl",) if os.name == "nt" else ()))
+    return any(shutil.which(program) for program in (*asked, *known))
 
 
 @dataclass
@@ -60,6 +72,7 @@ class Compile(Option, Pass):
     cpp_wrapper: Inductor's generated call sequence in C++ instead of Python.
     conv_1x1_as_mm, coordinate_descent_tuning, coordinate_descent_check_all_directions, epilogue_fusion: Inductor's
         flags of these names; null leaves Inductor's own.
+    force_fuse_int_mm_with_mul: the same, for int8 products (quant=int8) on CUDA.
     """
 
     slot: ClassVar[str] = "compile"
@@ -76,14 +89,25 @@ class Compile(Option, Pass):
     coordinate_descent_tuning: bool | None = None
     coordinate_descent_check_all_directions: bool | None = None
     epilogue_fusion: bool | None = None
+    force_fuse_int_mm_with_mul: bool | None = None
 
     @property
     def does(self) -> str:  # type: ignore[override]
         return f"torch.compile, mode {self.mode}"
 
     def components(self, setting: Setting) -> tuple[str, ...]:
-        parts = {"denoiser": setting.denoiser, "vae_decode": setting.vae}
-        return tuple(p.name for name, p in parts.items() if p and name in self.targets)
+        return tuple(
+            part.name
+            for name, part in _parts(setting).items()
+            if part
+            and name in self.targets
+            and not (name == "vae_decode" and self._loses_vae(setting))
+        )
+
+    def _loses_vae(self, setting: Setting) -> bool:
+        """Whether the VAE's weights move in every call although CUDA graphs or frozen weights need them to stay."""
+        graphs = self.cuda_graphs and setting.device == "cuda"
+        return (graphs or self.freezes(setting)) and upcasts_vae(setting)
 
     def explain(self, setting: Setting) -> str:
         frozen = "weights frozen" if self.freezes(setting) else "weights not frozen"
@@ -113,11 +137,46 @@ class Compile(Option, Pass):
                 )
         if not self.targets:
             yield Problem("compile.targets=[]", "nothing would be compiled", "compile=none")
+        for target, part in _parts(setting).items():
+            if target in self.targets and setting.facts and not part:
+                rest = [other for other in self.targets if other != target]
+                name = "VAE" if target == "vae_decode" else "denoiser that is known"
+                yield Problem(
+                    f"compile.targets=[{','.join(self.targets)}]",
+                    f"{setting.facts.pipeline} has no {name}",
+                    f"compile.targets=[{','.join(rest)}]" if rest else "compile=none",
+                )
         if self.freezing not in ("auto", True, False):
             yield Problem(
                 f"compile.freezing={self.freezing}",
                 "is not true, false or auto",
                 "compile.freezing=auto",
+            )
+        elif "vae_decode" in self.targets and self._loses_vae(setting):
+            moves = "every call converts the VAE to fp32 (force_upcast)"
+            if self.targets == ["vae_decode"]:
+                yield Problem(
+                    "compile.targets=[vae_decode]",
+                    f"nothing would be compiled: {moves}, "
+                    "which CUDA graphs and frozen weights don't survive",
+                    "precision=bf16, or compile=default with compile.freezing=false",
+                )
+            else:
+                yield Notice(
+                    choice,
+                    f"leaves the VAE's decode eager: {moves}, which CUDA graphs and frozen weights "
+                    "don't survive; precision=bf16 compiles it",
+                )
+        if setting.device == "cpu" and not has_cpp_compiler():
+            yield Problem(
+                choice,
+                "needs a C++ compiler (g++ or clang++), and none is on the PATH",
+                "compile=none, or install one (Debian: apt-get install g++)",
+            )
+        if self.force_fuse_int_mm_with_mul and setting.device != "cuda":
+            yield Notice(
+                "compile.force_fuse_int_mm_with_mul=true",
+                f"has no effect here: CUDA only; device={setting.device}",
             )
         if setting.device == "mps":
             yield Notice(choice, "Inductor's support for mps is young; compare with compile=none")
@@ -134,6 +193,7 @@ class Compile(Option, Pass):
             "coordinate_descent_tuning",
             "coordinate_descent_check_all_directions",
             "epilogue_fusion",
+            "force_fuse_int_mm_with_mul",
         )
         options = dict(torch._inductor.list_mode_options(self.mode))
         options |= {flag: value for flag in flags if (value := getattr(self, flag)) is not None}
@@ -144,13 +204,19 @@ class Compile(Option, Pass):
         import torch
         import torch._dynamo.config
         import torch._inductor.config
+        import torch.compiler.config
 
         freezing = self.freezes(setting)
+        attention = setting.chosen("attention")
 
         def enter() -> AbstractContextManager[Any]:
             stack = ExitStack()
             if freezing:
                 stack.enter_context(torch._inductor.config.patch(freezing=True))
+            # A forced SDPA kernel is compiled in, but the caches' own key knows nothing of it.
+            tags = (torch.compiler.config.cache_key_tag, attention)
+            tag = ",".join(filter(None, tags))
+            stack.enter_context(torch.compiler.config.patch(cache_key_tag=tag))
             # Past its limit Dynamo would go on in eager mode with nothing but a warning.
             stack.enter_context(torch._dynamo.config.patch(fail_on_recompile_limit_hit=True))
             return stack
@@ -185,6 +251,11 @@ class Compile(Option, Pass):
                 part.decode = self.compiled(part.decode, setting)
         details = {"components": list(names), "freezing": self.freezes(setting)}
         return CompiledGraphs(self.key, len(names), details)
+
+
+def _parts(setting: Setting) -> dict[str, Component | None]:
+    """The component behind each target."""
+    return {"denoiser": setting.denoiser, "vae_decode": setting.vae}
 
 
 def _copied(output: Any) -> Any:

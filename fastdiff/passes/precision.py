@@ -20,6 +20,19 @@ _UPCASTS = re.compile(r"StableDiffusionXL|SDXL|Kolors|AuraFlow|StableDiffusionUp
 """Pipelines that heed a VAE's `force_upcast`: in fp16 they decode in fp32. The others ignore it."""
 
 
+def upcasts_vae(setting: Setting) -> bool:
+    """Whether every call of this run moves the VAE to fp32 before it decodes, because the VAE asks for it.
+
+    Where a config doesn't say, AutoencoderKL's own default is to ask.
+    """
+    vae = setting.vae
+    if not (vae and setting.facts and setting.run.choices["precision"] == "fp16"):
+        return False
+    if not vae.config or not _UPCASTS.search(setting.facts.pipeline):
+        return False
+    return bool(vae.config.get("force_upcast", vae.class_name == "AutoencoderKL"))
+
+
 class Tf32Flag(Pass):
     """Lets CUDA's fp32 matrix products run in TensorFloat-32. Process-wide, so it is said.
 
@@ -134,8 +147,7 @@ class Fp16(_Half):
             yield Notice(
                 "precision=fp16", "a CPU computes fp16 slowly; bf16 or fp32 is usually faster"
             )
-        upcasts = setting.facts and _UPCASTS.search(setting.facts.pipeline)
-        if upcasts and setting.vae and setting.vae.config.get("force_upcast", False):
+        if upcasts_vae(setting):
             yield Notice(
                 "precision=fp16",
                 "this model's VAE asks for fp32 (force_upcast), so every call decodes in fp32; "

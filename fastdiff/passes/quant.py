@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.errors import Problem
 from fastdiff.passes.base import Context, Notice, Option, Pass, Requirement, Setting, Stage
+from fastdiff.passes.precision import upcasts_vae
 from fastdiff.result import Effect
 
 if TYPE_CHECKING:
@@ -56,6 +57,33 @@ class Quant(Option, Pass):
     min_in_features: int = 17
     skip_shapes: list[list[int]] = field(default_factory=list)
     skip_on_cuda: list[str] = field(default_factory=list)
+
+    def components(self, setting: Setting) -> tuple[str, ...]:
+        """Denoiser and VAE, but no VAE that each call converts to fp32: quantized weights can't follow."""
+        left_out = setting.vae.name if setting.vae and upcasts_vae(setting) else None
+        return tuple(name for name in setting.names() if name != left_out)
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        if self.min_in_features < 1:
+            yield Problem(
+                f"quant.min_in_features={self.min_in_features}",
+                "must be at least 1",
+                "quant.min_in_features=1",
+            )
+        for shape in self.skip_shapes:
+            if len(shape) != 2:
+                shown = f"[{','.join(map(str, shape))}]"
+                yield Problem(
+                    f"quant.skip_shapes=[{shown}]",
+                    "is not a pair of a layer's inputs and outputs",
+                    "quant.skip_shapes=[[640,320]], or []",
+                )
+        if upcasts_vae(setting):
+            yield Notice(
+                setting.chosen("quant"),
+                "leaves the VAE as it is: every call converts it to fp32 (force_upcast), and "
+                "quantized weights can't be; precision=bf16 includes it",
+            )
 
     def torchao_config(self) -> Any:
         """What torchao's `quantize_` is told. `set_inductor_config=False`: it would change global flags."""
@@ -138,6 +166,7 @@ class Int8(Quant):
     swap_channels: list[int] = field(default_factory=list)
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
         if setting.run.choices["compile"] == "none":
             yield Notice(
                 "quant=int8",
@@ -206,6 +235,7 @@ class Fp8(Quant):
     granularity: Granularity = Granularity.per_row
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
         per_row = self.granularity is Granularity.per_row
         if per_row and setting.run.choices["precision"] != "bf16":
             yield Problem(
