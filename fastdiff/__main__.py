@@ -78,6 +78,8 @@ def _plan(words: list[str]) -> int:
     """`plan`: what would happen, and why not."""
     from fastdiff.composition import compose
     from fastdiff.errors import PlanError
+    from fastdiff.models.sources import model_of
+    from fastdiff.planning import ModelAndPlanError
 
     as_json = "--json" in words
     unknown = [word for word in words if word.startswith("-") and word != "--json"]
@@ -94,25 +96,41 @@ def _plan(words: list[str]) -> int:
 
     try:
         plan = planned(compose(overrides))
+    except ModelAndPlanError as error:
+        found = {"error": error.model, "problems": [asdict(p) for p in error.problems]}
+        print(json.dumps(found, indent=2))
+        return error.exit_code
     except PlanError as error:
         print(json.dumps({"problems": [asdict(p) for p in error.problems]}, indent=2))
         return error.exit_code
     except FastdiffError as error:
         print(json.dumps({"error": str(error)}, indent=2))
         return error.exit_code
+    run = plan.setting.run
     notices = [asdict(notice) for notice in plan.notices]
+    choice = f"model={run.choices['model']}"
+    notices += [{"choice": choice, "text": text} for text in model_of(run).load_notices()]
     found = {"device": plan.device, "plan": plan.to_dict(), "notices": notices, "problems": []}
-    print(json.dumps(found | {"config": plan.setting.run.to_dict()}, indent=2, default=str))
+    print(json.dumps(found | {"config": run.to_dict()}, indent=2, default=str))
     return 0
 
 
 def planned(run: Any) -> Any:
-    """The plan of a composed run on this machine. Raises PlanError or ModelError."""
+    """The plan of a composed run on this machine. Raises PlanError or ModelError, with the problems of both."""
     from fastdiff.environment import this_machine
+    from fastdiff.errors import ModelError, PlanError
     from fastdiff.models.sources import model_of
-    from fastdiff.planning import make_plan
+    from fastdiff.planning import ModelAndPlanError, make_plan
 
-    return make_plan(run, this_machine(), model_of(run).facts())
+    try:
+        facts = model_of(run).facts()
+    except ModelError as error:
+        try:
+            make_plan(run, this_machine(), None)
+        except PlanError as more:
+            raise ModelAndPlanError(error, more) from error
+        raise
+    return make_plan(run, this_machine(), facts)
 
 
 def _doctor(words: list[str]) -> int:
@@ -161,10 +179,13 @@ def _run(overrides: list[str]) -> int:
 
 
 def _sweep(overrides: list[str]) -> int:
-    """Every combination in turn. A combination that can't work is said and left out; the others go on."""
-    from fastdiff.explaining import refuse_sweep
+    """Every combination in turn. A combination that can't work is said and left out; the others go on.
 
-    refuse_sweep(overrides)
+    Ctrl-C ends them all.
+    """
+    from fastdiff.composition import check_sweep
+
+    check_sweep(overrides)
     statuses: list[str] = []
 
     def job(_: Any) -> None:
@@ -176,14 +197,22 @@ def _sweep(overrides: list[str]) -> int:
         print(f"\n--- {' '.join(chosen)}")
         try:
             plan = planned(compose(chosen))
-            _execute(plan, chosen, Path(HydraConfig.get().runtime.output_dir), statuses)
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            if _execute(plan, chosen, folder, statuses) == 130:
+                raise KeyboardInterrupt  # the only thing that stops Hydra's launcher
         except FastdiffError as error:
             _complain(str(error), error)
             statuses.append("incompatible" if error.exit_code == 2 else "failed")
 
-    _hand_over(job, ["--multirun", *overrides])
+    try:
+        _hand_over(job, ["--multirun", *overrides])
+    except KeyboardInterrupt:
+        if statuses[-1:] != ["interrupted"]:
+            raise
     counts = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses))
     print(f"\nfastdiff  {len(statuses)} combinations: {counts}")
+    if "interrupted" in statuses:
+        return 130
     return 0 if set(statuses) <= {"ok", "incompatible"} else 1
 
 

@@ -12,7 +12,16 @@ from typing import Any
 
 from fastdiff.config import CONF_DIR, SCALARS, SLOTS, Generation, RunConfig
 from fastdiff.errors import UsageError
-from fastdiff.explaining import ASSIGNMENT, LITERAL_KEYS, explain, refuse_early, unknown_key
+from fastdiff.explaining import (
+    ASSIGNMENT,
+    LITERAL_KEYS,
+    combinations,
+    explain,
+    raise_all,
+    refusals,
+    refuse_sweep,
+    unknown_key,
+)
 from fastdiff.models.sources import model_of
 from fastdiff.options import option_files, schemas
 
@@ -45,19 +54,18 @@ def register_schemas() -> None:
     _register()
 
 
-def compose(overrides: Sequence[str]) -> RunConfig:
+def compose(overrides: Sequence[str], literal: bool = True) -> RunConfig:
     """The run that these overrides describe; raises UsageError.
 
-    `generation` is resolved: where it is null the model's own default stands.
+    literal: take texts as they stand; False reads them by Hydra's grammar, as a grid does. `generation` is resolved: where it is null the model's own default stands.
     """
     from hydra import compose as hydra_compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf, flag_override
     from omegaconf.errors import OmegaConfBaseException
 
-    quoted = [quote_literal(override) for override in overrides]
-    for override in quoted:
-        refuse_early(override)
+    quoted = [quote_literal(o) for o in overrides] if literal else list(overrides)
+    raise_all(refusals(quoted))
     with hydra_ready():
         try:
             composed = hydra_compose("config", quoted, return_hydra_config=True)
@@ -74,6 +82,22 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     run.choices = choices
     _resolve_generation(run)
     return run
+
+
+def check_sweep(overrides: Sequence[str]) -> None:
+    """Refuse a grid of which any combination can't be read; raises UsageError with all there is to say."""
+    refuse_sweep(overrides)
+    said: list[str] = []
+    for run in combinations(overrides):
+        early = refusals(run)
+        said += early
+        if early:
+            continue
+        try:
+            compose(run, literal=False)
+        except UsageError as error:
+            said.append(str(error))
+    raise_all(list(dict.fromkeys(said)))
 
 
 def restore(data: dict[str, Any]) -> RunConfig:

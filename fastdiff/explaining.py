@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from textwrap import indent
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from fastdiff.config import SCALARS, SLOTS, Generation, RunConfig
@@ -27,11 +28,36 @@ LITERAL_KEYS = (
 ASSIGNMENT = re.compile(r"^(?P<key>[+~]{0,2}[^=]+)=(?P<value>.*)$", re.DOTALL)
 """An override, in two parts."""
 
+_HYDRAS_OWN = re.compile(r"hydra[./@]")
+
 _SCALAR_TYPES: dict[str, type] = {
     f.name: hint
     for f in fields(RunConfig)
     if f.name in SCALARS and isinstance(hint := get_type_hints(RunConfig)[f.name], type)
 }
+
+
+def refusals(overrides: Sequence[str]) -> list[str]:
+    """Everything that can be told wrong before Hydra composes, in the order typed."""
+    said: list[str] = []
+    for override in overrides:
+        try:
+            refuse_early(override)
+            unknown = _no_such_key(override, overrides)
+        except UsageError as error:
+            unknown = str(error)
+        if unknown and unknown not in said:
+            said.append(unknown)
+    return said
+
+
+def raise_all(said: Sequence[str]) -> None:
+    """One refusal as it stands, several below a line that counts them. Raises UsageError unless there is none."""
+    if len(said) == 1:
+        raise UsageError(said[0])
+    if said:
+        each = "\n".join(indent(text, "  ") for text in said)
+        raise UsageError(f"{len(said)} things can't be read\n{each}")
 
 
 def refuse_early(override: str) -> None:
@@ -47,7 +73,7 @@ def refuse_early(override: str) -> None:
     if match is None:
         raise UsageError(_not_an_assignment(override))
     key, value = match["key"], match["value"]
-    if re.match(r"hydra[./]", key):
+    if _HYDRAS_OWN.match(key):
         return
     root, _, inner = key.partition(".")
     if root not in (*SLOTS, "generation", *SCALARS) or (inner and root in SCALARS):
@@ -67,13 +93,44 @@ def refuse_early(override: str) -> None:
 
 def refuse_sweep(overrides: Sequence[str]) -> None:
     """What can be told wrong of a grid before its combinations are made. Raises UsageError."""
+    said: list[str] = []
     for override in overrides:
         key, _, value = override.partition("=")
         listed = (
             key in SLOTS and "(" not in value
         )  # Hydra's choice(...) and glob(...) are its own business
         for option in value.split(",") if listed else [value]:
-            refuse_early(f"{key}={option.strip()}" if "=" in override else override)
+            try:
+                refuse_early(f"{key}={option.strip()}" if "=" in override else override)
+            except UsageError as error:
+                said.append(str(error))
+    raise_all(list(dict.fromkeys(said)) or _grammar(overrides))
+
+
+def combinations(overrides: Sequence[str]) -> list[list[str]]:
+    """The runs of a grid, those left out that can't be refused for anything new.
+
+    Whether a key can be read depends on the option that has it, and on nothing else that is chosen.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    own = [o for o in overrides if _HYDRAS_OWN.match(o)]
+    parsed = OverridesParser.create().parse_overrides([o for o in overrides if o not in own])
+    seen: set[tuple[str, str]] = set()
+    found: list[list[str]] = []
+    for run in BasicSweeper.split_arguments(parsed, None)[0]:
+        pairs = {(_owner(override, run), override) for override in run}
+        if not found or not pairs <= seen:
+            found.append([*own, *run])
+        seen |= pairs
+    return found
+
+
+def _owner(override: str, overrides: Sequence[str]) -> str:
+    """The option that a key belongs to in this run."""
+    root = override.partition("=")[0].partition(".")[0]
+    return _chosen_option(root, overrides) if root in SLOTS else root
 
 
 def _not_an_assignment(word: str) -> str:
@@ -131,7 +188,7 @@ def explain(overrides: Sequence[str], error: Exception) -> str:
     """One screen about what Hydra or OmegaConf refused."""
     for override in overrides:
         match = ASSIGNMENT.match(override)
-        if match is None or match["key"] in SLOTS or re.match(r"hydra[./]", match["key"]):
+        if match is None or match["key"] in SLOTS or _HYDRAS_OWN.match(match["key"]):
             continue
         if match["key"] in SCALARS:
             if f"override {override}" in str(error):
@@ -143,42 +200,70 @@ def explain(overrides: Sequence[str], error: Exception) -> str:
             continue
         known = keys_of(schema)
         if key not in known:
-            return _unknown_slot_key(root, key, known, overrides)
+            return _unknown_slot_key(root, key, match["value"], known, overrides)
         if f"override {override}" in str(error) or f"'{match['key']}'" in str(error):
             return _wrong_type(match["key"], match["value"], known[key])
-    return _unreadable(overrides) or _in_one_line(error)
+    said = _grammar(overrides, one_value=True)
+    return said[0] if said else _in_one_line(error, overrides)
 
 
-def _unreadable(overrides: Sequence[str]) -> str | None:
-    """The first override that Hydra's grammar can't read, or that gives several values where one is wanted."""
+def _no_such_key(override: str, overrides: Sequence[str]) -> str | None:
+    """Why no chosen option has the key of an override; None if it has, or if nobody can tell yet."""
+    match = ASSIGNMENT.match(override)
+    root, _, key = match["key"].partition(".") if match else ("", "", "")
+    if match is None or not key or root not in (*SLOTS, "generation") or "[" in key:
+        return None
+    schema = _chosen_schema(root, overrides)
+    if schema is None:
+        return None
+    known = keys_of(schema)
+    parents = [key.rsplit(".", n)[0] for n in range(1, key.count(".") + 1)]
+    if key in known or any(get_origin(known.get(parent)) is dict for parent in parents):
+        return None
+    return _unknown_slot_key(root, key, match["value"], known, overrides)
+
+
+def _grammar(overrides: Sequence[str], one_value: bool = False) -> list[str]:
+    """The overrides that Hydra's grammar can't read, or that give several values where one is wanted."""
+    said = (_unreadable(override, one_value) for override in overrides)
+    return [text for text in said if text]
+
+
+def _unreadable(override: str, one_value: bool) -> str | None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create()
-    for override in overrides:
-        try:
-            parsed = parser.parse_override(override)
-        except HydraException:
-            if override.startswith(f"{LITERAL_KEYS[0]}=["):
-                return (
-                    f"{override} can't be read as a list of texts\n"
-                    '  instead: put each text in double quotes: \'generation.prompt=["a cat", "a dog"]\''
-                )
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        if override.startswith(f"{LITERAL_KEYS[0]}=["):
             return (
-                f"{override} can't be read: brackets and quotes must be closed, and a text with signs in it quoted\n"
-                f"  instead: quote it twice, once for the shell and once for Hydra: '{override.split('=')[0]}=\"...\"'"
+                f"{override} can't be read as a list of texts\n"
+                '  instead: put each text in double quotes: \'generation.prompt=["a cat", "a dog"]\''
             )
-        if parsed.is_sweep_override():
-            first = override.split("=", 1)[1].split(",")[0]
-            return (
-                f"{override} gives several values, and a run takes one\n"
-                f"  instead: {parsed.key_or_group}={first}, or -m {override} for a run of each"
-            )
+        return (
+            f"{override} can't be read: brackets and quotes must be closed, and a text with signs in it quoted\n"
+            f"  instead: quote it twice, once for the shell and once for Hydra: '{override.split('=')[0]}=\"...\"'"
+        )
+    if one_value and parsed.is_sweep_override():
+        first = override.split("=", 1)[1].split(",")[0]
+        return (
+            f"{override} gives several values, and a run takes one\n"
+            f"  instead: {parsed.key_or_group}={first}, or -m {override} for a run of each"
+        )
     return None
 
 
-def _in_one_line(error: Exception) -> str:
+def _in_one_line(error: Exception, overrides: Sequence[str]) -> str:
     """What Hydra or OmegaConf says itself, and where to read on."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if _HYDRAS_OWN.match(key) and key in str(error):
+            return (
+                f"Hydra itself can't read {override}\n"
+                "  instead: leave it out; fastdiff needs no more of Hydra's own keys than hydra.run.dir=DIR "
+                "and hydra.sweep.dir=DIR"
+            )
     full_key = getattr(error, "full_key", None)
     first = str(error).strip().splitlines()[0]
     return (
@@ -203,7 +288,9 @@ def _chosen_option(slot: str, overrides: Sequence[str]) -> str:
     return default_options()[slot]
 
 
-def _unknown_slot_key(root: str, key: str, known: dict[str, Any], overrides: Sequence[str]) -> str:
+def _unknown_slot_key(
+    root: str, key: str, value: str, known: dict[str, Any], overrides: Sequence[str]
+) -> str:
     name = f"{root}={_chosen_option(root, overrides)}" if root != "generation" else root
     near = nearest(key, known)
     owners = [
@@ -211,7 +298,10 @@ def _unknown_slot_key(root: str, key: str, known: dict[str, Any], overrides: Seq
         for option, file in (option_files().get(root) or {}).items()
         if file.schema and key in keys_of(file.schema)
     ]
-    if near:
+    option = _option_meant(root, key, value)
+    if option:
+        hint = f"did you mean: {root}={option}"
+    elif near:
         hint = f"did you mean: {root}.{near}"
     elif owners:
         hint = f"it belongs to: {', '.join(owners)}"
@@ -220,6 +310,15 @@ def _unknown_slot_key(root: str, key: str, known: dict[str, Any], overrides: Seq
     else:
         hint = "it has no keys"
     return f"{name} has no key '{key}'\n  {hint}"
+
+
+def _option_meant(root: str, key: str, value: str) -> str | None:
+    """`compile.mode=max-autotune` is compile=max_autotune: the value of a key that isn't there names an option."""
+    options = option_files().get(root) or {}
+    name = value.strip("'\"").replace("-", "_")
+    if name in options:
+        return name
+    return nearest(name, options) if key == "mode" else None
 
 
 def _wrong_type(key: str, value: str, kind: Any) -> str:

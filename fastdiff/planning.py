@@ -1,20 +1,33 @@
-"""(run, machine, model's facts) → the ordered passes, or every reason why not. Pure: it reads its arguments only."""
+"""(run, machine, model's facts) → the ordered passes, or every reason why not. Pure: beside its arguments it reads a picture's first bytes."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from fastdiff.config import Bench, RunConfig
+from fastdiff.config import Bench, Reference, RunConfig
 from fastdiff.environment import Environment
-from fastdiff.errors import PlanError, Problem
+from fastdiff.errors import ModelError, PlanError, Problem
 from fastdiff.models.facts import ModelFacts
 from fastdiff.passes.base import Notice, Option, Pass, Setting, Stage
 from fastdiff.passes.place import Place
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+LARGEST_SEED = 2**63 - 1
+
+
+class ModelAndPlanError(ModelError):
+    """The model can't be had, and the choices can't work either."""
+
+    def __init__(self, model: ModelError, plan: PlanError) -> None:
+        self.model, self.problems = str(model), plan.problems
+        super().__init__(f"{model}\nbesides, {plan}")
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,7 @@ def _findings(setting: Setting) -> Iterator[Problem | Notice]:
     yield from _device(setting)
     yield from _generation(setting)
     yield from _bench(setting)
+    yield from _reference(setting)
     for slot, name, option in setting.run.options():
         if not isinstance(option, Option):
             continue
@@ -101,7 +115,11 @@ def _findings(setting: Setting) -> Iterator[Problem | Notice]:
 def _device(setting: Setting) -> Iterator[Problem]:
     asked, environment = setting.run.device, setting.environment
     if asked not in DEVICES:
-        yield Problem(f"device={asked}", f"is none of {', '.join(DEVICES)}", "device=auto")
+        number = re.fullmatch(r"(?:cuda|gpu):(\d+)", asked)
+        instead = "device=cuda" if asked == "gpu" else "device=auto"
+        if number:
+            instead = f"CUDA_VISIBLE_DEVICES={number[1]} with device=cuda"
+        yield Problem(f"device={asked}", f"is none of {', '.join(DEVICES)}", instead)
     elif asked == "cuda" and environment.torch_cuda is None:
         yield Problem(
             "device=cuda",
@@ -128,6 +146,14 @@ def _generation(setting: Setting) -> Iterator[Problem]:
             "there is nothing to draw: a prompt is a text, or a list of texts, none of them empty",
             "generation.prompt='a photo of an astronaut', or null for the model's own",
         )
+    negative = (asked.negative_prompt or "").strip()
+    if re.fullmatch(r"\[[^\[\]]*\]", negative):
+        text = ", ".join(part.strip(" '\"") for part in negative[1:-1].split(","))
+        yield Problem(
+            f"generation.negative_prompt={negative}",
+            "is one text for every picture, not a list of texts",
+            f"generation.negative_prompt='{text}'",
+        )
     for name in ("height", "width"):
         value = getattr(asked, name)
         if value is not None and (value < 8 or value % 8):
@@ -142,6 +168,12 @@ def _generation(setting: Setting) -> Iterator[Problem]:
         if value is not None and not low <= value < math.inf:
             reason = f"must be at least {low}" if value < low else "is not a finite number"
             yield Problem(f"generation.{name}={value}", reason, f"generation.{name}={low}")
+    if asked.seed > LARGEST_SEED:
+        yield Problem(
+            f"generation.seed={asked.seed}",
+            f"must be at most {LARGEST_SEED}, the largest that a generator takes",
+            "generation.seed=0",
+        )
 
 
 def _bench(setting: Setting) -> Iterator[Problem]:
@@ -151,6 +183,33 @@ def _bench(setting: Setting) -> Iterator[Problem]:
         yield Problem(f"bench.runs={bench.runs}", "nothing would be timed", "bench.runs=1")
     if bench.warmup < 0:
         yield Problem(f"bench.warmup={bench.warmup}", "can't be negative", "bench.warmup=0")
+
+
+def _reference(setting: Setting) -> Iterator[Problem]:
+    quality = setting.run.quality
+    if not isinstance(quality, Reference) or quality.reference == "auto":
+        return
+    reason = _no_picture(quality.reference)
+    if reason:
+        yield Problem(
+            f"quality.reference={quality.reference}",
+            reason,
+            "quality.reference=auto, which draws it, or the path of a PNG or JPEG",
+        )
+
+
+def _no_picture(name: str) -> str | None:
+    """Why a file is no picture to compare with; None if it begins like one."""
+    try:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            return "there is no such picture"
+        with path.open("rb") as file:
+            start = file.read(8)
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"can't be read: {getattr(error, 'strerror', None) or error}"
+    begins_right = start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"))
+    return None if begins_right else "is neither a PNG nor a JPEG"
 
 
 def _clashes(steps: tuple[Step, ...]) -> Iterator[Problem]:

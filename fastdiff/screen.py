@@ -8,9 +8,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from fastdiff.config import Generation
 from fastdiff.environment import Environment
 from fastdiff.models.sources import model_of
-from fastdiff.options import option_files
+from fastdiff.options import default_options, keys_of, option_files, schemas
 from fastdiff.pages import words
 from fastdiff.planning import Plan
 from fastdiff.verbs import VERBS
@@ -43,9 +44,10 @@ def summary(report: dict[str, Any], folder: Path, title: str) -> str:
     lines = [f"fastdiff  {title} on {where}: {words.choices(config)}"]
     if report["status"] != "ok":
         lines.append(row("status", str(report["status"])))
-        message, *way_out = (report["error"]["message"] or "").splitlines() or [""]
-        lines.append(row("error", message))
-        lines += [row("", line.strip()) for line in way_out]
+        message = report["error"]["message"] or ""
+        lines += _shortened(message)
+        if report["status"] == "oom" and "instead: " not in message:
+            lines.append(row("instead", _LESS_MEMORY))
         lines.append(row("log", f"{shown(folder)}/log.txt"))
         return "\n".join(lines)
     latency, compiled = report["latency_s"], report["compile"]
@@ -76,6 +78,21 @@ def summary(report: dict[str, Any], folder: Path, title: str) -> str:
     lines += [row("notice", notice) for notice in report["notices"]]
     lines.append(row("written", f"{shown(folder)}/report.md, {report['images'][0]['path']}"))
     return "\n".join(lines)
+
+
+_MOST_LINES = 8
+_LESS_MEMORY = "precision=bf16, a smaller generation.height and width, or fewer pictures at once"
+
+
+def _shortened(message: str) -> list[str]:
+    """An error's first lines; a compiler's run to hundreds, and the log has them all."""
+    first, *others = message.splitlines() or [""]
+    rows = [row("error", first), *(row("", line.strip()) for line in others if line.strip())]
+    lines = "\n".join(rows).splitlines()
+    left = len(lines) - _MOST_LINES
+    return (
+        [*lines[:_MOST_LINES], row("", f"... {left} more lines in the log")] if left > 0 else lines
+    )
 
 
 def _worth_showing(report: dict[str, Any]) -> list[str]:
@@ -118,31 +135,46 @@ def plan_text(plan: Plan) -> str:
 
 
 def help_text() -> str:
-    """What can be typed, with every slot and its options."""
+    """What can be typed, with every slot, its options and its keys."""
     lines = [
         "fastdiff: choose, apply and measure optimizations of diffusion pipelines",
         "",
         "  python -m fastdiff [slot=option ...] [slot.key=value ...]",
-        "  python -m fastdiff -m slot=option,option ...       every combination, one after another",
-        *(f"  python -m fastdiff {verb:<8} [...]   {text}" for verb, text in VERBS.items()),
+        "  python -m fastdiff -m slot=option,option ...   every combination in turn",
+        *_verbs(),
         "",
-        "slots and their options (the first of each is not always the default: see conf/config.yaml)",
+        "slots and their options",
     ]
+    defaults = default_options()
     for slot, options in option_files().items():
-        lines.append(row(slot, ", ".join(options)))
+        others = [option for option in options if option != defaults[slot]]
+        lines.append(row(slot, ", ".join([f"{defaults[slot]} (default)", *others])))
+    lines += ["", "keys, as in quant.min_in_features=64 (not every option of a slot has each)"]
+    owners: dict[str, list[type]] = {slot: list(own.values()) for slot, own in schemas().items()}
+    owners["generation"] = [Generation]
+    for slot, kinds in owners.items():
+        keys = [key for kind in kinds for key in keys_of(kind) if "." not in key]
+        if keys:
+            lines.append(row(f"{slot}.", ", ".join(dict.fromkeys(keys))))
     lines += [
         "",
         "also",
-        row(
-            "generation.",
-            "prompt, negative_prompt, steps, guidance_scale, height, width, images_per_prompt, seed",
-        ),
-        row("device", "auto, cpu, cuda, mps"),
+        row("device", "auto (default), cpu, cuda, mps"),
+        row("", "allow_no_effect=true lets a run go on when a pass changed nothing"),
         row("examples", "python -m fastdiff precision=bf16 compile=max_autotune quant=int8"),
         row("", "python -m fastdiff plan model=sdxl precision=fp16 qkv=fused"),
         row("", "python -m fastdiff model=local model.path=DIR generation.steps=20"),
     ]
     return "\n".join(lines)
+
+
+def _verbs() -> list[str]:
+    """The commands, the text below where both don't fit in a line."""
+    lines = []
+    for verb, text in VERBS.items():
+        whole = f"  python -m fastdiff {verb:<8} [...]   {text}"
+        lines += [whole] if len(whole) <= WIDTH else [whole[: -len(text)].rstrip(), f"      {text}"]
+    return lines
 
 
 class LineProgress:

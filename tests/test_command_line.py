@@ -18,8 +18,10 @@ import pytest
 import fastdiff.environment
 from fastdiff.__main__ import main
 from fastdiff.environment import Environment
+from fastdiff.errors import UsageError
 from fastdiff.models.sources import SHAPES_DIR
-from fastdiff.options import option_files
+from fastdiff.options import default_options, option_files
+from fastdiff.screen import summary
 from fastdiff.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +91,74 @@ KEYS = (
 )
 
 MISSPELLED = {
+    ("quant=int9", "precision=fp61", "gneration.steps=3"): (
+        "3 things can't be read",
+        "  quant has no option 'int9'",
+        "    did you mean: quant=int8",
+        "  precision has no option 'fp61'",
+        "    did you mean: precision=fp16",
+        "  there is no key 'gneration.steps'",
+        "    did you mean: generation",
+    ),
+    ("generation.stpes=3", "plan", "generation.steps=abc"): (
+        "2 things can't be read",
+        "  generation has no key 'stpes'",
+        "    did you mean: generation.steps",
+        "  'plan' is a command, and a command comes first",
+        "    instead: python -m fastdiff plan ...",
+    ),
+    ("compile.mode=max-autotune",): (
+        "compile=none has no key 'mode'",
+        "  did you mean: compile=max_autotune",
+    ),
+    ("precision.dtype=bf16",): (
+        "precision=fp32 has no key 'dtype'",
+        "  did you mean: precision=bf16",
+    ),
+    ("hydra.foo=1",): (
+        "Hydra itself can't read hydra.foo=1",
+        "  instead: leave it out; fastdiff needs no more of Hydra's own keys than hydra.run.dir=DIR "
+        "and hydra.sweep.dir=DIR",
+    ),
+    ("hydra/launcher=ray",): (
+        "Hydra itself can't read hydra/launcher=ray",
+        "  instead: leave it out; fastdiff needs no more of Hydra's own keys than hydra.run.dir=DIR "
+        "and hydra.sweep.dir=DIR",
+    ),
+    ("-m", "precision=fp16,bf16", "compile.freezing=true,false"): (
+        "compile=none has no key 'freezing'",
+        "  it belongs to: compile=default, compile=max_autotune, compile=max_autotune_no_cudagraphs, "
+        "compile=reduce_overhead, compile=regional",
+    ),
+    ("-m", "compile=default,none", "compile.freezing=true,false"): (
+        "compile=none has no key 'freezing'",
+        "  it belongs to: compile=default, compile=max_autotune, compile=max_autotune_no_cudagraphs, "
+        "compile=reduce_overhead, compile=regional",
+    ),
+    ("-m", "generation.steps=3,abc", "hydra.foo=1"): (
+        "Hydra itself can't read hydra.foo=1",
+        "  instead: leave it out; fastdiff needs no more of Hydra's own keys than hydra.run.dir=DIR "
+        "and hydra.sweep.dir=DIR",
+    ),
+    ("-m", "compile=none,default", "compile.freezing=true", "bench.modus=1"): (
+        "2 things can't be read",
+        "  compile=none has no key 'freezing'",
+        "    it belongs to: compile=default, compile=max_autotune, compile=max_autotune_no_cudagraphs, "
+        "compile=reduce_overhead, compile=regional",
+        "  bench=quick has no key 'modus'",
+        "    it has: warmup, runs",
+    ),
+    ("-m", "generation.steps=3,abc", "bench.runs=1,x"): (
+        "2 things can't be read",
+        "  bench.runs can't be 'x': it must be a whole number",
+        "    for example: bench.runs=5",
+        "  generation.steps can't be 'abc': it must be a whole number or null",
+        "    for example: generation.steps=30",
+    ),
+    ("-m", "generation.steps=(1"): (
+        "generation.steps=(1 can't be read: brackets and quotes must be closed, and a text with signs in it quoted",
+        "  instead: quote it twice, once for the shell and once for Hydra: 'generation.steps=\"...\"'",
+    ),
     ("qaunt=int8",): ("there is no key 'qaunt'", "  did you mean: quant"),
     ("QUANT=int8",): ("there is no key 'QUANT'", "  did you mean: quant"),
     ("steps=3",): ("there is no key 'steps'", "  did you mean: generation.steps"),
@@ -304,7 +374,24 @@ IMPOSSIBLE = {
     ("device=gpu",): (
         ONE,
         "  device=gpu   is none of auto, cpu, cuda, mps",
-        "               instead: device=auto",
+        "               instead: device=cuda",
+    ),
+    ("device=cuda:1",): (
+        ONE,
+        "  device=cuda:1   is none of auto, cpu, cuda, mps",
+        "                  instead: CUDA_VISIBLE_DEVICES=1 with device=cuda",
+    ),
+    ("generation.seed=9223372036854775808",): (
+        ONE,
+        "  generation.seed=9223372036854775808   must be at most 9223372036854775807, the",
+        "                                        largest that a generator takes",
+        "                                        instead: generation.seed=0",
+    ),
+    ("generation.negative_prompt=[a, b]",): (
+        ONE,
+        "  generation.negative_prompt=[a, b]   is one text for every picture, not a list",
+        "                                      of texts",
+        "                                      instead: generation.negative_prompt='a, b'",
     ),
     ("device=mps",): (
         ONE,
@@ -351,8 +438,22 @@ MODELS = {
         "  instead: model.revision=null for the main branch, or a name such as v1.0",
     ),
     ("quality.reference=nope.png",): (
-        "quality.reference=nope.png: there is no such picture",
-        "  instead: quality.reference=auto, which draws it, or the path of a PNG",
+        ONE,
+        "  quality.reference=nope.png   there is no such picture",
+        "                               instead: quality.reference=auto, which draws it,",
+        "                               or the path of a PNG or JPEG",
+    ),
+    ("model=local", "model.path=nowhere", "quant=fp8", "generation.height=63"): (
+        "no such folder: {here}/nowhere",
+        "  why: {here} holds no such name",
+        "  instead: name a folder that save_pretrained() wrote",
+        "besides, this run can't work here (2 problems)",
+        "  generation.height=63   must be a multiple of 8, because latents are",
+        "                         instead: generation.height=64",
+        "  quant=fp8              needs an NVIDIA GPU of compute capability 8.9 or newer;",
+        "                         device=cpu",
+        "                         instead: quant=int8",
+        "                         source: https://github.com/pytorch/ao/tree/main/torchao/quantization",
     ),
 }
 
@@ -423,7 +524,8 @@ def test_a_folder_that_is_no_pipeline(refused: Refused, here: Path) -> None:
 
 
 def test_a_misspelled_folder_gets_the_near_one(refused: Refused, here: Path) -> None:
-    (here / "my-model").mkdir()
+    shutil.copytree(SHAPES_DIR, here / "my-model")
+    (here / "my-modles").mkdir()  # nearer, and no pipeline
     assert refused("model=local", "model.path=my-modle") == lines(
         f"no such folder: {here}/my-modle",
         f"  why: {here} holds no such name",
@@ -511,17 +613,29 @@ def test_a_folder_where_nobody_may_write(
     )
 
 
+@pytest.fixture
+def refused_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal that is found out after Hydra made the folder."""
+
+    def execute(*_: Any) -> None:
+        raise UsageError("not like this")
+
+    monkeypatch.setattr("fastdiff.running.execute", execute)
+
+
+@pytest.mark.usefixtures("refused_late")
 def test_a_refusal_leaves_a_users_own_folder_alone(refused: Refused, here: Path) -> None:
     for words in (["hydra.run.dir=mine"], ["hydra.run.dir=mine/new"], ["hydra.run.dir=."]):
         (here / "mine").mkdir(exist_ok=True)
         (here / "mine" / "precious.txt").write_text("years of work")
-        refused("quality.reference=nope.png", *words)  # found out after Hydra made the folder
+        refused(*words)
         assert (here / "mine" / "precious.txt").read_text() == "years of work"
 
 
+@pytest.mark.usefixtures("refused_late")
 def test_a_refusal_leaves_the_working_directory(refused: Refused, here: Path) -> None:
     for folder in ("new", "new/deeper", "a/b/c/d"):
-        refused("quality.reference=nope.png", f"hydra.run.dir={folder}")
+        refused(f"hydra.run.dir={folder}")
     assert here.is_dir()
 
 
@@ -675,6 +789,44 @@ def test_plan_json_tells_what_it_could_not_read_as_data(
     assert found == {"error": "quant has no option 'int9'\n  did you mean: quant=int8"}
 
 
+def test_plan_json_tells_of_the_model_and_of_the_problems_beside_it(
+    plan_of: Callable[..., tuple[int, Any]], here: Path
+) -> None:
+    code, found = plan_of("model=local", "model.path=nope", "bench.runs=0")
+    assert code == 2
+    assert found["error"] == lines(
+        f"no such folder: {here}/nope",
+        f"  why: {here} holds no such name",
+        "  instead: name a folder that save_pretrained() wrote",
+    )
+    assert [problem["choice"] for problem in found["problems"]] == ["bench.runs=0"]
+
+
+def test_plan_json_tells_that_a_model_will_be_downloaded(
+    plan_of: Callable[..., tuple[int, Any]],
+) -> None:
+    _, found = plan_of("model=hub", "model.id=org/name")
+    assert found["notices"] == [
+        {
+            "choice": "model=hub",
+            "text": "org/name is not on this machine yet; the run will download it",
+        }
+    ]
+
+
+def test_a_folder_saved_as_a_variant_is_planned_with_it(
+    here: Path, plan_of: Callable[..., tuple[int, Any]]
+) -> None:
+    shutil.copytree(SHAPES_DIR, here / "half")
+    for file in (here / "half").rglob("*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    code, found = plan_of("model=local", "model.path=half")
+    assert code == 2
+    assert found["error"].endswith("  why: its variants: fp16\n  instead: model.variant=fp16")
+    code, found = plan_of("model=local", "model.path=half", "model.variant=fp16")
+    assert (code, found["problems"]) == (0, [])
+
+
 def test_plan_for_people_fits_80_columns(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "quant=int8", "compile=max_autotune", "precision=bf16"]) == 0
     said = capsys.readouterr().out
@@ -693,6 +845,55 @@ def test_a_plan_of_an_unseen_hub_model_says_that_it_will_be_downloaded(
     assert "  notice        org/name is not on this machine yet; the run will download it\n" in said
 
 
+# How a run ends ------------------------------------------------------------------------------------
+
+
+def failed(status: str, message: str) -> str:
+    """The summary of a run that failed so."""
+    from fastdiff.composition import compose
+
+    environment = {"device": "cpu", "threads": 2}
+    error = {"message": message}
+    config = compose([]).to_dict()
+    report = {"config": config, "environment": environment, "status": status, "error": error}
+    return summary(report, Path("out"), "shapes").partition("\n")[2]
+
+
+def test_of_an_endless_error_the_first_lines_are_shown() -> None:
+    assert failed("failed", "\n".join(f"line {n}" for n in range(300))) == lines(
+        "  status        failed",
+        "  error         line 0",
+        *(f"                line {n}" for n in range(1, 8)),
+        "                ... 292 more lines in the log",
+        "  log           out/log.txt",
+    )
+
+
+def test_when_memory_runs_out_there_is_a_way_out() -> None:
+    assert failed("oom", "CUDA out of memory.") == lines(
+        "  status        oom",
+        "  error         CUDA out of memory.",
+        "  instead       precision=bf16, a smaller generation.height and width, or fewer",
+        "                pictures at once",
+        "  log           out/log.txt",
+    )
+    assert failed("oom", "killed\n  instead: less").count("instead") == 1
+
+
+def test_an_interrupted_combination_ends_the_sweep(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses = iter(["ok", "interrupted", "ok"])
+    monkeypatch.setattr("fastdiff.running.execute", lambda *_: {"status": next(statuses)})
+    monkeypatch.setattr("fastdiff.screen.summary", lambda *_: "")
+    assert main(["-m", "generation.seed=1,2,3"]) == 130
+    said = capsys.readouterr()
+    assert "--- generation.seed=2\n" in said.out
+    assert "--- generation.seed=3" not in said.out
+    assert said.out.endswith("\nfastdiff  2 combinations: 1 ok, 1 interrupted\n")
+    assert said.err == ""
+
+
 # Help, version, doctor -----------------------------------------------------------------------------
 
 
@@ -707,7 +908,12 @@ def test_help_names_every_command_slot_and_option(
         assert slot in words
         assert set(options) <= set(words)
     assert set(VERBS) <= set(words)
-    assert max(map(len, said.splitlines())) <= 100
+    for slot, option in default_options().items():
+        assert f"  {slot:<14}{option} (default)" in said.splitlines() or (
+            f"\n  {slot:<14}{option} (default), " in said
+        )
+    assert "\n  bench.        warmup, runs\n" in said
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

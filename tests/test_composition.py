@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fastdiff.composition import compose, quote_literal, restore, with_option
+from fastdiff.composition import check_sweep, compose, quote_literal, restore, with_option
 from fastdiff.config import SLOTS, Generation, RunConfig, fingerprint
 from fastdiff.errors import UsageError, nearest
-from fastdiff.explaining import LITERAL_KEYS
+from fastdiff.explaining import LITERAL_KEYS, combinations
 from fastdiff.models.sources import MODELS, Shapes
 from fastdiff.options import keys_of, option_files, schemas
 from fastdiff.result import write_json
@@ -220,6 +220,28 @@ def test_one_missing_letter_in_any_slot_is_recognized(slot: str) -> None:
 
 def test_hydras_own_keys_are_let_through() -> None:
     assert isinstance(compose(["hydra.run.dir=x", "hydra/job_logging=default"]), RunConfig)
+
+
+def test_every_key_of_every_option_can_be_overridden_as_far_as_names_go() -> None:
+    run = compose(["model=sdxl", "model.components.unet._class_name=X", "model.generation.steps=3"])
+    assert run.generation.steps == 3
+
+
+def test_combinations_that_bring_nothing_new_are_not_composed_again() -> None:
+    grid = [
+        "quant=int8,fp8",
+        "quant.min_in_features=1,2",
+        "generation.steps=3,4",
+        "hydra.job.name=x",
+    ]
+    assert combinations(grid) == [
+        ["hydra.job.name=x", "quant=int8", "quant.min_in_features=1", "generation.steps=3"],
+        ["hydra.job.name=x", "quant=int8", "quant.min_in_features=1", "generation.steps=4"],
+        ["hydra.job.name=x", "quant=int8", "quant.min_in_features=2", "generation.steps=3"],
+        ["hydra.job.name=x", "quant=fp8", "quant.min_in_features=1", "generation.steps=3"],
+        ["hydra.job.name=x", "quant=fp8", "quant.min_in_features=2", "generation.steps=3"],
+    ]
+    check_sweep(grid)
 
 
 def test_composing_leaves_nothing_behind_for_the_next_time() -> None:

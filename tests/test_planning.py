@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from fastdiff.models.sources import Shapes
 from fastdiff.options import option_files
 from fastdiff.passes import OPTIONS
 from fastdiff.passes.base import Option, Pass, Setting, Stage
+from fastdiff.passes.quant import Granularity
 from fastdiff.planning import Plan, make_plan
 
 GIB = 2**30
@@ -149,7 +151,7 @@ NEEDS_80 = "needs compute capability 8.0 or newer; here: 7.5"
             (
                 "attention=sdpa_efficient",
                 "needs an NVIDIA GPU; device=cpu",
-                "attention=sdpa_flash, or attention=sdpa",
+                "attention=sdpa",
             ),
         ),
         (
@@ -158,13 +160,13 @@ NEEDS_80 = "needs compute capability 8.0 or newer; here: 7.5"
             (
                 "attention=sdpa_cudnn",
                 "needs an NVIDIA GPU of compute capability 8.0 or newer; device=cpu",
-                "attention=sdpa_flash, or attention=sdpa",
+                "attention=sdpa",
             ),
         ),
         (
             ["attention=sdpa_cudnn", "precision=fp16"],
             T4,
-            ("attention=sdpa_cudnn", NEEDS_80, "attention=sdpa_flash, or attention=sdpa"),
+            ("attention=sdpa_cudnn", NEEDS_80, "attention=sdpa"),
         ),
         (
             ["attention=xformers"],
@@ -204,7 +206,7 @@ def test_a_machine_that_lacks_what_an_option_needs(
         (["precision=bf16"], A100),
         (["precision=fp16"], T4),
         (["attention=sdpa_efficient"], T4),
-        (["attention=sdpa_flash", "precision=fp16"], T4),
+        (["attention=sdpa_flash", "precision=fp16"], A100),
         (["attention=sdpa_flash"], CPU),
         (["attention=sdpa_cudnn", "precision=bf16"], A100),
         (["attention=xformers"], T4),
@@ -279,8 +281,18 @@ def test_the_cpu_of_a_machine_with_a_gpu_can_be_asked_for() -> None:
         (
             "gpu",
             CPU,
-            ("device=gpu", "is none of auto, cpu, cuda, mps", "device=auto"),
+            ("device=gpu", "is none of auto, cpu, cuda, mps", "device=cuda"),
         ),
+        (
+            "cuda:1",
+            H100,
+            (
+                "device=cuda:1",
+                "is none of auto, cpu, cuda, mps",
+                "CUDA_VISIBLE_DEVICES=1 with device=cuda",
+            ),
+        ),
+        ("tpu", CPU, ("device=tpu", "is none of auto, cpu, cuda, mps", "device=auto")),
         (
             "cuda",
             CPU,
@@ -309,6 +321,56 @@ def test_a_device_that_is_not_there(
 
 
 # What is drawn and measured ------------------------------------------------------------------------
+
+
+def test_a_seed_has_63_bits() -> None:
+    assert problems(a_run(generation={"seed": 2**63 - 1}), CPU) == []
+    assert problems(a_run(generation={"seed": 2**63}), CPU) == [
+        (
+            "generation.seed=9223372036854775808",
+            "must be at most 9223372036854775807, the largest that a generator takes",
+            "generation.seed=0",
+        )
+    ]
+
+
+def test_a_negative_prompt_is_no_list() -> None:
+    assert problems(a_run(generation={"negative_prompt": '["blurry", ugly]'}), CPU) == [
+        (
+            'generation.negative_prompt=["blurry", ugly]',
+            "is one text for every picture, not a list of texts",
+            "generation.negative_prompt='blurry, ugly'",
+        )
+    ]
+    assert problems(a_run(generation={"negative_prompt": "[blurry], [ugly]"}), CPU) == []
+
+
+@pytest.mark.parametrize("start", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
+def test_a_picture_to_compare_with_begins_like_one(start: bytes, tmp_path: Path) -> None:
+    picture = tmp_path / "picture"
+    picture.write_bytes(start + b"...")
+    assert problems(a_run(quality={"reference": str(picture)}), CPU) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("text.png", "is neither a PNG nor a JPEG"),
+        ("nope.png", "there is no such picture"),
+        (".", "there is no such picture"),
+        ("text.png/nope.png", "there is no such picture"),
+    ],
+)
+def test_what_is_no_picture_to_compare_with(name: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("GIF89a")
+    path = tmp_path / name
+    assert problems(a_run(quality={"reference": str(path)}), CPU) == [
+        (
+            f"quality.reference={path}",
+            reason,
+            "quality.reference=auto, which draws it, or the path of a PNG or JPEG",
+        )
+    ]
 
 
 @pytest.mark.parametrize(
@@ -826,3 +888,215 @@ def test_every_way_out_that_is_typed_can_be_typed() -> None:
 
 def test_an_option_is_an_option() -> None:
     assert all(issubclass(o, Option) for options in OPTIONS.values() for o in options.values())
+
+
+# Attention on older GPUs and Macs -----------------------------------------------------------------
+
+
+def test_the_flash_kernel_needs_a_newer_gpu() -> None:
+    for precision in ("fp16", "fp32"):
+        run = a_run("attention=sdpa_flash", f"precision={precision}")
+        expected = ("attention=sdpa_flash", NEEDS_80, "attention=sdpa_efficient, or attention=sdpa")
+        assert problems(run, T4) == [expected]
+
+
+def test_a_mac_has_the_plain_formula_alone() -> None:
+    assert problems(a_run("attention=sdpa_flash"), MAC) == [
+        (
+            "attention=sdpa_flash",
+            "mps has no kernel but the plain formula; device=mps",
+            "attention=sdpa",
+        )
+    ]
+    for option in ("sdpa_efficient", "sdpa_cudnn"):
+        (problem,) = problems(a_run(f"attention={option}", "precision=bf16"), MAC)
+        assert (problem[0], problem[2]) == (f"attention={option}", "attention=sdpa")
+    assert problems(a_run("attention=sdpa_math"), MAC) == []
+
+
+SIMPLE_CROSS = ModelFacts(
+    "KandinskyV22Pipeline",
+    {
+        "unet": Component(
+            "unet",
+            "diffusers",
+            "UNet2DConditionModel",
+            None,
+            None,
+            {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
+        )
+    },
+)
+HUNYUAN_DIT = model("HunyuanDiTPipeline", transformer="HunyuanDiT2DModel", vae="AutoencoderKL")
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"), [(HUNYUAN_DIT, "HunyuanDiT2DModel"), (SIMPLE_CROSS, "UNet2DConditionModel")]
+)
+def test_plain_attention_is_refused_where_processors_do_more(facts: ModelFacts, name: str) -> None:
+    assert problems(a_run("attention=math"), CPU, facts) == [
+        (
+            "attention=math",
+            f"{name} needs attention processors of its own here, which the plain one can't replace",
+            "attention=sdpa_math",
+        )
+    ]
+
+
+# A VAE that every call converts to fp32 -----------------------------------------------------------
+
+
+def upcasting(**config: Any) -> ModelFacts:
+    """SDXL, whose VAE asks for fp32."""
+    return ModelFacts(
+        "StableDiffusionXLPipeline",
+        {
+            "unet": Component("unet", "diffusers", "UNet2DConditionModel", None, None),
+            "vae": Component("vae", "diffusers", "AutoencoderKL", None, None, config),
+        },
+    )
+
+
+FP16_CPU = machine(cpu_flags=frozenset({"avx512_fp16"}))
+
+
+@pytest.mark.parametrize(
+    ("config", "upcasts"),
+    [
+        ({"force_upcast": True}, True),
+        ({"force_upcast": False}, False),
+        ({"scaling_factor": 0.13025}, True),  # AutoencoderKL's own default is to ask
+        ({}, False),  # nothing is known
+    ],
+)
+def test_whether_a_vae_is_upcast_is_answered_in_one_place(
+    config: dict[str, Any], upcasts: bool
+) -> None:
+    from fastdiff.passes.precision import upcasts_vae
+
+    facts = upcasting(**config)
+    assert upcasts_vae(Setting(a_run("precision=fp16"), H100, "cuda", facts)) == upcasts
+    assert not upcasts_vae(Setting(a_run("precision=bf16"), H100, "cuda", facts))
+    assert not upcasts_vae(Setting(a_run("precision=fp16"), H100, "cuda", None))
+    elsewhere = ModelFacts("StableDiffusionPipeline", facts.components)
+    assert not upcasts_vae(Setting(a_run("precision=fp16"), H100, "cuda", elsewhere))
+
+
+@pytest.mark.parametrize(
+    ("mode", "on", "keys", "left_out"),
+    [
+        ("max_autotune", H100, {}, True),
+        ("reduce_overhead", H100, {}, True),
+        ("default", H100, {}, False),
+        ("default", H100, {"freezing": True}, True),
+        ("default", FP16_CPU, {}, True),
+        ("default", FP16_CPU, {"freezing": False}, False),
+        ("reduce_overhead", FP16_CPU, {"freezing": False}, False),
+    ],
+)
+def test_a_vae_that_is_upcast_is_not_compiled_with_graphs_or_frozen(
+    mode: str, on: Environment, keys: dict[str, Any], left_out: bool
+) -> None:
+    run = a_run(f"compile={mode}", "precision=fp16", compile=keys)
+    made = plan(run, on, upcasting(force_upcast=True))
+    (step,) = [step for step in made.steps if step.pass_.key == f"compile.{mode}"]
+    assert step.components == (("unet",) if left_out else ("unet", "vae"))
+    said = "leaves the VAE's decode eager: every call converts the VAE to fp32 (force_upcast)"
+    assert any(notice.text.startswith(said) for notice in made.notices) == left_out
+
+
+def test_nothing_left_to_compile_is_refused() -> None:
+    run = a_run("compile=max_autotune", "precision=fp16", compile={"targets": ["vae_decode"]})
+    assert problems(run, H100, upcasting(force_upcast=True)) == [
+        (
+            "compile.targets=[vae_decode]",
+            "nothing would be compiled: every call converts the VAE to fp32 (force_upcast), "
+            "which CUDA graphs and frozen weights don't survive",
+            "precision=bf16, or compile=default with compile.freezing=false",
+        )
+    ]
+
+
+@pytest.mark.parametrize("option", ["int8", "int8_weight_only", "fp8", "fp8_weight_only"])
+def test_a_vae_that_is_upcast_is_not_quantized(option: str) -> None:
+    keys = {"granularity": Granularity.per_tensor} if option == "fp8" else {}
+    for precision, parts in (("fp16", ("unet",)), ("bf16", ("unet", "vae"))):
+        run = a_run(f"quant={option}", f"precision={precision}", quant=keys)
+        made = plan(run, H100, upcasting(force_upcast=True))
+        (step,) = [step for step in made.steps if step.pass_.key == f"quant.{option}"]
+        assert step.components == parts
+        texts = [notice.text for notice in made.notices if notice.choice == f"quant={option}"]
+        said = (
+            "leaves the VAE as it is: every call converts it to fp32 (force_upcast), and "
+            "quantized weights can't be; precision=bf16 includes it"
+        )
+        assert (said in texts) == (precision == "fp16")
+
+
+# Compiling: what must be there --------------------------------------------------------------------
+
+
+def test_a_target_that_the_model_lacks_is_refused() -> None:
+    facts = model("DDPMPipeline", unet="UNet2DModel")
+    assert problems(a_run("compile=default"), CPU, facts) == [
+        (
+            "compile.targets=[denoiser,vae_decode]",
+            "DDPMPipeline has no VAE",
+            "compile.targets=[denoiser]",
+        )
+    ]
+    run = a_run("compile=default", compile={"targets": ["denoiser"]})
+    assert problems(run, CPU, facts) == []
+    assert problems(run, CPU, model("SomePipeline", vae="AutoencoderKL")) == [
+        (
+            "compile.targets=[denoiser]",
+            "SomePipeline has no denoiser that is known",
+            "compile=none",
+        )
+    ]
+    assert problems(a_run("compile=default"), CPU, None) == []
+
+
+@pytest.mark.parametrize("mode", ["default", "regional"])
+def test_compiling_on_a_cpu_needs_a_cpp_compiler(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastdiff.passes.compile.has_cpp_compiler", lambda: False)
+    assert problems(a_run(f"compile={mode}"), CPU) == [
+        (
+            f"compile={mode}",
+            "needs a C++ compiler (g++ or clang++), and none is on the PATH",
+            "compile=none, or install one (Debian: apt-get install g++)",
+        )
+    ]
+    assert problems(a_run(f"compile={mode}"), H100) == []
+    assert problems(a_run(), CPU) == []
+
+
+def test_fusing_int8_products_is_for_cuda() -> None:
+    run = a_run("compile=default", compile={"force_fuse_int_mm_with_mul": True})
+    assert notices(run, CPU) == [
+        (
+            "compile.force_fuse_int_mm_with_mul=true",
+            "has no effect here: CUDA only; device=cpu",
+        )
+    ]
+    assert notices(run, H100) == []
+
+
+# Keys of quant ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["int8", "int8_weight_only", "fp8", "fp8_weight_only"])
+def test_keys_of_quant_that_make_no_sense_are_refused(option: str) -> None:
+    keys = {"min_in_features": 0, "skip_shapes": [[640, 320], [1, 2, 3], []]}
+    run = a_run(f"quant={option}", "precision=bf16", quant=keys)
+    no_pair = (
+        "is not a pair of a layer's inputs and outputs",
+        "quant.skip_shapes=[[640,320]], or []",
+    )
+    assert problems(run, H100) == [
+        ("quant.min_in_features=0", "must be at least 1", "quant.min_in_features=1"),
+        ("quant.skip_shapes=[[1,2,3]]", *no_pair),
+        ("quant.skip_shapes=[[]]", *no_pair),
+    ]

@@ -42,7 +42,9 @@ def test_every_option_has_one_row_and_every_slot_one_default() -> None:
 
 def test_defaults_name_an_option_of_every_slot() -> None:
     files = option_files()
-    assert {slot: default_options()[slot] in files[slot] for slot in SLOTS} == dict.fromkeys(SLOTS, True)
+    assert {slot: default_options()[slot] in files[slot] for slot in SLOTS} == dict.fromkeys(
+        SLOTS, True
+    )
 
 
 def test_only_what_stands_between_the_markers_changes() -> None:

@@ -60,7 +60,7 @@ def read_folder(path: Path, variant: str | None = None) -> ModelFacts:
         raise _refusal(
             f"no {variant} weights in {path}",
             f"its variants: {', '.join(known)}" if known else "it holds plain ones only",
-            f"ask for {nearest(variant, known) or known[0]}" if known else "ask for no variant",
+            f"model.variant={nearest(variant, known) or known[0] if known else 'null'}",
         )
     return ModelFacts(pipeline, components)
 
@@ -198,7 +198,7 @@ def _check_folder(path: Path) -> None:
     if path.is_dir():
         return
     if not path.exists():
-        raise _missing(path, "folder", Path.is_dir)
+        raise _missing(path, "folder", lambda entry: (entry / "model_index.json").is_file())
     if path.suffix == ".safetensors":
         why = "it is a single file, and this model is read from a folder"
         instead = f"model=single_file model.path={path}"
@@ -301,12 +301,12 @@ def _choose(
         raise _refusal(
             f"component {name} has neither {variant} nor plain weights: {folder}",
             why,
-            f"ask for {nearest(variant, known) or known[0]}",
+            f"model.variant={nearest(variant, known) or known[0]}",
         )
     raise _refusal(
         f"component {name} has no plain weights: {folder}",
         why,
-        f"load it once with from_pretrained(..., variant={known[0]!r}) and save_pretrained() it",
+        f"model.variant={known[0]}",
     )
 
 

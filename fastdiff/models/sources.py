@@ -80,8 +80,13 @@ class Folder(Model):
     def folder(self) -> Path:
         raise TypeError(f"{type(self).__name__} has no folder")
 
+    @property
+    def wanted_variant(self) -> str | None:
+        """Which weights of the folder are meant; None for the plain ones."""
+        return None
+
     def facts(self) -> ModelFacts:
-        return read_folder(self.folder)
+        return read_folder(self.folder, self.wanted_variant)
 
     def identity(self) -> dict[str, Any]:
         return _identity_of(self.folder)
@@ -90,7 +95,11 @@ class Folder(Model):
         from diffusers import DiffusionPipeline
 
         return DiffusionPipeline.from_pretrained(
-            str(self.folder), dtype=dtype, use_safetensors=True, local_files_only=True
+            str(self.folder),
+            dtype=dtype,
+            variant=self.wanted_variant,
+            use_safetensors=True,
+            local_files_only=True,
         )
 
 
@@ -128,13 +137,19 @@ class Shapes(Folder):
 
 @dataclass
 class Local(Folder):
-    """path: a folder that `pipeline.save_pretrained` wrote; relative paths start where the command is typed."""
+    """path: a folder that `pipeline.save_pretrained` wrote; relative paths start where the command is typed.
+    variant: fp16 where it was saved with variant="fp16"; null takes the plain weights."""
 
     path: str = ""
+    variant: str | None = None
 
     @property
     def title(self) -> str:
         return Path(self.path).name
+
+    @property
+    def wanted_variant(self) -> str | None:
+        return self.variant
 
     @property
     def folder(self) -> Path:

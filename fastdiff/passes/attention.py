@@ -93,9 +93,7 @@ class MathAttention(Attention):
 
     def components(self, setting: Setting) -> tuple[str, ...]:
         return tuple(
-            part.name
-            for part in (setting.denoiser, setting.vae)
-            if part and part.plain_attention
+            part.name for part in (setting.denoiser, setting.vae) if part and part.plain_attention
         )
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:

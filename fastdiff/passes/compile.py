@@ -207,6 +207,7 @@ class Compile(Option, Pass):
         import torch.compiler.config
 
         freezing = self.freezes(setting)
+        config: Any = torch.compiler.config
         attention = setting.chosen("attention")
 
         def enter() -> AbstractContextManager[Any]:
@@ -214,9 +215,9 @@ class Compile(Option, Pass):
             if freezing:
                 stack.enter_context(torch._inductor.config.patch(freezing=True))
             # A forced SDPA kernel is compiled in, but the caches' own key knows nothing of it.
-            tags = (torch.compiler.config.cache_key_tag, attention)
+            tags = (config.cache_key_tag, attention)
             tag = ",".join(filter(None, tags))
-            stack.enter_context(torch.compiler.config.patch(cache_key_tag=tag))
+            stack.enter_context(config.patch(cache_key_tag=tag))
             # Past its limit Dynamo would go on in eager mode with nothing but a warning.
             stack.enter_context(torch._dynamo.config.patch(fail_on_recompile_limit_hit=True))
             return stack

@@ -44,6 +44,24 @@ GEMM = "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64"
             {"efficient": 5, "flash": 3},
         ),
         ({"xformers::efficient_attention_forward_cutlass": 6}, {"xformers": 6}),
+        ({"xformers_flash::flash_fwd": 6, FLASH: 6}, {"xformers": 6}),
+        ({"aten::_efficient_attention_forward": 6, CUTLASS: 6}, {"xformers": 6}),
+        # A parent and its child, as CUDA profiles show them, are one call.
+        (
+            {
+                "aten::_scaled_dot_product_efficient_attention": 8,
+                "aten::_efficient_attention_forward": 8,
+                CUTLASS: 8,
+            },
+            {"efficient": 8},
+        ),
+        (
+            {
+                "xformers::efficient_attention_forward_cutlass": 6,
+                "aten::_efficient_attention_forward": 6,
+            },
+            {"xformers": 6},
+        ),
     ],
 )
 def test_operators_are_counted_by_kernel(events: dict[str, int], kernels: dict[str, int]) -> None:

@@ -390,6 +390,35 @@ def test_a_unet_with_added_key_value_projections_is_not_fused_because_it_would_f
     with pytest.raises(ValueError, match="added KV projections"):
         model.fuse_qkv_projections()
     assert not _part("UNet2DConditionModel", config).fuses_qkv
+    assert not _part("UNet2DConditionModel", config).plain_attention
+    defaults = {type(processor).__name__ for processor in model.attn_processors.values()}
+    assert defaults
+    assert all("AddedKV" in name for name in defaults)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "plain"),
+    [
+        ("UNet2DConditionModel", True),
+        ("AutoencoderKL", True),
+        ("PixArtTransformer2DModel", True),
+        ("HunyuanDiT2DModel", False),
+        ("FluxTransformer2DModel", False),
+        ("CLIPTextModel", False),
+    ],
+)
+def test_where_the_plain_attention_processor_can_stand_in(class_name: str, plain: bool) -> None:
+    assert _part(class_name, {}).plain_attention == plain
+
+
+def test_hunyuan_dits_default_attention_is_its_own() -> None:
+    sizes = {"num_layers": 2, "sample_size": 16, "patch_size": 2, "in_channels": 4}
+    sizes |= {"attention_head_dim": 8, "hidden_size": 128}
+    with torch.device("meta"):
+        model = diffusers.HunyuanDiT2DModel(**sizes)
+    model.set_default_attn_processor()
+    kinds = {type(processor).__name__ for processor in model.attn_processors.values()}
+    assert kinds == {"HunyuanAttnProcessor2_0"}
 
 
 def test_a_component_of_an_unknown_class_is_not_fused() -> None:

@@ -19,6 +19,7 @@ from fastdiff.models.facts import (
     ModelFacts,
 )
 from fastdiff.models.reading import read_folder, read_single_file
+from fastdiff.models.sources import Local
 
 diffusers: Any = _diffusers  # its constructors are untyped
 
@@ -198,8 +199,19 @@ def test_the_sum_of_parameters_is_unknown_where_one_is() -> None:
     assert facts.vae is known
 
 
+def test_a_folder_saved_as_a_variant_is_loaded_as_it(tmp_path: Path, pipeline: Any) -> None:
+    pipeline.save_pretrained(tmp_path, variant="fp16")
+    model = Local(path=str(tmp_path), variant="fp16")
+    assert model.facts().denoiser is not None
+    loaded = model.load(torch.float32)
+    assert _numbers(loaded.unet) == _numbers(pipeline.unet)
+    assert _refused(Local(path=str(tmp_path)).facts).endswith("\n  instead: model.variant=fp16")
+
+
 def test_a_missing_folder_names_its_nearest_sibling(tmp_path: Path) -> None:
     (tmp_path / "sdxl-turbo").mkdir()
+    (tmp_path / "sdxl-turbo" / "model_index.json").write_text("{}")
+    (tmp_path / "sdlx-turbos").mkdir()  # nearer, and no pipeline
     path = tmp_path / "sdlx-turbo"
     assert _refused(lambda: read_folder(path)) == (
         f"no such folder: {path}\n"
@@ -373,13 +385,12 @@ def _only_fp16(tmp_path: Path) -> Path:
     return path
 
 
-def test_weights_only_in_a_variant_name_the_way_to_plain_ones(tmp_path: Path) -> None:
+def test_weights_only_in_a_variant_name_the_variant(tmp_path: Path) -> None:
     path = _only_fp16(tmp_path)
     assert _refused(lambda: read_folder(path)) == (
         f"component unet has no plain weights: {path}/unet\n"
         "  why: its variants: fp16\n"
-        "  instead: load it once with from_pretrained(..., variant='fp16') "
-        "and save_pretrained() it"
+        "  instead: model.variant=fp16"
     )
     assert read_folder(path, "fp16").parameters == 6
 
@@ -389,18 +400,18 @@ def test_weights_only_in_another_variant_name_it(tmp_path: Path) -> None:
     assert _refused(lambda: read_folder(path, "fp61")) == (
         f"component unet has neither fp61 nor plain weights: {path}/unet\n"
         "  why: its variants: fp16\n"
-        "  instead: ask for fp16"
+        "  instead: model.variant=fp16"
     )
 
 
 def test_a_variant_that_no_component_has_is_refused(tmp_path: Path) -> None:
     path = _folder(tmp_path)
     assert _refused(lambda: read_folder(path, "fp16")) == (
-        f"no fp16 weights in {path}\n  why: it holds plain ones only\n  instead: ask for no variant"
+        f"no fp16 weights in {path}\n  why: it holds plain ones only\n  instead: model.variant=null"
     )
     save_file({"a": torch.zeros(6)}, path / "unet" / "diffusion_pytorch_model.bf16.safetensors")
     assert _refused(lambda: read_folder(path, "fp16")) == (
-        f"no fp16 weights in {path}\n  why: its variants: bf16\n  instead: ask for bf16"
+        f"no fp16 weights in {path}\n  why: its variants: bf16\n  instead: model.variant=bf16"
     )
 
 

@@ -138,9 +138,35 @@ def test_what_ran_instead_is_named(wanted: str, seen: dict[str, int], ran: str) 
 
 
 def test_the_plain_formula_may_be_written_out_by_the_compiler() -> None:
-    effect = SeenKernels("attention.sdpa_math", "math").effect(Observed(kernels={}))
-    assert str(effect) == "attention.sdpa_math inlined by the compiler"
+    compiled = Observed(kernels={}, graphs=1)
+    for pending in (
+        SeenKernels("attention.sdpa_math", "math"),
+        SeenKernels("attention.sdpa", needed=False),
+    ):
+        effect = pending.effect(compiled)
+        assert str(effect) == f"{pending.key} inlined by the compiler"
+        assert not effect.empty
+
+
+def test_without_a_compiler_a_chosen_formula_that_was_not_seen_had_no_effect() -> None:
+    effect = SeenKernels("attention.sdpa_math", "math").effect(Observed())
+    assert str(effect) == "attention.sdpa_math 0 attention kernels seen"
+    assert effect.empty
+
+
+def test_the_default_may_run_no_kernel_that_is_known_and_says_so() -> None:
+    effect = SeenKernels("attention.sdpa", needed=False).effect(Observed())
+    assert str(effect) == "attention.sdpa no attention kernel seen"
     assert not effect.empty
+
+
+def test_processors_say_whether_a_kernel_was_seen() -> None:
+    pending = SeenKernels("attention.math", processors=3)
+    assert (
+        str(pending.effect(Observed())) == "attention.math 3 processors, no attention kernel seen"
+    )
+    inlined = pending.effect(Observed(graphs=1))
+    assert str(inlined) == "attention.math 3 processors, inlined by the compiler"
 
 
 def test_math_leaves_a_vae_without_attention_out(
@@ -192,15 +218,11 @@ def test_math_after_fusing_is_refused(shapes_plan: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("option", "reason", "instead"),
     [
-        (
-            "sdpa_efficient",
-            "needs an NVIDIA GPU; device=cpu",
-            "attention=sdpa_flash, or attention=sdpa",
-        ),
+        ("sdpa_efficient", "needs an NVIDIA GPU; device=cpu", "attention=sdpa"),
         (
             "sdpa_cudnn",
             "needs an NVIDIA GPU of compute capability 8.0 or newer; device=cpu",
-            "attention=sdpa_flash, or attention=sdpa",
+            "attention=sdpa",
         ),
         ("xformers", "needs an NVIDIA GPU; device=cpu", "attention=sdpa"),
     ],

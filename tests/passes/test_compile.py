@@ -19,7 +19,14 @@ from fastdiff.environment import this_machine
 from fastdiff.errors import NoEffectError, PlanError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.passes.base import Setting
-from fastdiff.passes.compile import CompiledGraphs, Default, MaxAutotune, ReduceOverhead, Regional
+from fastdiff.passes.compile import (
+    CompiledGraphs,
+    Default,
+    MaxAutotune,
+    ReduceOverhead,
+    Regional,
+    has_cpp_compiler,
+)
 from fastdiff.planning import make_plan
 from fastdiff.result import Observed
 
@@ -324,20 +331,89 @@ def test_the_second_time_the_cache_is_warm() -> None:
     assert compile_it() == "warm"
 
 
+def tag_of(attention: str) -> Any:
+    """A CPU run's setting with another attention option."""
+    return Setting(compose([f"attention={attention}"]), this_machine(), "cpu", None)
+
+
+def test_the_caches_key_names_the_attention_option_within_calls_alone() -> None:
+    import torch.compiler.config as config
+
+    enter = Default(freezing=False).around_calls(tag_of("sdpa_math"))
+    assert config.cache_key_tag == ""
+    with enter():
+        assert config.cache_key_tag == "attention=sdpa_math"
+    with config.patch(cache_key_tag="mine"):
+        with enter():
+            assert config.cache_key_tag == "mine,attention=sdpa_math"
+        assert config.cache_key_tag == "mine"
+    assert config.cache_key_tag == ""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_a_warm_cache_gives_no_other_attention_kernel() -> None:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+    from torch.profiler import profile
+
+    x = torch.randn(1, 2, 16, 8)
+
+    def compile_and_run(attention: str, backend: Any) -> tuple[str, bool]:
+        _forget_compiled()
+        call = Default(freezing=False).compiled(
+            lambda x: scaled_dot_product_attention(x, x, x), tag_of(attention)
+        )
+        with torch.no_grad(), sdpa_kernel(backend):
+            call(x)
+            with profile() as profiled:
+                call(x)
+        names = {event.name for event in profiled.events()}
+        return compile_counters().cache, any("flash_attention" in name for name in names)
+
+    flash, math = SDPBackend.FLASH_ATTENTION, SDPBackend.MATH
+    assert compile_and_run("sdpa_flash", flash) == ("cold", True)
+    assert compile_and_run("sdpa_math", math) == ("cold", False)
+    assert compile_and_run("sdpa", flash) == ("cold", True)
+    assert compile_and_run("sdpa_math", math) == ("warm", False)
+    assert compile_and_run("sdpa_flash", flash) == ("warm", True)
+
+
+def test_a_cpp_compiler_is_looked_for_and_none_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert not has_cpp_compiler()
+    for name in ("clang++", "my-c++"):
+        program = tmp_path / name
+        program.write_text("#!/nowhere\n")
+        program.chmod(0o755)
+        if name == "my-c++":
+            assert not has_cpp_compiler()
+            monkeypatch.setenv("CXX", "my-c++ -O2")
+        assert has_cpp_compiler()
+        program.unlink()
+
+
 def test_a_mode_brings_its_own_options_and_the_set_flags() -> None:
-    option = Default(conv_1x1_as_mm=True, epilogue_fusion=False)
+    option = Default(conv_1x1_as_mm=True, epilogue_fusion=False, force_fuse_int_mm_with_mul=True)
     assert option.inductor_options() == {
         "cpp_wrapper": False,
         "conv_1x1_as_mm": True,
         "epilogue_fusion": False,
+        "force_fuse_int_mm_with_mul": True,
     }
     assert ReduceOverhead().inductor_options()["triton.cudagraphs"] is True
     tuned = MaxAutotune().inductor_options()
     assert (tuned["max_autotune"], tuned["triton.cudagraphs"]) == (True, True)
 
 
-def test_the_documents_flags_stand_in_max_autotune() -> None:
-    option: Any = compose(["compile=max_autotune"]).compile
+@pytest.mark.parametrize("choice", ["max_autotune", "max_autotune_no_cudagraphs"])
+def test_the_documents_flags_stand_in_max_autotune(choice: str) -> None:
+    option: Any = compose([f"compile={choice}"]).compile
+    assert option.force_fuse_int_mm_with_mul is None
     asked = option.inductor_options()
     assert {
         name: asked[name]
