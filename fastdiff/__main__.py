@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -258,7 +259,8 @@ def _new_folder() -> Path:
 
 
 def console() -> None:
-    """The console script."""
+    """The console script. A scheduler's SIGTERM ends a run as Ctrl-C does: with a report that says so."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
 
 

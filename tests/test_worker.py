@@ -686,3 +686,14 @@ def test_a_reference_that_cannot_fit_is_refused_before_it_is_loaded() -> None:
     assert str(refused.value) == ("the reference in fp32 needs about 12.3 GB, and 10.0 GB are free")
     roomy = replace(machine, available_memory_bytes=16_000_000_000)
     refuse_if_too_large(replace(plan, setting=replace(setting, environment=roomy)))
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_run_as_ctrl_c_does(going: Going) -> None:
+    going.parent.terminate()
+    screen, rest = going.parent.communicate(timeout=60)
+    assert going.parent.returncode == 130
+    assert gone(going.worker, 5)
+    assert "Traceback" not in screen + rest
+    report = json.loads((going.home / "run" / "report.json").read_text())
+    assert report["status"] == "interrupted"
