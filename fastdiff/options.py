@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from fastdiff.config import CONF_DIR, SLOTS, Bench, NoQuality, Reference, Slot
-from fastdiff.models.sources import MODELS
+from fastdiff.models import MODELS
 from fastdiff.passes import OPTIONS
 
 

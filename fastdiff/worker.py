@@ -172,7 +172,8 @@ def run(folder: Path, request: Request, events: Events) -> None:
 def _plan_with_facts(config: RunConfig, events: Events) -> Plan:
     """Plan again where the model is: a hub model's configuration is fetched first, its weights later."""
     from fastdiff.environment import this_machine
-    from fastdiff.models.sources import Hub, Model
+    from fastdiff.models.hub import Hub
+    from fastdiff.models.sources import Model
     from fastdiff.planning import make_plan
 
     model = config.model

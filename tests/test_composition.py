@@ -15,7 +15,8 @@ from fastdiff.composition import check_sweep, compose, quote_literal, restore, w
 from fastdiff.config import SLOTS, Generation, RunConfig, fingerprint
 from fastdiff.errors import UsageError, nearest
 from fastdiff.explaining import LITERAL_KEYS, combinations
-from fastdiff.models.sources import MODELS, Shapes
+from fastdiff.models import MODELS
+from fastdiff.models.sources import Shapes
 from fastdiff.options import keys_of, option_files, schemas
 from fastdiff.result import write_json
 

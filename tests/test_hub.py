@@ -16,7 +16,8 @@ import pytest
 
 from fastdiff.composition import compose
 from fastdiff.errors import ModelError
-from fastdiff.models.sources import SHAPES_DIR, Hub, Model, hub_cache, hub_error_in_words
+from fastdiff.models.hub import Hub, hub_cache, hub_error_in_words
+from fastdiff.models.sources import SHAPES_DIR, Model
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -142,7 +143,7 @@ def fetch_in_own_process(**variables: str) -> str:
     """What `Hub.fetch` raises; the hub's client reads its variables when it is imported."""
     code = (
         "from fastdiff.errors import ModelError\n"
-        "from fastdiff.models.sources import Hub\n"
+        "from fastdiff.models.hub import Hub\n"
         "import sys\n"
         "try: Hub(id='org/name').fetch()\n"
         "except ModelError as error: print(error, end='')\n"
@@ -460,7 +461,7 @@ def weights_of(snapshot: Path) -> list[Path]:
 @pytest.mark.slow
 def test_a_snapshot_is_loaded_without_a_network(cached: Path) -> None:
     code = (
-        "from fastdiff.models.sources import Hub\n"
+        "from fastdiff.models.hub import Hub\n"
         "pipeline = Hub(id='org/name').load(None)\n"
         "print(type(pipeline).__name__, type(pipeline.unet).__name__)\n"
     )

@@ -184,7 +184,9 @@ def test_figures_of_a_report_agree_with_one_another(first: Path) -> None:
         "recompiles": 0,
         "reasons": [],
         "cache": "none",
+        "graphs_while_timing": 0,
     }
+    assert report["repeatable"] == {"identical": True, "max_abs_difference": 0.0}
     assert report["started_at"] <= report["finished_at"]
 
 
@@ -258,6 +260,7 @@ def test_a_picture_of_ones_own_is_compared_with_and_the_same_run_is_identical(
     report = strictly((folder / "report.json").read_text())
     assert report["quality"] == {
         "reference_run_id": None,
+        "reference": picture.name,
         "reason": None,
         "identical": True,
         "psnr_db": None,
@@ -265,7 +268,7 @@ def test_a_picture_of_ones_own_is_compared_with_and_the_same_run_is_identical(
         "max_abs_difference": 0.0,
     }
     assert len(runs.references()) == 1
-    assert "identical to the reference" in (folder / "screen.txt").read_text()
+    assert f"identical to {picture.name}" in (folder / "screen.txt").read_text()
 
 
 @pytest.mark.slow
@@ -313,6 +316,7 @@ def test_without_a_comparison_quality_is_null_with_the_reason(shapes_plan: Any) 
     )
     assert quality == {
         "reference_run_id": None,
+        "reference": None,
         "reason": "quality=none",
         "identical": None,
         "psnr_db": None,
