@@ -118,7 +118,7 @@ class Compile(Option, Pass):
         """Whether weights are frozen in this run.
 
         `auto` freezes on a CPU, but not in a precision that the processor has no arithmetic for: the prepacked
-        bf16 convolutions of such a processor took 18 times as long as the unfrozen ones.
+        bf16 convolutions of such a processor took 18 times as long as the unfrozen ones (one call each, 4.5 s to 0.24 s).
         """
         if self.freezing != "auto":
             return bool(self.freezing)
