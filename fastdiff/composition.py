@@ -10,7 +10,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from fastdiff.config import CONF_DIR, SCALARS, SLOTS, Generation, RunConfig
+from fastdiff.config import CONF_DIR, SCALARS, SLOTS, Experiment, Generation, RunConfig
 from fastdiff.errors import UsageError
 from fastdiff.explaining import (
     ASSIGNMENT,
@@ -22,7 +22,7 @@ from fastdiff.explaining import (
     refuse_sweep,
     unknown_key,
 )
-from fastdiff.models.sources import model_of
+from fastdiff.models.sources import Model
 from fastdiff.options import option_files, schemas
 
 
@@ -69,7 +69,8 @@ def compose(overrides: Sequence[str], literal: bool = True) -> RunConfig:
     with hydra_ready():
         try:
             composed = hydra_compose("config", quoted, return_hydra_config=True)
-            choices = {slot: str(composed.hydra.runtime.choices[slot]) for slot in SLOTS}
+            chosen = composed.hydra.runtime.choices
+            choices = {slot: str(chosen[slot]) for slot in (*SLOTS, "experiment")}
             with flag_override(composed, ["struct", "readonly"], False):
                 del composed["hydra"]
             unknown = unknown_key(composed)
@@ -110,7 +111,12 @@ def restore(data: dict[str, Any]) -> RunConfig:
         slots[slot] = option_files()[slot][choices[slot]].option(**values)
     generation = Generation(**data["generation"])
     scalars = {key: data[key] for key in SCALARS}
-    return RunConfig(**slots, **scalars, generation=generation, choices=choices)
+    published = dict(data["experiment"])
+    choices["experiment"] = published.pop("name")
+    experiment = Experiment(**published)
+    return RunConfig(
+        **slots, **scalars, generation=generation, experiment=experiment, choices=choices
+    )
 
 
 def with_option(run: RunConfig, slot: str, option: str) -> RunConfig:
@@ -123,7 +129,8 @@ def with_option(run: RunConfig, slot: str, option: str) -> RunConfig:
 
 def _resolve_generation(run: RunConfig) -> None:
     """Fill what was left at null with the model's own defaults."""
-    own = model_of(run).generation
+    assert isinstance(run.model, Model)
+    own = run.model.generation  # the teacher's, so that its student draws the same
     for f in fields(own):
         if getattr(run.generation, f.name) is None:
             setattr(run.generation, f.name, getattr(own, f.name))

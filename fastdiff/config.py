@@ -84,19 +84,40 @@ class Generation:
 
 
 @dataclass
+class Experiment:
+    """Which of the documents' experiments a run is, and what they published of it. Changes nothing in the run.
+
+    rung: its place in its ladder, from 0; source: address of the document; hardware: what it was measured on there.
+    latency_s: seconds that the document gives for a whole call; speedup: against the ladder's first rung.
+    """
+
+    rung: int = 0
+    source: str | None = None
+    hardware: str | None = None
+    latency_s: float | None = None
+    speedup: float | None = None
+
+
+@dataclass
 class RunConfig:
-    """One choice per slot. `choices` names them; the slots hold their keys."""
+    """One choice per slot. `choices` names them, and the experiment; the slots hold their keys."""
 
     model: Slot = MISSING
     precision: Slot = MISSING
+    vae: Slot = MISSING
+    scheduler: Slot = MISSING
+    lora: Slot = MISSING
     attention: Slot = MISSING
     qkv: Slot = MISSING
     memory_format: Slot = MISSING
     quant: Slot = MISSING
+    cache: Slot = MISSING
+    memory: Slot = MISSING
     compile: Slot = MISSING
     bench: Slot = MISSING
     quality: Slot = MISSING
     generation: Generation = field(default_factory=Generation)
+    experiment: Experiment = field(default_factory=Experiment)
     device: str = "auto"
     allow_no_effect: bool = False
     choices: dict[str, str] = field(default_factory=dict)
@@ -115,6 +136,8 @@ class RunConfig:
         data["generation"] = asdict(self.generation)
         data["device"] = self.device
         data["allow_no_effect"] = self.allow_no_effect
+        data["experiment"] = {"name": self.choices.get("experiment", NO_EXPERIMENT)}
+        data["experiment"] |= asdict(self.experiment)
         return data
 
 
@@ -125,6 +148,9 @@ def _plain(value: Any) -> Any:
 
 SLOTS = tuple(f.name for f in fields(RunConfig) if f.type == "Slot")
 """Names of the slots, in the order in which a run is read."""
+
+NO_EXPERIMENT = "none"
+"""The name that stands for a run outside the documents."""
 
 SCALARS = ("device", "allow_no_effect")
 """Keys of a run that belong to no slot."""

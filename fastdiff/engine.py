@@ -59,11 +59,11 @@ def build(plan: Plan, say: Callable[[str], None] = lambda message: None) -> Buil
     for step in plan.steps:
         if step.stage is Stage.FLAGS:
             outcomes.append(step.pass_.apply(None, context))
-        elif step.stage is Stage.LOAD:
-            step.pass_.prepare(loading)
+        step.pass_.prepare(loading)
     say(f"loading {run.choices['model']}")
     started = time.perf_counter()
-    pipeline = model_of(run).load(loading.dtype)
+    parts = {name: make(loading.dtype) for name, make in loading.parts.items()}
+    pipeline = model_of(run).load(loading.dtype, parts)
     pipeline.set_progress_bar_config(disable=True)
     loaded = time.perf_counter()
     for step in plan.steps:

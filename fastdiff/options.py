@@ -74,7 +74,8 @@ def option_files() -> dict[str, dict[str, OptionFile]]:
 def default_options() -> dict[str, str]:
     """The option that each slot has when nobody chooses one, by `config.yaml`."""
     text = (CONF_DIR / "config.yaml").read_text(encoding="utf-8")
-    return dict(re.findall(r"^  - (\w+): (\w+)$", text, re.MULTILINE))
+    found = dict(re.findall(r"^  - (\w+): (\w+)$", text, re.MULTILINE))
+    return {slot: found[slot] for slot in SLOTS}
 
 
 def keys_of(schema: type) -> dict[str, Any]:

@@ -66,7 +66,13 @@ class Plan:
 
 
 def make_plan(run: RunConfig, environment: Environment, facts: ModelFacts | None) -> Plan:
-    """Order the passes. Raises PlanError with every Problem at once."""
+    """Order the passes. Raises PlanError with every Problem at once.
+
+    facts: of the model as published; what options make of them is worked out here.
+    """
+    for _, _, option in run.options():
+        if isinstance(option, Option) and facts is not None:
+            facts = option.changed_facts(facts, run)
     setting = Setting(run, environment, environment.device(run.device), facts)
     problems: list[Problem] = []
     notices: list[Notice] = []
@@ -88,8 +94,10 @@ def make_plan(run: RunConfig, environment: Environment, facts: ModelFacts | None
 
 
 def _passes(setting: Setting) -> Iterator[Pass]:
-    yield Place()
-    for _, _, option in setting.run.options():
+    options = [option for _, _, option in setting.run.options()]
+    if not any(isinstance(option, Option) and option.places for option in options):
+        yield Place()
+    for option in options:
         if isinstance(option, Option):
             yield from option.passes()
 

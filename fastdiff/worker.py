@@ -173,15 +173,15 @@ def _plan_with_facts(config: RunConfig, events: Events) -> Plan:
     """Plan again where the model is: a hub model's configuration is fetched first, its weights later."""
     from fastdiff.environment import this_machine
     from fastdiff.models.hub import Hub
-    from fastdiff.models.sources import Model
+    from fastdiff.models.sources import model_of
     from fastdiff.planning import make_plan
 
-    model = config.model
-    assert isinstance(model, Model)
-    if isinstance(model, Hub) and model.snapshot() is None:
+    model = model_of(config)
+    remote = isinstance(model, Hub) and model.remote
+    if remote and model.snapshot() is None:
         events.say(f"asking the hub for {model.id}")
         model.fetch()
-    if isinstance(model, Hub) and not model.complete():
+    if remote and not model.complete():
         size = model.download_bytes()
         if size:
             events.say(f"downloading {model.id}, {size / 1e9:.1f} GB")

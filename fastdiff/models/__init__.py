@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from fastdiff.models.hub import Hub
+from fastdiff.models.published import Published
 from fastdiff.models.sources import Local, Model, Shapes, SingleFile
 
 MODELS: dict[str, type[Model]] = {
     "shapes": Shapes,
     "hub": Hub,
+    "published": Published,
     "local": Local,
     "single_file": SingleFile,
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,20 +27,23 @@ class Hub(Model):
     revision: branch, tag or commit; null is the main branch.
     variant: fp16 fetches half-precision files where the repository has them, half the download.
     safety_checker: false leaves the image filter of Stable Diffusion 1.x out.
-    pipeline: class name of the pipeline, if it is known beforehand; lets `plan` answer before any download.
-    components: what is known of its denoiser and VAE, likewise: `_class_name` and keys of their configuration.
+    lcm_lora: the adapter of lora=lcm for this model, org/name on the hub or a file.
     """
 
     id: str = ""
     revision: str | None = None
     variant: str | None = None
     safety_checker: bool = True
-    pipeline: str | None = None
-    components: dict[str, Any] = field(default_factory=dict)
+    lcm_lora: str | None = None
 
     @property
     def title(self) -> str:
         return self.id
+
+    @property
+    def remote(self) -> bool:
+        """Whether anything is to come from the hub."""
+        return True
 
     def _checked_id(self) -> str:
         """The id, once it is one, and the revision with it: both become parts of a path in the hub's cache."""
@@ -73,13 +76,7 @@ class Hub(Model):
         if folder is not None:
             whole = self.complete() and self.safety_checker
             return read_folder(folder, self.variant) if whole else _configs_only(folder)
-        if self.pipeline is None:
-            return None
-        components = {
-            name: Component(name, "diffusers", config["_class_name"], None, None, config)
-            for name, config in self.components.items()
-        }
-        return ModelFacts(self.pipeline, components)
+        return None
 
     def identity(self) -> dict[str, Any]:
         folder = self.snapshot()
@@ -146,15 +143,15 @@ class Hub(Model):
         parts = [sizes.get(name, {}) for name in wanted]
         return sum(part.get(self.variant, part.get(None, 0)) for part in parts) or None
 
-    def load(self, dtype: torch.dtype | None) -> Any:
+    def load(self, dtype: torch.dtype | None, parts: Mapping[str, Any]) -> Any:
         from diffusers import DiffusionPipeline
 
         # The commit that the facts and the reference are of, not whatever `main` has become meanwhile.
         folder = self.snapshot()
         revision = folder.name if folder else self.revision
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {**parts}
         if not self.safety_checker:
-            extra = {"safety_checker": None, "requires_safety_checker": False}
+            extra |= {"safety_checker": None, "requires_safety_checker": False}
         with _plain_words(self.id):
             return DiffusionPipeline.from_pretrained(
                 self._checked_id(),

@@ -65,6 +65,27 @@ def read_folder(path: Path, variant: str | None = None) -> ModelFacts:
     return ModelFacts(pipeline, components)
 
 
+def read_component(folder: Path, name: str) -> Component:
+    """What a folder that a model's own `save_pretrained` wrote holds: its class, its configuration, its size.
+
+    name: what the pipeline calls it. Raises ModelError.
+    """
+    if not folder.is_dir():
+        raise _missing(folder, "folder", lambda entry: (entry / "config.json").is_file(), key=None)
+    config = _read_json(folder / "config.json")
+    class_name = config.get("_class_name")
+    if not isinstance(class_name, str):
+        raise _refusal(
+            f"no single component: {folder}",
+            "its config.json names no class",
+            "name a folder that a model's own save_pretrained() wrote",
+        )
+    tensors: dict[str, _Tensor] = {}
+    for file in _choose(_weight_files(folder, name, class_name), None, folder, name):
+        tensors |= _read_header(file)
+    return _component(name, "diffusers", class_name, tensors.values(), config)
+
+
 class _Part(NamedTuple):
     """Where one component lies in an original checkpoint: every key that begins with `prefix`."""
 
@@ -372,8 +393,13 @@ def _bad_header(file: Path, why: str, instead: str = "fetch it again") -> ModelE
     return _refusal(f"can't read {file}", why, instead)
 
 
-def _missing(path: Path, what: str, wanted: Callable[[Path], bool]) -> ModelError:
-    """Refuses a path that isn't there; names the most alike of the `wanted` ones beside it."""
+def _missing(
+    path: Path, what: str, wanted: Callable[[Path], bool], key: str | None = "model.path"
+) -> ModelError:
+    """Refuses a path that isn't there; names the most alike of the `wanted` ones beside it.
+
+    key: the override that names such a path; None if several do.
+    """
     if not path.parent.is_dir():
         why = f"{path.parent} isn't there either"
         known = []
@@ -382,7 +408,7 @@ def _missing(path: Path, what: str, wanted: Callable[[Path], bool]) -> ModelErro
         known = [entry.name for entry in path.parent.iterdir() if wanted(entry)]
     near = nearest(path.name, sorted(known))
     if near:
-        instead = f"model.path={path.parent / near}"
+        instead = f"{f'{key}=' if key else ''}{path.parent / near}"
     elif what == "folder":
         instead = "name a folder that save_pretrained() wrote"
     else:

@@ -5,21 +5,24 @@ Each option says, without importing torch, what is known of its model before it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.config import RunConfig, Slot
 from fastdiff.errors import ModelError
 from fastdiff.models.facts import ModelFacts
-from fastdiff.models.reading import read_folder, read_single_file
+from fastdiff.models.reading import read_component, read_folder, read_single_file
 from fastdiff.result import sha256_of
 
 if TYPE_CHECKING:
     import torch
 
 SHAPES_DIR = Path(__file__).parent / "shapes" / "pipeline"
+SHAPES_STUDENT = Path(__file__).parent / "shapes" / "student"
+SHAPES_TINY_VAE = Path(__file__).parent / "shapes" / "vae_tiny"
 
 FALLBACK_PROMPT = "a photo of an astronaut riding a horse on mars"
 """For a model that brings no prompt of its own; the documents' first one."""
@@ -37,17 +40,42 @@ class OwnDefaults:
     width: int | None = None
 
 
+class Role(Enum):
+    """Which of a pair of models runs: the one that was named, or the smaller one distilled from it."""
+
+    teacher = "teacher"
+    student = "student"
+
+
 @dataclass
 class Model(Slot):
-    """Base of the options. generation: the model's own prompt, size and steps."""
+    """Base of the options.
+
+    generation: the model's own prompt, size and steps.
+    role: `student` runs the model that was distilled from this one.
+    tiny_vae: the distilled autoencoder for its latents, of vae=tiny: org/name on the hub, or a folder.
+    """
 
     slot: ClassVar[str] = "model"
     generation: OwnDefaults = field(default_factory=OwnDefaults)
+    role: Role = Role.teacher
+    tiny_vae: str | None = None
 
     @property
     def title(self) -> str:
         """What a person calls it."""
         return self.slot
+
+    def acting(self) -> Model:
+        """The model that runs: itself, or its student. Raises ModelError if it has none."""
+        return self if self.role is Role.teacher else replace(self.student_model(), role=Role.teacher)
+
+    def student_model(self) -> Model:
+        """The model distilled from this one. Raises ModelError."""
+        raise ModelError(
+            f"model.role=student: no student of {self.title} is known\n"
+            "  instead: model.role=teacher, or a model that has one: shapes, sdxl, sd15, sd14"
+        )
 
     def facts(self) -> ModelFacts | None:
         """What is known before loading; None when nobody has seen the model. Raises ModelError."""
@@ -60,8 +88,11 @@ class Model(Slot):
     def fetch(self) -> None:
         """Bring what `facts()` needs onto this machine. Only the hub has something to bring."""
 
-    def load(self, dtype: torch.dtype | None) -> Any:
-        """The pipeline on the CPU, in eval mode. Raises ModelError."""
+    def load(self, dtype: torch.dtype | None, parts: Mapping[str, Any]) -> Any:
+        """The pipeline on the CPU, in eval mode. Raises ModelError.
+
+        parts: components that take the place of the model's own, by name; those are not loaded then.
+        """
         raise TypeError(f"{type(self).__name__} has no load()")
 
     def load_notices(self) -> Iterator[str]:
@@ -88,7 +119,7 @@ class Folder(Model):
     def identity(self) -> dict[str, Any]:
         return _identity_of(self.folder)
 
-    def load(self, dtype: torch.dtype | None) -> Any:
+    def load(self, dtype: torch.dtype | None, parts: Mapping[str, Any]) -> Any:
         from diffusers import DiffusionPipeline
 
         return DiffusionPipeline.from_pretrained(
@@ -97,6 +128,7 @@ class Folder(Model):
             variant=self.wanted_variant,
             use_safetensors=True,
             local_files_only=True,
+            **parts,
         )
 
 
@@ -128,17 +160,56 @@ class Shapes(Folder):
 
     def identity(self) -> dict[str, Any]:
         # Small enough to be read whole, and its files' times differ from one installation to the next.
-        files = sorted(path for path in SHAPES_DIR.rglob("*") if path.is_file())
-        return {str(path.relative_to(SHAPES_DIR)): sha256_of(path) for path in files}
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)): sha256_of(path) for path in files}
+
+    def student_model(self) -> Model:
+        return ShapesStudent(self.generation, tiny_vae=self.tiny_vae)
+
+
+@dataclass
+class ShapesStudent(Shapes):
+    """The embedded model with a smaller UNet in place of its own."""
+
+    @property
+    def title(self) -> str:
+        return "shapes (student)"
+
+    def facts(self) -> ModelFacts:
+        whole = super().facts()
+        student = read_component(SHAPES_STUDENT, "unet")
+        return replace(whole, components={**whole.components, "unet": student})
+
+    def identity(self) -> dict[str, Any]:
+        files = sorted(path for path in SHAPES_STUDENT.rglob("*") if path.is_file())
+        return super().identity() | {f"student/{path.name}": sha256_of(path) for path in files}
+
+    def load(self, dtype: torch.dtype | None, parts: Mapping[str, Any]) -> Any:
+        from diffusers import UNet2DConditionModel
+
+        student = UNet2DConditionModel.from_pretrained(
+            SHAPES_STUDENT, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+        return super().load(dtype, {"unet": student, **parts})
 
 
 @dataclass
 class Local(Folder):
     """path: a folder that `pipeline.save_pretrained` wrote; relative paths start where the command is typed.
-    variant: fp16 where it was saved with variant="fp16"; null takes the plain weights."""
+    variant: fp16 where it was saved with variant="fp16"; null takes the plain weights.
+    student_path: the folder of the pipeline that was distilled from it, for model.role=student."""
 
     path: str = ""
     variant: str | None = None
+    student_path: str | None = None
+
+    def student_model(self) -> Model:
+        if self.student_path is None:
+            raise ModelError(
+                "model.role=student: nobody said which folder the student is in\n"
+                "  instead: model.student_path=DIR, or model.role=teacher"
+            )
+        return replace(self, path=self.student_path)
 
     @property
     def title(self) -> str:
@@ -187,11 +258,13 @@ class SingleFile(Model):
         config = _identity_of(Path(self.config).expanduser()) if self.config else None
         return {"file": [self.file.name, state.st_size, state.st_mtime_ns], "config": config}
 
-    def load(self, dtype: torch.dtype | None) -> Any:
+    def load(self, dtype: torch.dtype | None, parts: Mapping[str, Any]) -> Any:
         import diffusers
 
         pipeline = getattr(diffusers, self.facts().pipeline)
-        extra = {"config": self.config, "local_files_only": True} if self.config else {}
+        extra: dict[str, Any] = {**parts}
+        if self.config:
+            extra |= {"config": self.config, "local_files_only": True}
         try:
             return pipeline.from_single_file(str(self.file), torch_dtype=dtype, **extra)
         except (OSError, ValueError) as error:
@@ -210,6 +283,6 @@ def first_line(error: BaseException) -> str:
 
 
 def model_of(run: RunConfig) -> Model:
-    """The run's model, as what it is."""
+    """The run's model in its role."""
     assert isinstance(run.model, Model)
-    return run.model
+    return run.model.acting()

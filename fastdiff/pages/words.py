@@ -43,7 +43,7 @@ def choices(config: dict[str, Any]) -> str:
 
 
 _SAID_ELSEWHERE = ("model", "precision", "attention", "bench", "quality")
-_CLEAR_ALONE = ("memory_format", "quant", "compile")
+_CLEAR_ALONE = ("memory_format", "quant", "cache", "memory", "compile")
 
 
 def quality(found: dict[str, Any]) -> str:

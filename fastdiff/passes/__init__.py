@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from fastdiff.passes import attention, compile, memory_format, precision, qkv, quant
+from fastdiff.passes import (
+    attention,
+    cache,
+    compile,
+    lora,
+    memory,
+    memory_format,
+    precision,
+    qkv,
+    quant,
+    scheduler,
+    vae,
+)
 from fastdiff.passes.base import Option
 
 OPTIONS: dict[str, dict[str, type[Option]]] = {
     "precision": precision.OPTIONS,
+    "vae": vae.OPTIONS,
+    "scheduler": scheduler.OPTIONS,
+    "lora": lora.OPTIONS,
     "attention": attention.OPTIONS,
     "qkv": qkv.OPTIONS,
     "memory_format": memory_format.OPTIONS,
     "quant": quant.OPTIONS,
+    "cache": cache.OPTIONS,
+    "memory": memory.OPTIONS,
     "compile": compile.OPTIONS,
 }

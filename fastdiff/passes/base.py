@@ -6,7 +6,7 @@ options are their own pass. Nothing here or in the modules beside it imports tor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,16 +25,18 @@ class Stage(IntEnum):
     """When a pass works. The only place where order lives; later stages build on earlier ones."""
 
     FLAGS = 1  # process flags
-    LOAD = 2  # dtype and replaced components, while the pipeline is built
-    ADAPT = 3  # LoRA, scheduler
-    FUSE = 4  # joined projections
-    LAYOUT = 5  # memory format
-    QUANTIZE = 6
-    ATTENTION = 7  # processors
-    CACHE = 8  # step caches
-    PLACE = 9  # onto the device
-    COMPILE = 10
-    CALL = 11  # around each call of the compiled denoiser
+    LOAD = 2  # dtype, while the pipeline is built
+    REPLACE = 3  # components from elsewhere, while the pipeline is built
+    ADAPT = 4  # LoRA, scheduler
+    FUSE = 5  # joined projections
+    LAYOUT = 6  # memory format
+    QUANTIZE = 7
+    ATTENTION = 8  # processors
+    CACHE = 9  # step caches
+    MEMORY = 10  # how weights are kept, how the VAE divides its work
+    PLACE = 11  # onto the device
+    COMPILE = 12
+    CALL = 13  # around each call of the compiled denoiser
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,15 @@ class Conflict:
 
 @dataclass
 class Loading:
-    """What the pipeline is built from; passes of the load stage fill it in.
+    """What the pipeline is built from; passes fill it in before anything is loaded.
 
     dtype: of the weights; None keeps the files' own.
+    parts: components that are made elsewhere, by name: called with dtype, each returns one on the CPU. The
+        pipeline's own are not loaded then.
     """
 
     dtype: torch.dtype | None = None
+    parts: dict[str, Callable[[torch.dtype | None], Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -174,7 +179,7 @@ class Pass:
         return self.does
 
     def prepare(self, loading: Loading) -> None:
-        """Say how the pipeline is to be built. Called before it exists, for passes of LOAD only."""
+        """Say how the pipeline is to be built. Called before it exists, in the order of the plan."""
 
     def apply(self, pipeline: Any, context: Context) -> Effect | Pending:
         """Change the pipeline. Returns what changed, or what can tell after the first call."""
@@ -187,6 +192,12 @@ class Option(Slot):
 
     requires: ClassVar[tuple[Requirement, ...]] = ()
     conflicts: ClassVar[tuple[Conflict, ...]] = ()
+    places: ClassVar[bool] = False
+    """Whether a pass of its own brings the pipeline onto the device, so that nothing else may."""
+
+    def changed_facts(self, facts: ModelFacts, run: RunConfig) -> ModelFacts:
+        """What is known of the model once this option has done its work: another VAE, another scheduler."""
+        return facts
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
         """Rules that `requires` and `conflicts` can't say. Reads only."""

@@ -9,7 +9,7 @@ starts from what the ones before it wrote, so `--stage` repeats one alone.
     vae      AutoencoderKL: pictures to 4x16x16 latents and back
     unet     UNet2DConditionModel and two CLIP text encoders, together, on the latents of drawn scenes
     polish   the same once more on other scenes, from what `unet` left, at half the rate
-    student  a smaller UNet on the same latents, the text encoders kept
+    student  a smaller UNet distilled from the one of `polish`, the text encoders kept
     tiny     AutoencoderTiny for the same latents, scaled as the denoiser sees them
 """
 
@@ -265,13 +265,18 @@ def condition(encoders: tuple[nn.Module, nn.Module], ids: Tensor) -> tuple[Tenso
 
 @dataclass
 class Denoiser:
-    """What one stage trains. parts: its trainable modules, the UNet first; rate: of the optimizer."""
+    """What one stage trains.
+
+    parts: its trainable modules, the UNet first; rate: of the optimizer; teacher: the UNet whose predictions
+    a student learns beside the noise itself, None for the others.
+    """
 
     tokenizer: CLIPTokenizer
     encoders: tuple[nn.Module, nn.Module]
     unet: nn.Module
     parts: nn.ModuleList
     rate: float
+    teacher: nn.Module | None = None
 
     @classmethod
     def start(cls, out: Path, stage: str) -> Denoiser:
@@ -292,8 +297,9 @@ class Denoiser:
         if stage == "student":
             for encoder in encoders:
                 encoder.requires_grad_(False)
+            teacher = UNet2DConditionModel.from_pretrained(out / "unet").float().requires_grad_(False)
             unet = build_unet(student=True)
-            return cls(tokenizer, encoders, unet, nn.ModuleList([unet]), 1.2e-3)
+            return cls(tokenizer, encoders, unet, nn.ModuleList([unet]), 1.2e-3, teacher)
         unet = UNet2DConditionModel.from_pretrained(out / "unet").float()
         parts = nn.ModuleList([unet, *encoders]).train()
         return cls(tokenizer, encoders, unet, parts, 6e-4)
@@ -323,14 +329,17 @@ def train_denoiser(out: Path, stage: str, steps: int, scenes: int, seed: int) ->
         # An empty prompt is all zeros to the pipeline (force_zeros_for_empty_prompt).
         kept = (torch.rand(48) >= 0.1).float()
         hidden, pooled = hidden * kept[:, None, None], pooled * kept[:, None]
+        given = {
+            "encoder_hidden_states": hidden,
+            "added_cond_kwargs": {"text_embeds": pooled, "time_ids": time_ids.expand(48, -1)},
+        }
         with mixed_precision():
-            predicted = denoiser.unet(
-                noisy,
-                timesteps,
-                encoder_hidden_states=hidden,
-                added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids.expand(48, -1)},
-            ).sample
-        loss = F.mse_loss(predicted.float(), noise)
+            predicted = denoiser.unet(noisy, timesteps, **given).sample.float()
+        loss = F.mse_loss(predicted, noise)
+        if denoiser.teacher is not None:
+            with torch.no_grad(), mixed_precision():
+                shown = denoiser.teacher(noisy, timesteps, **given).sample.float()
+            loss = 0.5 * loss + 0.5 * F.mse_loss(predicted, shown)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
