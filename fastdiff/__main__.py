@@ -63,6 +63,8 @@ def _dispatch(words: list[str]) -> int:
     verb = words[0] if words and "=" not in words[0] and not words[0].startswith("-") else None
     if verb == "plan":
         return _plan(words[1:])
+    if verb == "ladder":
+        return _ladder(words[1:])
     if verb == "doctor":
         return _doctor(words[1:])
     flags = [word for word in words if word.startswith("-")]
@@ -132,6 +134,36 @@ def planned(run: Any) -> Any:
             raise ModelAndPlanError(error, more) from error
         raise
     return make_plan(run, this_machine(), facts)
+
+
+def _ladder(words: list[str]) -> int:
+    """`ladder NAME`: every rung of a document's ladder, then the table."""
+    from fastdiff.composition import compose
+    from fastdiff.experiments import ladders
+    from fastdiff.ladder import Climb, exit_code, folder_of, read_how, rungs_of
+    from fastdiff.process import check_folder
+    from fastdiff.screen import ladder_text, progress
+
+    name, *others = words or [""]
+    if not name or "=" in name or name.startswith("-"):
+        raise UsageError(
+            "ladder needs the name of a ladder first\n  there are: " + ", ".join(ladders())
+        )
+    how, overrides = read_how(others)
+    for word in overrides:
+        if word.startswith(("experiment=", "hydra.")):
+            raise UsageError(
+                f"a ladder chooses {word.partition('=')[0]} itself\n  instead: leave out {word}"
+            )
+    rungs = rungs_of(name, overrides, lambda words: planned(compose(words)))
+    folder = folder_of(name, overrides, how)
+    check_folder(folder)
+    with progress() as shown:
+        climb = Climb(name, rungs, overrides, how, folder, shown)
+        state = climb.go()
+    data = climb.to_dict(state)
+    print(ladder_text(data, folder))
+    return exit_code(state, data["rows"])
 
 
 def _doctor(words: list[str]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from fastdiff.errors import NoEffectError
 from fastdiff.models.sources import model_of
 from fastdiff.passes.base import Context, Loading, Stage
+from fastdiff.passes.precision import refuse_autocast
 from fastdiff.planning import Plan
 from fastdiff.result import Effect, Observed, Pending
 
@@ -25,6 +26,13 @@ class Built:
     load_s: float = 0.0
     apply_s: float = 0.0
     outcomes: list[Effect | Pending] = field(default_factory=list)
+
+    def observed(self, observed: Observed) -> Observed:
+        """What torch's counters saw, with what they can't see and a pass knows."""
+        for outcome in self.outcomes:
+            if not isinstance(outcome, Effect):
+                observed = outcome.observed(observed)
+        return observed
 
     def effects(self, observed: Observed, *, allow_no_effect: bool = False) -> list[Effect]:
         """What every pass changed, once the first call has been observed.
@@ -51,10 +59,12 @@ def build(plan: Plan, say: Callable[[str], None] = lambda message: None) -> Buil
     """Load the model and apply the plan's passes.
 
     say: told what is going on, in a few words.
-    Raises ModelError if the model can't be loaded, NoEffectError if a pass changed nothing.
+    Raises ModelError if the model can't be loaded, NoEffectError if a pass changed nothing, RunError under
+    torch.autocast.
     """
+    refuse_autocast()
     run, context = plan.setting.run, Context(plan.setting)
-    loading = Loading()
+    loading = Loading(plan.setting)
     outcomes: list[Effect | Pending] = []
     for step in plan.steps:
         if step.stage is Stage.FLAGS:

@@ -92,5 +92,5 @@ class InvalidOutputError(RunError):
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like `word`; None when none is near."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.62)
     return found[0] if found else None

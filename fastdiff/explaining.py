@@ -14,6 +14,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from fastdiff.config import SCALARS, SLOTS, Generation, RunConfig
 from fastdiff.errors import UsageError, nearest
+from fastdiff.experiments import check_experiment, experiments
 from fastdiff.options import default_options, keys_of, option_files, schemas
 
 LITERAL_KEYS = (
@@ -21,6 +22,10 @@ LITERAL_KEYS = (
     "generation.negative_prompt",
     "model.path",
     "model.config",
+    "model.student_path",
+    "vae.path",
+    "lora.path",
+    "compile.cache_dir",
     "quality.reference",
 )
 """Keys whose value is taken as it stands, commas, quotes and dollars included."""
@@ -75,7 +80,19 @@ def refuse_early(override: str) -> None:
     key, value = match["key"], match["value"]
     if _HYDRAS_OWN.match(key):
         return
+    if key == "experiment":
+        if "," in value:
+            raise UsageError(
+                f"experiment takes one name at a time, not '{value}'\n"
+                f"  instead: experiment={value.split(',')[0].strip()}, or -m experiment={value} for a run of each"
+            )
+        check_experiment(value.strip())
+        return
     root, _, inner = key.partition(".")
+    if root == "experiment":
+        raise UsageError(
+            f"{key} says what a document published, and can't be set\n  instead: experiment=NAME"
+        )
     if root not in (*SLOTS, "generation", *SCALARS) or (inner and root in SCALARS):
         raise UsageError(_unknown_root(key))
     if key == "generation":
@@ -96,9 +113,8 @@ def refuse_sweep(overrides: Sequence[str]) -> None:
     said: list[str] = []
     for override in overrides:
         key, _, value = override.partition("=")
-        listed = (
-            key in SLOTS and "(" not in value
-        )  # Hydra's choice(...) and glob(...) are its own business
+        # Hydra's choice(...) and glob(...) are its own business, but glob doesn't look into folders.
+        listed = (key in SLOTS or key == "experiment") and "(" not in value
         for option in value.split(",") if listed else [value]:
             try:
                 refuse_early(f"{key}={option.strip()}" if "=" in override else override)
@@ -146,7 +162,7 @@ def _not_an_assignment(word: str) -> str:
 
 
 def _unknown_root(key: str) -> str:
-    known = (*SLOTS, "generation", *SCALARS)
+    known = (*SLOTS, "experiment", "generation", *SCALARS)
     near = nearest(key.split(".")[0].lower(), known)
     if near is None:
         owners = [k for k in _all_keys() if k.split(".")[-1] == key]
@@ -188,7 +204,9 @@ def explain(overrides: Sequence[str], error: Exception) -> str:
     """One screen about what Hydra or OmegaConf refused."""
     for override in overrides:
         match = ASSIGNMENT.match(override)
-        if match is None or match["key"] in SLOTS or _HYDRAS_OWN.match(match["key"]):
+        if match is None or match["key"] in (*SLOTS, "experiment"):
+            continue
+        if _HYDRAS_OWN.match(match["key"]):
             continue
         if match["key"] in SCALARS:
             if f"override {override}" in str(error):
@@ -203,8 +221,13 @@ def explain(overrides: Sequence[str], error: Exception) -> str:
             return _unknown_slot_key(root, key, match["value"], known, overrides)
         if f"override {override}" in str(error) or f"'{match['key']}'" in str(error):
             return _wrong_type(match["key"], match["value"], known[key])
-    said = _grammar(overrides, one_value=True)
+    said = _grammar(overrides, one_value=True) or _experiments_key(overrides, error)
     return said[0] if said else _in_one_line(error, overrides)
+
+
+def missing_keys(overrides: Sequence[str]) -> list[str]:
+    """Those of the overrides whose key the option that they choose hasn't got."""
+    return [override for override in overrides if _no_such_key(override, overrides)]
 
 
 def _no_such_key(override: str, overrides: Sequence[str]) -> str | None:
@@ -221,6 +244,20 @@ def _no_such_key(override: str, overrides: Sequence[str]) -> str | None:
     if key in known or any(get_origin(known.get(parent)) is dict for parent in parents):
         return None
     return _unknown_slot_key(root, key, match["value"], known, overrides)
+
+
+def _experiments_key(overrides: Sequence[str], error: Exception) -> list[str]:
+    """A key that an experiment sets, and that the option typed beside it hasn't got."""
+    name = re.search(r"In 'experiment/([\w/]+)'", str(error))
+    key = re.search(r"Key '(\w+)' not in '\w+'\s+full_key: (?:\w+\.)*?(\w+)\.\1", str(error))
+    if not (name and key and key[2] in SLOTS):
+        return []
+    slot = key[2]
+    option = f"{slot}={_chosen_option(slot, overrides)}"
+    return [
+        f"experiment={name[1]} sets {slot}.{key[1]}, and {option} has no such key\n"
+        f"  instead: leave out {option}, or name the choices without the experiment"
+    ]
 
 
 def _grammar(overrides: Sequence[str], one_value: bool = False) -> list[str]:
@@ -281,10 +318,14 @@ def _chosen_schema(root: str, overrides: Sequence[str]) -> type | None:
 
 
 def _chosen_option(slot: str, overrides: Sequence[str]) -> str:
-    """The option that the overrides choose for a slot, or its default."""
+    """The option that the overrides choose for a slot, themselves or by an experiment, or its default."""
     for override in reversed(overrides):
         if override.startswith(f"{slot}="):
             return override.split("=", 1)[1]
+    for override in reversed(overrides):
+        experiment = experiments().get(override.removeprefix("experiment="))
+        if experiment and override.startswith("experiment=") and slot in experiment.choices:
+            return experiment.choices[slot]
     return default_options()[slot]
 
 

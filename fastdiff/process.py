@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,10 +51,15 @@ class Ending:
 
 
 def run_in_process(
-    plan: Plan, request: Request, folder: Path, progress: Progress
+    plan: Plan,
+    request: Request,
+    folder: Path,
+    progress: Progress,
+    variables: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run a request in its own process; returns the report, which also lies in the folder.
 
+    variables: environment variables that the process gets beside ours.
     Raises RefusedByWorker, with nothing left behind, if the run could not start (a model that isn't there, say).
     """
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -64,7 +69,7 @@ def run_in_process(
     request.write(folder)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(request.config)))
     write_json(folder / "plan.json", plan.to_dict())
-    ending = _watch(folder, progress)
+    ending = _watch(folder, progress, variables or {})
     if ending.status is Status.INCOMPATIBLE:
         leave_nothing(folder, before)
         raise RefusedByWorker(ending.message or "")
@@ -178,10 +183,10 @@ def prepare_folder(folder: Path) -> None:
         ) from error
 
 
-def _watch(folder: Path, progress: Progress) -> Ending:
+def _watch(folder: Path, progress: Progress, variables: Mapping[str, str] = {}) -> Ending:
     """Start the worker, pass its events on, and say how it ended."""
     last_error: dict[str, Any] | None = None
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid()), **variables}
     # The worker runs wherever the command was typed, so it must find this very package.
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]

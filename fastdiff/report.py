@@ -20,7 +20,8 @@ def run_id(config: RunConfig, device: str) -> str:
     machine = this_machine()
     gpu = machine.gpus[0].name if device == "cuda" and machine.gpus else None
     versions = {**machine.versions, "fastdiff": __version__}
-    return fingerprint([config.to_dict(), device, gpu or machine.cpu, machine.threads, versions])
+    choices = {key: value for key, value in config.to_dict().items() if key != "experiment"}
+    return fingerprint([choices, device, gpu or machine.cpu, machine.threads, versions])
 
 
 def blank_report(
@@ -58,6 +59,7 @@ def blank_report(
             "cache": "none",
             "graphs_while_timing": 0,
         },
+        "syncs": {"per_step": None, "places": [], "reason": "nothing was measured"},
         "repeatable": {"identical": None, "max_abs_difference": None},
         "quality": {
             "reference_run_id": None,

@@ -99,6 +99,10 @@ class Observed:
 class Pending(Protocol):
     """What a pass returns that works lazily: its effect is known after the first call."""
 
+    def observed(self, observed: Observed) -> Observed:
+        """What was seen, with what this pass knows of it and torch's counters don't."""
+        return observed
+
     def effect(self, observed: Observed) -> Effect: ...
 
 

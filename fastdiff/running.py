@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fastdiff.composition import with_option
-from fastdiff.config import NoQuality, Reference, RunConfig, fingerprint
+from fastdiff.config import (
+    NO_EXPERIMENT,
+    Experiment,
+    NoQuality,
+    Reference,
+    RunConfig,
+    fingerprint,
+)
 from fastdiff.errors import UsageError
-from fastdiff.models.sources import model_of
+from fastdiff.models.sources import Model, Role, model_of
 from fastdiff.options import default_options
 from fastdiff.pages.run import write_run_page
 from fastdiff.planning import Plan, make_plan
@@ -98,20 +105,23 @@ def _reference_folder(identity: str, run: RunConfig) -> Path:
 
 
 def plain_run(run: RunConfig) -> RunConfig:
-    """The run that draws the reference of another one: the same model and picture, every other slot's default."""
+    """The run that draws the reference of another one: the same picture, every other slot's default, the teacher itself."""
     options = default_options() | {"bench": "once", "quality": "none"}
     plain = copy.copy(run)
     for slot, option in options.items():
         if slot != "model":
             plain = with_option(plain, slot, option)
     plain.allow_no_effect = False
+    assert isinstance(plain.model, Model)
+    plain.model = replace(plain.model, role=Role.teacher)
+    plain.experiment, plain.choices = Experiment(), {**plain.choices, "experiment": NO_EXPERIMENT}
     return plain
 
 
 def _how_measured(run: RunConfig) -> dict[str, Any]:
     """The part of a run that changes no picture."""
     whole = run.to_dict()
-    return {key: whole[key] for key in ("bench", "quality", "allow_no_effect")}
+    return {key: whole[key] for key in ("bench", "quality", "allow_no_effect", "experiment")}
 
 
 def _picture(path: str) -> Path:

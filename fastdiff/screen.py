@@ -10,8 +10,10 @@ from typing import Any
 
 from fastdiff.config import Generation
 from fastdiff.environment import Environment
+from fastdiff.experiments import experiments, ladders
 from fastdiff.models.sources import model_of
 from fastdiff.options import default_options, keys_of, option_files, schemas
+from fastdiff.pages import ladder as ladder_page
 from fastdiff.pages import words
 from fastdiff.planning import Plan
 from fastdiff.verbs import VERBS
@@ -25,7 +27,7 @@ def row(label: str, text: str) -> str:
     return textwrap.fill(
         text,
         WIDTH,
-        initial_indent=f"  {label:<{_INDENT - 2}}",
+        initial_indent=f"  {label:<{_INDENT - 3}} ",
         subsequent_indent=" " * _INDENT,
         break_long_words=False,
         break_on_hyphens=False,
@@ -74,10 +76,41 @@ def summary(report: dict[str, Any], folder: Path, title: str) -> str:
         )
     )
     lines.append(row("quality", words.quality(report["quality"])))
+    lines += _published(config)
+    if report["syncs"]["per_step"]:
+        lines.append(row("GPU waits", words.syncs(report["syncs"])))
     lines.append(row("applied", "; ".join(_worth_showing(report))))
     lines += [row("notice", notice) for notice in report["notices"]]
     lines.append(row("written", f"{shown(folder)}/report.md, {report['images'][0]['path']}"))
     return "\n".join(lines)
+
+
+def _published(config: dict[str, Any]) -> list[str]:
+    """What a document says of this run, if it is one of its experiments."""
+    said = words.published(config["experiment"])
+    return [row("experiment", said)] if said else []
+
+
+def ladder_text(data: dict[str, Any], folder: Path) -> str:
+    """The end of a ladder: its table, what to know to read it, and the rungs without figures."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ladder_page.HEADINGS:
+        table.add_column(heading, overflow="fold", header_style="", no_wrap=heading == "rung")
+    for each in data["rows"]:
+        table.add_row(*ladder_page.cells(each))
+    console = Console(width=WIDTH, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    lines = [f"fastdiff  ladder {ladder_page.title(data)}", "", captured.get().rstrip(), ""]
+    lines += [row("note", note) for note in ladder_page.notes(data)]
+    lines += [row(name, reason) for name, reason in ladder_page.reasons(data)]
+    if data["state"] != "complete":
+        lines.append(row("state", f"{data['state']}; the same line again goes on from here"))
+    lines.append(row("written", f"{shown(folder)}/ladder.md, ladder.json"))
+    return "\n".join(line.rstrip() for line in "\n".join(lines).splitlines())
 
 
 _MOST_LINES = 8
@@ -129,6 +162,7 @@ def plan_text(plan: Plan) -> str:
     steps = f"{asked.steps} steps" if asked.steps else "the model's own steps"
     pictures = len(asked.prompts) * asked.images_per_prompt
     lines.append(row("draws", f"{pictures} x {size}, {steps}, seed {asked.seed}"))
+    lines += _published(config)
     lines += [row("notice", f"{n.choice}: {n.text}") for n in plan.notices]
     lines += [row("notice", text) for text in model.load_notices()]
     return "\n".join(lines)
@@ -149,6 +183,10 @@ def help_text() -> str:
     for slot, options in option_files().items():
         others = [option for option in options if option != defaults[slot]]
         lines.append(row(slot, ", ".join([f"{defaults[slot]} (default)", *others])))
+    lines += ["", "the documents' experiments, as in experiment=sdxl_tutorial/int8"]
+    for ladder in ladders():
+        short = ", ".join(e.short for e in experiments().values() if e.ladder == ladder)
+        lines.append(row(f"{ladder}/", short))
     lines += ["", "keys, as in quant.min_in_features=64 (not every option of a slot has each)"]
     owners: dict[str, list[type]] = {slot: list(own.values()) for slot, own in schemas().items()}
     owners["generation"] = [Generation]
@@ -160,6 +198,7 @@ def help_text() -> str:
         "",
         "also",
         row("device", "auto (default), cpu, cuda, mps"),
+        row("ladder.", "rounds, limit_s, seed, dir: how `ladder` measures"),
         row("", "allow_no_effect=true lets a run go on when a pass changed nothing"),
         row("examples", "python -m fastdiff precision=bf16 compile=max_autotune quant=int8"),
         row("", "python -m fastdiff plan model=sdxl precision=fp16 qkv=fused"),

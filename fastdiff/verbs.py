@@ -2,5 +2,6 @@
 
 VERBS = {
     "plan": "print the ordered passes, or every problem with its way out",
+    "ladder": "run a document's experiments in its order, its figures beside ours",
     "doctor": "what this machine can and can't do",
 }

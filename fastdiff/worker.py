@@ -177,13 +177,11 @@ def _plan_with_facts(config: RunConfig, events: Events) -> Plan:
     from fastdiff.planning import make_plan
 
     model = model_of(config)
-    remote = isinstance(model, Hub) and model.remote
-    if remote and model.snapshot() is None:
-        events.say(f"asking the hub for {model.id}")
-        model.fetch()
-    if remote and not model.complete():
-        size = model.download_bytes()
-        if size:
+    if isinstance(model, Hub) and model.remote:
+        if model.snapshot() is None:
+            events.say(f"asking the hub for {model.id}")
+            model.fetch()
+        if not model.complete() and (size := model.download_bytes()):
             events.say(f"downloading {model.id}, {size / 1e9:.1f} GB")
     return make_plan(config, this_machine(), model.facts())
 
@@ -231,6 +229,7 @@ def _measure(built: Built, timed: Timed, plan: Plan, events: Events) -> dict[str
     """Look at what ran in the first call, so that a pass without effect ends here, then time the steady state."""
     from fastdiff.bench.observing import attention_kernels, compile_counters, peak_memory_bytes
     from fastdiff.bench.quality import compare
+    from fastdiff.bench.syncs import syncs_of_a_step
     from fastdiff.bench.timing import steady_calls
     from fastdiff.config import Bench
 
@@ -242,11 +241,15 @@ def _measure(built: Built, timed: Timed, plan: Plan, events: Events) -> dict[str
         events.say("looking at the kernels of one step")
         kernels = attention_kernels(built.pipeline, denoiser.name, config.generation)
         observed = replace(observed, kernels=kernels)
+    observed = built.observed(observed)
     effects = built.effects(observed, allow_no_effect=config.allow_no_effect)
-    before = compile_counters()
+    before = built.observed(compile_counters())
     steady_calls(timed, built.pipeline, config.generation, config.bench, device, events.tell)
-    late = compile_counters().graphs - before.graphs
+    late = built.observed(compile_counters()).graphs - before.graphs
     memory = peak_memory_bytes(device)
+    if device == "cuda":
+        events.say("looking for what waits for the GPU in one step")
+    syncs = syncs_of_a_step(built.pipeline, config.generation, device)
     repeated = compare(timed.last_pictures, timed.pictures)
     pictures = len(timed.pictures)
     latency: Latency = timed.latency
@@ -270,6 +273,7 @@ def _measure(built: Built, timed: Timed, plan: Plan, events: Events) -> dict[str
             "cache": observed.cache,
             "graphs_while_timing": late,
         },
+        "syncs": syncs,
         "repeatable": {
             "identical": repeated.identical,
             "max_abs_difference": repeated.max_abs_difference,

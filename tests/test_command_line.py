@@ -86,8 +86,22 @@ def lines(*texts: str) -> str:
 # Refusals ------------------------------------------------------------------------------------------
 
 KEYS = (
-    "there are: model, precision, attention, qkv, memory_format, quant, compile, bench, quality, "
-    "generation, device, allow_no_effect"
+    "there are: model, precision, vae, scheduler, lora, attention, qkv, memory_format, quant, cache, "
+    "memory, compile, bench, quality, experiment, generation, device, allow_no_effect"
+)
+
+COMPILES = ", ".join(
+    f"compile={name}"
+    for name in (
+        "aot",
+        "default",
+        "dynamic",
+        "max_autotune",
+        "max_autotune_no_cudagraphs",
+        "reduce_overhead",
+        "regional",
+        "regions",
+    )
 )
 
 MISSPELLED = {
@@ -127,13 +141,11 @@ MISSPELLED = {
     ),
     ("-m", "precision=fp16,bf16", "compile.freezing=true,false"): (
         "compile=none has no key 'freezing'",
-        "  it belongs to: compile=default, compile=max_autotune, compile=max_autotune_no_cudagraphs, "
-        "compile=reduce_overhead, compile=regional",
+        f"  it belongs to: {COMPILES}",
     ),
     ("-m", "compile=default,none", "compile.freezing=true,false"): (
         "compile=none has no key 'freezing'",
-        "  it belongs to: compile=default, compile=max_autotune, compile=max_autotune_no_cudagraphs, "
-        "compile=reduce_overhead, compile=regional",
+        f"  it belongs to: {COMPILES}",
     ),
     ("-m", "generation.steps=3,abc", "hydra.foo=1"): (
         "Hydra itself can't read hydra.foo=1",
@@ -143,8 +155,7 @@ MISSPELLED = {
     ("-m", "compile=none,default", "compile.freezing=true", "bench.modus=1"): (
         "2 things can't be read",
         "  compile=none has no key 'freezing'",
-        "    it belongs to: compile=default, compile=max_autotune, compile=max_autotune_no_cudagraphs, "
-        "compile=reduce_overhead, compile=regional",
+        f"    it belongs to: {COMPILES}",
         "  bench=quick has no key 'modus'",
         "    it has: warmup, runs",
     ),

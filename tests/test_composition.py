@@ -28,15 +28,21 @@ EVERY_OPTION = [f"{slot}={name}" for slot, files in option_files().items() for n
 
 def test_the_defaults_are_one_option_per_slot() -> None:
     run = compose([])
-    assert tuple(run.choices) == SLOTS
+    assert tuple(run.choices) == (*SLOTS, "experiment")
     assert run.choices | {"bench": "quick"} == {
         "model": "shapes",
         "precision": "fp32",
+        "vae": "default",
+        "scheduler": "default",
+        "lora": "none",
         "attention": "sdpa",
         "qkv": "separate",
         "memory_format": "contiguous",
         "quant": "none",
+        "cache": "none",
+        "memory": "none",
         "compile": "none",
+        "experiment": "none",
         "bench": "quick",
         "quality": "reference",
     }
@@ -210,7 +216,7 @@ def test_one_wrong_letter_in_any_option_is_recognized(slot: str) -> None:
     for name in option_files()[slot]:
         if len(name) > 4:
             with pytest.raises(UsageError, match=f"did you mean: {slot}="):
-                compose([f"{slot}={name[:-1]}x"])
+                compose([f"{slot}={name[:-1]}q"])
 
 
 @pytest.mark.parametrize("slot", SLOTS)
@@ -224,8 +230,9 @@ def test_hydras_own_keys_are_let_through() -> None:
 
 
 def test_every_key_of_every_option_can_be_overridden_as_far_as_names_go() -> None:
-    run = compose(["model=sdxl", "model.components.unet._class_name=X", "model.generation.steps=3"])
+    run = compose(["model=sdxl", "model.student.id=a/b", "model.generation.steps=3"])
     assert run.generation.steps == 3
+    assert run.model.student.id == "a/b"
 
 
 def test_combinations_that_bring_nothing_new_are_not_composed_again() -> None:

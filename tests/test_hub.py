@@ -462,7 +462,7 @@ def weights_of(snapshot: Path) -> list[Path]:
 def test_a_snapshot_is_loaded_without_a_network(cached: Path) -> None:
     code = (
         "from fastdiff.models.hub import Hub\n"
-        "pipeline = Hub(id='org/name').load(None)\n"
+        "pipeline = Hub(id='org/name').load(None, {})\n"
         "print(type(pipeline).__name__, type(pipeline.unet).__name__)\n"
     )
     ended = subprocess.run(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -773,12 +775,14 @@ def test_the_order_of_stages_is_that_of_the_work() -> None:
     assert [stage.name for stage in sorted(Stage)] == [
         "FLAGS",
         "LOAD",
+        "REPLACE",
         "ADAPT",
         "FUSE",
         "LAYOUT",
         "QUANTIZE",
         "ATTENTION",
         "CACHE",
+        "MEMORY",
         "PLACE",
         "COMPILE",
         "CALL",
@@ -831,10 +835,32 @@ def test_planning_changes_nothing_in_its_arguments() -> None:
 # Every option --------------------------------------------------------------------------------------
 
 MACHINES = {"H100": H100, "A100": A100, "T4": T4, "CPU": CPU, "Mac": MAC}
+
+
+def _tiny_lora() -> Path:
+    """An adapter for one layer of the embedded model, in a file."""
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    sides = {f"{layer}.lora_A.weight": [1, 144], f"{layer}.lora_B.weight": [144, 1]}
+    header = {
+        key: {"dtype": "F32", "shape": shape, "data_offsets": [at * 576, at * 576 + 576]}
+        for at, (key, shape) in enumerate(sides.items())
+    }
+    text = json.dumps(header).encode()
+    path = Path(tempfile.mkdtemp()) / "adapter.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(1152))
+    return path
+
+
+TINY_LORA = _tiny_lora()
+
 COMPANIONS: dict[str, list[str]] = {
     "attention=sdpa_flash": ["precision=bf16"],
     "attention=sdpa_cudnn": ["precision=bf16"],
     "quant=fp8": ["precision=bf16"],
+    "lora=file": [f"lora.path={TINY_LORA}"],
+    "lora=lcm": ["lora.id=org/name"],
+    "vae=fp16_fix": ["vae.id=org/name"],
+    "compile=regions": ["compile.targets=[vae_decode]"],
 }
 """What an option can't do without; any other plans beside the defaults alone."""
 
@@ -848,14 +874,14 @@ def every_option() -> Iterator[str]:
 def test_every_option_that_ships_can_be_planned_on_some_machine(choice: str) -> None:
     slot = choice.split("=")[0]
     facts = None if slot == "model" else SHAPES
-    run = a_run(choice, *COMPANIONS.get(choice, []))
+    run = compose([choice, *COMPANIONS.get(choice, [])])
     possible = [name for name, on in MACHINES.items() if not problems(run, on, facts)]
     assert possible, {name: problems(run, on, facts) for name, on in MACHINES.items()}
 
 
 @pytest.mark.parametrize("choice", every_option())
 def test_every_step_says_what_it_does(choice: str) -> None:
-    run = a_run(choice, *COMPANIONS.get(choice, []))
+    run = compose([choice, *COMPANIONS.get(choice, [])])
     for step in plan(run, H100).steps:
         told = step.to_dict()
         assert told["pass"]

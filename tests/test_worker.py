@@ -48,6 +48,7 @@ FIELDS = {
     "throughput_images_per_s": float,
     "peak_memory_bytes": dict,
     "compile": dict,
+    "syncs": dict,
     "quality": dict,
     "images": list,
     "environment": dict,
@@ -61,6 +62,7 @@ INNER = {
     "step_latency_s": {"samples", "median", "p10", "p90", "ci95"},
     "peak_memory_bytes": {"device_allocated", "device_reserved", "host"},
     "compile": {"graphs", "graph_breaks", "recompiles", "cache"},
+    "syncs": {"per_step", "places", "reason"},
     "quality": {"reference_run_id", "identical", "psnr_db", "ssim", "max_abs_difference"},
     "environment": {
         "device",

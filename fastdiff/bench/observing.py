@@ -87,6 +87,7 @@ def attention_kernels(pipeline: Any, denoiser: str, generation: Generation) -> d
         return count_kernels(Counter(event.name for event in enough.profiled.events()))
     finally:
         part.forward = inner
+        pipeline.maybe_free_model_hooks()  # what a whole call does at its end: offload, empty step caches
     return {}
 
 

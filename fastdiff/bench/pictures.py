@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import Generation
 from fastdiff.errors import RunError
+from fastdiff.passes.precision import refuse_autocast
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,9 +86,13 @@ def arguments(pipeline: Any, generation: Generation) -> dict[str, Any]:
 
 
 def draw(pipeline: Any, generation: Generation, on_step: OnStep | None = None) -> list[Image]:
-    """One call of the pipeline: RGB pictures, prompts times images_per_prompt of them."""
+    """One call of the pipeline: RGB pictures, prompts times images_per_prompt of them.
+
+    Raises RunError under torch.autocast.
+    """
     import torch
 
+    refuse_autocast()
     given = arguments(pipeline, generation)
     if on_step is not None and _tells_steps(pipeline):
 

@@ -47,7 +47,7 @@ class Hub(Model):
 
     def _checked_id(self) -> str:
         """The id, once it is one, and the revision with it: both become parts of a path in the hub's cache."""
-        if not _REPOSITORY.fullmatch(self.id) or re.search(r"--|\.\.|\.git$", self.id):
+        if not is_repository(self.id):
             raise ModelError(
                 f"model.id={self.id or '(empty)'} is no repository on the hub: its name has the form org/name\n"
                 "  instead: model.id=org/name, or model=local model.path=DIR for a folder"
@@ -63,11 +63,7 @@ class Hub(Model):
 
     def snapshot(self) -> Path | None:
         """The folder of the downloaded files; None if the hub's cache doesn't hold this revision."""
-        repository = hub_cache() / ("models--" + self._checked_id().replace("/", "--"))
-        wanted = self.revision or "main"
-        reference = repository / "refs" / wanted
-        commit = reference.read_text().strip() if reference.is_file() else wanted
-        folder = repository / "snapshots" / commit
+        folder = snapshot_of(self._checked_id(), self.revision)
         return folder if (folder / "model_index.json").is_file() else None
 
     def facts(self) -> ModelFacts | None:
@@ -102,7 +98,8 @@ class Hub(Model):
 
     def _weighty(self, folder: Path) -> list[str]:
         """Components that have weights and are wanted."""
-        names = _configs_only(folder).components
+        parts = _configs_only(folder).components.values()
+        names = [part.name for part in parts if part.parameters != 0]
         return [name for name in names if self.safety_checker or name != "safety_checker"]
 
     def fetch(self) -> None:
@@ -116,8 +113,7 @@ class Hub(Model):
             )
 
     def _refuse_offline(self) -> None:
-        asked = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-        if asked.lower() in ("1", "true", "yes", "on") and not self.complete():
+        if downloads_are_forbidden() and not self.complete():
             here = "only in part on this machine" if self.snapshot() else "not on this machine"
             raise ModelError(
                 f"{self.id} is {here}, and HF_HUB_OFFLINE forbids to download it\n"
@@ -167,6 +163,26 @@ _REPOSITORY = re.compile(r"\w[\w.-]*/\w([\w.-]{0,94}\w)?", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
 
 
+def is_repository(name: str) -> bool:
+    """Whether it is a name of the hub, org/name, that can become part of a path in its cache."""
+    return bool(_REPOSITORY.fullmatch(name)) and not re.search(r"--|\.\.|\.git$", name)
+
+
+def downloads_are_forbidden() -> bool:
+    """Whether HF_HUB_OFFLINE, or the same of transformers, is set."""
+    asked = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return asked.lower() in ("1", "true", "yes", "on")
+
+
+def snapshot_of(repository: str, revision: str | None = None) -> Path:
+    """Where the hub's cache keeps the files of a repository's revision, whether or not they are there."""
+    folder = hub_cache() / ("models--" + repository.replace("/", "--"))
+    wanted = revision or "main"
+    reference = folder / "refs" / wanted
+    commit = reference.read_text().strip() if reference.is_file() else wanted
+    return folder / "snapshots" / commit
+
+
 def hub_cache() -> Path:
     """The folder where the hub's client keeps what it downloaded, read from the variables that it reads."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
@@ -193,11 +209,12 @@ def _configs_only(folder: Path) -> ModelFacts:
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or entry[0] is None:
             continue
-        config = folder / name / "config.json"
-        if not config.is_file():  # tokenizers, schedulers: no weights
+        weights = 0 if entry[1].endswith("Scheduler") else None
+        config = folder / name / ("scheduler_config.json" if weights == 0 else "config.json")
+        if not config.is_file():  # tokenizers and the like
             continue
         data = json.loads(config.read_text(encoding="utf-8"))
-        components[name] = Component(name, entry[0], entry[1], None, None, data)
+        components[name] = Component(name, entry[0], entry[1], weights, weights, data)
     return ModelFacts(index["_class_name"], components)
 
 

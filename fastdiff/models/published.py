@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.errors import ModelError, nearest
 from fastdiff.models.architectures import ARCHITECTURES, Architecture
 from fastdiff.models.facts import ModelFacts
 from fastdiff.models.hub import Hub
-from fastdiff.models.sources import Model
+from fastdiff.models.sources import Model, folder_or_name
 
 if TYPE_CHECKING:
     import torch
@@ -26,11 +27,12 @@ class Weights(Enum):
 
 @dataclass
 class Student:
-    """The model that was distilled from another one: its place on the hub and its architecture."""
+    """The model that was distilled from another one: its place on the hub, its architecture, its own LCM adapter."""
 
     id: str = ""
     variant: str | None = None
     architecture: str | None = None
+    lcm_lora: str | None = None
 
 
 @dataclass
@@ -61,8 +63,15 @@ class Published(Hub):
         return self.weights is Weights.random
 
     @property
+    def random_seed(self) -> int | None:
+        return self.weights_seed if self.is_random else None
+
+    @property
     def remote(self) -> bool:
         return not self.is_random
+
+    def own_fp16_vae(self) -> Path | str | None:
+        return folder_or_name(self.fp16_vae)
 
     def _known(self) -> Architecture | None:
         """Its architecture in the table. Raises ModelError if there is none of that name."""
@@ -130,5 +139,6 @@ class Published(Hub):
             revision=None,
             variant=self.student.variant,
             architecture=self.student.architecture,
+            lcm_lora=self.student.lcm_lora,
             student=Student(),
         )

@@ -39,9 +39,7 @@ def build_pipeline(
     return getattr(diffusers, architecture.pipeline)(**made)
 
 
-def build_component(
-    blueprint: Blueprint, seed: int, name: str, dtype: torch.dtype | None
-) -> Any:
+def build_component(blueprint: Blueprint, seed: int, name: str, dtype: torch.dtype | None) -> Any:
     """One component; a module comes with random weights, on the CPU, in eval mode."""
     import torch
 

@@ -72,6 +72,15 @@ def read_component(folder: Path, name: str) -> Component:
     """
     if not folder.is_dir():
         raise _missing(folder, "folder", lambda entry: (entry / "config.json").is_file(), key=None)
+    if not (folder / "config.json").is_file():
+        inside = folder / name
+        raise _refusal(
+            f"no single component: {folder}",
+            "it has no config.json",
+            str(inside)
+            if (inside / "config.json").is_file()
+            else "name a folder that a model's own save_pretrained() wrote",
+        )
     config = _read_json(folder / "config.json")
     class_name = config.get("_class_name")
     if not isinstance(class_name, str):
@@ -84,6 +93,21 @@ def read_component(folder: Path, name: str) -> Component:
     for file in _choose(_weight_files(folder, name, class_name), None, folder, name):
         tensors |= _read_header(file)
     return _component(name, "diffusers", class_name, tensors.values(), config)
+
+
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a safetensors file by name, from its header alone. Raises ModelError."""
+    return {name: tensor.shape for name, tensor in _read_header(file).items()}
+
+
+def read_component_shapes(
+    folder: Path, name: str, class_name: str, variant: str | None
+) -> dict[str, tuple[int, ...]]:
+    """The same of every file of a component's folder, chosen as `read_folder` chooses them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in _choose(_weight_files(folder, name, class_name), variant, folder, name):
+        shapes |= read_shapes(file)
+    return shapes
 
 
 class _Part(NamedTuple):
@@ -199,6 +223,7 @@ class _Tensor(NamedTuple):
     numbers: int
     stored_bytes: int
     dtype: str
+    shape: tuple[int, ...]
 
 
 def _component(
@@ -378,7 +403,7 @@ def _read_header(file: Path) -> dict[str, _Tensor]:
             if not 0 <= int(first) <= int(last) or min(sides, default=0) < 0:
                 raise ValueError("a tensor of negative size")
             stored = int(last) - int(first)
-            tensors[key] = _Tensor(math.prod(sides), stored, str(entry["dtype"]))
+            tensors[key] = _Tensor(math.prod(sides), stored, str(entry["dtype"]), tuple(sides))
             end = max(end, int(last))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _bad_header(file, "its safetensors header is damaged") from error

@@ -68,7 +68,9 @@ class Model(Slot):
 
     def acting(self) -> Model:
         """The model that runs: itself, or its student. Raises ModelError if it has none."""
-        return self if self.role is Role.teacher else replace(self.student_model(), role=Role.teacher)
+        return (
+            self if self.role is Role.teacher else replace(self.student_model(), role=Role.teacher)
+        )
 
     def student_model(self) -> Model:
         """The model distilled from this one. Raises ModelError."""
@@ -98,6 +100,27 @@ class Model(Slot):
     def load_notices(self) -> Iterator[str]:
         """What a user should know before the model is loaded."""
         yield from ()
+
+    def own_tiny_vae(self) -> Path | str | None:
+        """The tiny autoencoder for its latents: a folder, or org/name on the hub; None if nobody named one."""
+        return folder_or_name(self.tiny_vae)
+
+    def own_fp16_vae(self) -> Path | str | None:
+        """Its VAE repaired to decode in fp16, in the same way."""
+        return None
+
+    @property
+    def random_seed(self) -> int | None:
+        """The seed of weights that are random numbers; None where they are real."""
+        return None
+
+
+def folder_or_name(named: str | None) -> Path | str | None:
+    """A folder if there is one of this name, and else the name, which may be a repository's."""
+    if named is None:
+        return None
+    folder = Path(named).expanduser()
+    return folder.absolute() if folder.is_dir() else named
 
 
 @dataclass
@@ -162,6 +185,9 @@ class Shapes(Folder):
         # Small enough to be read whole, and its files' times differ from one installation to the next.
         files = sorted(path for path in self.folder.rglob("*") if path.is_file())
         return {str(path.relative_to(self.folder)): sha256_of(path) for path in files}
+
+    def own_tiny_vae(self) -> Path | str | None:
+        return super().own_tiny_vae() or SHAPES_TINY_VAE
 
     def student_model(self) -> Model:
         return ShapesStudent(self.generation, tiny_vae=self.tiny_vae)

@@ -54,6 +54,11 @@ def _figures(report: dict[str, Any]) -> list[str]:
         ("peak memory", words.device_peak(report["peak_memory_bytes"])),
         ("quality", words.quality(found)),
     ]
+    published = words.published(report["config"]["experiment"])
+    if published:
+        rows.append(("experiment", published))
+    if report["syncs"]["per_step"] is not None:
+        rows.append(("waits for the GPU in a step", words.syncs(report["syncs"])))
     return ["| figure | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastdiff.config import NO_EXPERIMENT
 from fastdiff.options import default_options
 
 
@@ -56,6 +57,23 @@ def quality(found: dict[str, Any]) -> str:
         return f"identical to {found['reference']}"
     ssim = f"SSIM {found['ssim']:.4f}" if found["ssim"] < 0.99995 else "SSIM above 0.9999"
     return f"PSNR {found['psnr_db']:.1f} dB, {ssim} against {found['reference']}"
+
+
+def published(experiment: dict[str, Any]) -> str | None:
+    """What the documents say of an experiment: `2.43 s, 3.03x, on ...`; None for a run that is none of theirs."""
+    if experiment["name"] == NO_EXPERIMENT:
+        return None
+    if experiment["latency_s"] is None:
+        return f"{experiment['name']}: no figures were published"
+    figures = f"{seconds(experiment['latency_s'])}, {experiment['speedup']:.2f}x"
+    return f"{experiment['name']}: published {figures}, on {experiment['hardware']}"
+
+
+def syncs(found: dict[str, Any]) -> str:
+    """`2: diffusers/schedulers/scheduling_ddim.py:342 (2)`, or `none`; the three places that wait most often."""
+    places = [f"{place['place']} ({place['count']})" for place in found["places"]]
+    more = [f"{len(places) - 3} more places"] if len(places) > 3 else []
+    return f"{found['per_step']}: {', '.join(places[:3] + more)}" if places else "none"
 
 
 def device_peak(memory: dict[str, Any]) -> str:

@@ -136,11 +136,12 @@ class Conflict:
 class Loading:
     """What the pipeline is built from; passes fill it in before anything is loaded.
 
-    dtype: of the weights; None keeps the files' own.
+    setting: what is being built. dtype: of the weights; None keeps the files' own.
     parts: components that are made elsewhere, by name: called with dtype, each returns one on the CPU. The
         pipeline's own are not loaded then.
     """
 
+    setting: Setting
     dtype: torch.dtype | None = None
     parts: dict[str, Callable[[torch.dtype | None], Any]] = field(default_factory=dict)
 

@@ -1,11 +1,41 @@
-"""`cache`: features of one step used again in the next."""
+"""`cache`: what one step computed, used again in the next ones.
+
+DeepCache comes from the package of that name (0.1.1 of 2023). Tried with diffusers 0.42.1: it skips blocks, a second
+call draws the same picture, and guidance in one batch works. It looks its step up by comparing the timestep with every
+entry of the scheduler's list, which waits for a GPU each time, and which with a solver that visits timesteps twice (Heun)
+and an interval of 2 never computes in full again; so here it is told the step instead.
+
+Compiled, whatever decides to skip is compiled anew with every step that decides otherwise, until Dynamo gives up
+(FailOnRecompileLimitHit, with graph breaks allowed or not). What DeepCache skips lies around the repeated blocks, which
+can therefore be compiled by region; attention lies inside them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import functools
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastdiff.passes.base import Option
+from fastdiff.errors import Problem
+from fastdiff.passes.base import Context, Notice, Option, Pass, Requirement, Setting, Stage
+from fastdiff.result import Effect, Observed, Pending
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_DEEPCACHE = "https://arxiv.org/abs/2312.00858"
+_PYRAMID = "https://huggingface.co/docs/diffusers/optimization/cache"
+_UNET = "UNet2DConditionModel"
+_ONCE_A_STEP = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "LatentConsistencyModelPipeline",
+    "FluxPipeline",
+)
+"""Pipelines that call their denoiser once a step, guidance in the same batch. Where it is called twice, one call would
+be given what the other computed."""
 
 
 @dataclass
@@ -15,4 +45,312 @@ class NoCache(Option):
     slot: ClassVar[str] = "cache"
 
 
-OPTIONS: dict[str, type[Option]] = {"none": NoCache}
+class Steps:
+    """Which step of which pipeline call the denoiser is in.
+
+    A call sets its scheduler's timesteps anew, so that other timesteps are another call, even after one that was left
+    half-way.
+
+    call: from 1; 0 before the first. step: calls of the denoiser since the call began, from 0.
+    """
+
+    def __init__(self, pipeline: Any, begins: Callable[[], None] = lambda: None) -> None:
+        """begins: called at every first step."""
+        self.pipeline, self.begins = pipeline, begins
+        self.call = self.step = self.steps_of_first_call = 0
+        self.timesteps: list[float] = []
+        self._seen: Any = None
+
+    def follow(self, denoiser: nn.Module, then: Callable[[], None] = lambda: None) -> None:
+        """Count from now on. then: called before every step, once its number is known."""
+
+        def before(*_: Any) -> None:
+            self._advance()
+            then()
+
+        denoiser.register_forward_pre_hook(before)
+
+    def _advance(self) -> None:
+        now = self.pipeline.scheduler.timesteps
+        if now is self._seen:
+            self.step += 1
+        else:
+            self._seen, self.timesteps = now, now.tolist()
+            self.call, self.step = self.call + 1, 0
+            self.begins()
+        self.steps_of_first_call += self.call == 1
+
+    @property
+    def timestep(self) -> float:
+        """Noise level of this step, about 1000 down to 0."""
+        return self.timesteps[min(self.step, len(self.timesteps) - 1)]
+
+
+@dataclass
+class SkippedCalls(Pending):
+    """Counts how often modules were really computed in the first call of the pipeline.
+
+    modules: how many are watched; each would be computed once a step.
+    """
+
+    key: str
+    unit: str
+    steps: Steps
+    modules: int = 0
+    computed: int = 0
+
+    def watch(self, modules: Iterable[nn.Module]) -> None:
+        """To be called before a cache takes the place of their `forward`."""
+        for module in modules:
+            self.modules += 1
+            module.forward = self._counted(module.forward)  # type: ignore[method-assign]
+
+    def _counted(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self.computed += self.steps.call == 1
+            return inner(*args, **kwargs)
+
+        return forward
+
+    def effect(self, observed: Observed) -> Effect:
+        steps = self.steps.steps_of_first_call
+        every = self.modules * steps
+        details = {"of": every, "watched": self.modules, "steps": steps, "summary": f"of {every}"}
+        return Effect(self.key, every - self.computed, self.unit, details=details)
+
+
+@dataclass
+class Cache(Option, Pass):
+    """Base of the options."""
+
+    slot: ClassVar[str] = "cache"
+    stage: ClassVar[Stage] = Stage.CACHE
+    classes: ClassVar[tuple[str, ...]] = ()
+    outside_blocks: ClassVar[bool] = False
+    """Whether what is skipped lies outside the repeated blocks, so that these can be compiled."""
+
+    def components(self, setting: Setting) -> tuple[str, ...]:
+        return (setting.denoiser.name if setting.denoiser else "denoiser",)
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        choice, part = setting.chosen("cache"), setting.denoiser
+        if setting.facts and not part:
+            yield Problem(
+                choice, f"{setting.facts.pipeline} has no denoiser that is known", "cache=none"
+            )
+        elif part and part.class_name not in self.classes:
+            yield Problem(
+                choice,
+                f"works on {' and '.join(self.classes)}; this model's denoiser is {part.class_name}",
+                self._other(part.class_name),
+                self.source,
+            )
+        elif setting.facts and setting.facts.pipeline not in _ONCE_A_STEP:
+            yield Problem(
+                choice,
+                f"is known to work only in {', '.join(_ONCE_A_STEP)}, which call their denoiser once a "
+                f"step; this is {setting.facts.pipeline}",
+                "cache=none",
+            )
+        compiled, targets = setting.chosen("compile"), getattr(setting.run.compile, "targets", ())
+        regional = compiled == "compile=regional"
+        if "denoiser" in targets and not (regional and self.outside_blocks):
+            yield Problem(
+                choice,
+                f"can't be combined with {compiled}: what is skipped changes from step to step, and every "
+                "change compiles anew until Dynamo gives up",
+                self._compiled_otherwise(),
+            )
+        if setting.run.generation.steps == 1:
+            yield Problem(choice, "one step has none before it to take from", "generation.steps=25")
+
+    def _other(self, class_name: str) -> str:
+        others = (option for option in (DeepCache, PyramidAttention) if option is not type(self))
+        known = [o.key.replace(".", "=") for o in others if class_name in o.classes]
+        return ", or ".join([*known, "cache=none"])
+
+    def _compiled_otherwise(self) -> str:
+        if self.outside_blocks:
+            return "compile=regional, or cache=none"
+        return "compile=none, or cache=deepcache with compile=regional, or cache=none"
+
+
+@dataclass
+class DeepCache(Cache):
+    """The UNet's deep blocks computed in every interval-th step; in the others what they gave last time.
+
+    interval: 3 computes everything in every third step.
+    branch: how deep the other steps still compute: 0 only the last layer of the last up block (with the UNet's ends),
+        3 more for each further block.
+    """
+
+    key: ClassVar[str] = "cache.deepcache"
+    source: ClassVar[str | None] = _DEEPCACHE
+    classes: ClassVar[tuple[str, ...]] = (_UNET,)
+    outside_blocks: ClassVar[bool] = True
+    requires: ClassVar[tuple[Requirement, ...]] = (
+        Requirement(
+            module="DeepCache",
+            pip="DeepCache",
+            instead="cache=pyramid_attention, or cache=none",
+        ),
+    )
+
+    interval: int = 3
+    branch: int = 0
+
+    @property
+    def does(self) -> str:  # type: ignore[override]
+        return f"compute the UNet's deep blocks in one step of {self.interval}"
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
+        if self.interval < 2:
+            yield Problem(
+                f"cache.interval={self.interval}",
+                "every step would compute everything",
+                "cache.interval=2, or cache=none",
+            )
+        part, blocks = setting.denoiser, self._blocks(setting)
+        most = 3 * blocks - 1
+        if self.branch < 0 or (blocks and self.branch > most):
+            yield Problem(
+                f"cache.branch={self.branch}",
+                f"this UNet has the branches 0 to {most}" if blocks else "branches begin at 0",
+                f"cache.branch={min(max(self.branch, 0), most) if blocks else 0}",
+            )
+        if part and "mid_block_type" in part.config and part.config["mid_block_type"] is None:
+            yield Problem(
+                "cache=deepcache",
+                "the package DeepCache needs a UNet with a middle block, and this one has none",
+                "cache=pyramid_attention, or cache=none",
+            )
+        steps = setting.run.generation.steps
+        if steps is not None and 1 < steps <= self.interval:
+            yield Notice(
+                f"cache.interval={self.interval}",
+                f"with generation.steps={steps} only the first step is computed in full; "
+                "cache.interval=2, or more steps",
+            )
+
+    @staticmethod
+    def _blocks(setting: Setting) -> int:
+        """Down blocks of the UNet; 0 if unknown."""
+        part = setting.denoiser
+        types = part.config.get("down_block_types") if part else None
+        return len(types) if isinstance(types, (list, tuple)) else 0
+
+    def apply(self, pipeline: Any, context: Context) -> Pending:
+        unet = pipeline.unet
+        helper = importlib.import_module("DeepCache").DeepCacheSDHelper(pipeline)
+        helper.set_params(cache_interval=self.interval, cache_branch_id=self.branch)
+        helper.wrap_unet_forward = lambda: None  # it would look up the step that it is told here
+        steps = Steps(pipeline, begins=lambda: helper.cached_output.clear())
+        skipped = SkippedCalls(self.key, "block calls skipped", steps)
+        skipped.watch(_layers(unet))
+        helper.enable()
+
+        def tell() -> None:
+            helper.cur_timestep = steps.step
+
+        steps.follow(unet, tell)
+        return skipped
+
+
+def _layers(unet: Any) -> Iterator[nn.Module]:
+    """What a UNet's blocks are made of: residual blocks, transformers, and the layers that change the resolution."""
+    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        for kind in ("resnets", "attentions", "downsamplers", "upsamplers"):
+            layers = getattr(block, kind, None) or ()
+            yield from (layer for layer in layers if layer is not None)
+
+
+@dataclass
+class PyramidAttention(Cache):
+    """Attention computed in every n-th step only, in the middle of the denoising; diffusers' own.
+
+    spatial_attention_block_skip_range: 2 computes self-attention in every second step; null in every step.
+    cross_attention_block_skip_range: the same of cross-attention, which Flux hasn't.
+    timestep_skip_range: noise levels (1000 is pure noise) between which it is skipped.
+    """
+
+    key: ClassVar[str] = "cache.pyramid_attention"
+    source: ClassVar[str | None] = _PYRAMID
+    classes: ClassVar[tuple[str, ...]] = (_UNET, "FluxTransformer2DModel")
+    does: ClassVar[str] = "use the attention of earlier steps again, in the middle of the denoising"
+
+    spatial_attention_block_skip_range: int | None = 2
+    cross_attention_block_skip_range: int | None = 4
+    timestep_skip_range: list[int] = field(default_factory=lambda: [100, 800])
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
+        ranges = ("spatial_attention_block_skip_range", "cross_attention_block_skip_range")
+        for name in ranges:
+            value = getattr(self, name)
+            if value is not None and value < 2:
+                yield Problem(
+                    f"cache.{name}={value}",
+                    "every step would compute it",
+                    f"cache.{name}=2, or null to say so",
+                )
+        spatial, cross = (getattr(self, name) for name in ranges)
+        part = setting.denoiser
+        if spatial is None and (cross is None or (part and part.class_name != _UNET)):
+            only = (
+                ""
+                if cross is None
+                else f"; {part.class_name if part else ''} has no cross-attention"
+            )
+            yield Problem(
+                "cache.spatial_attention_block_skip_range=null",
+                f"nothing would be skipped{only}",
+                "cache.spatial_attention_block_skip_range=2, or cache=none",
+            )
+        between = self.timestep_skip_range
+        if len(between) != 2 or not between[0] < between[1]:
+            yield Problem(
+                f"cache.timestep_skip_range=[{','.join(map(str, between))}]",
+                "is not two noise levels, the lower one first",
+                "cache.timestep_skip_range=[100,800]",
+            )
+
+    def apply(self, pipeline: Any, context: Context) -> Pending:
+        from diffusers import PyramidAttentionBroadcastConfig
+        from diffusers.hooks import HookRegistry, apply_pyramid_attention_broadcast
+        from diffusers.models.attention import AttentionModuleMixin
+        from diffusers.models.attention_processor import Attention
+
+        (denoiser,) = context.parts(pipeline, self.components(context.setting)).values()
+        kinds = (Attention, AttentionModuleMixin)
+        attentions = [module for module in denoiser.modules() if isinstance(module, kinds)]
+
+        def forget() -> None:
+            for module in attentions:
+                HookRegistry.check_if_exists_or_initialize(module).reset_stateful_hooks()
+
+        # A UNet's pipeline doesn't do that itself, and no pipeline does after a call that was left half-way.
+        steps = Steps(pipeline, begins=forget)
+        skipped = SkippedCalls(self.key, "attention calls skipped", steps)
+        skipped.watch(attentions)
+        low, high = self.timestep_skip_range
+        apply_pyramid_attention_broadcast(
+            denoiser,
+            PyramidAttentionBroadcastConfig(
+                spatial_attention_block_skip_range=self.spatial_attention_block_skip_range,
+                cross_attention_block_skip_range=self.cross_attention_block_skip_range,
+                spatial_attention_timestep_skip_range=(low, high),
+                cross_attention_timestep_skip_range=(low, high),
+                current_timestep_callback=lambda: steps.timestep,
+            ),
+        )
+        steps.follow(denoiser)
+        return skipped
+
+
+OPTIONS: dict[str, type[Option]] = {
+    "none": NoCache,
+    "deepcache": DeepCache,
+    "pyramid_attention": PyramidAttention,
+}

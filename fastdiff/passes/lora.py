@@ -1,11 +1,34 @@
-"""`lora`: an adapter that is fused into the weights."""
+"""`lora`: an adapter that is fused into the weights before anything else changes them.
+
+A fused adapter leaves nothing behind: weights as if they had been trained so, and no layer of peft that a later pass
+could quantize or lose. diffusers only warns of an adapter that matches nothing, so it is looked for in the headers of
+the model's files where they are at hand, and counted after loading.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import functools
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
-from fastdiff.passes.base import Option
+from fastdiff.config import RunConfig
+from fastdiff.errors import ModelError, Problem, RunError, nearest
+from fastdiff.models.hub import Hub, hub_cache, hub_error_in_words
+from fastdiff.models.reading import read_component_shapes, read_shapes
+from fastdiff.models.sources import Folder, ShapesStudent, first_line, model_of
+from fastdiff.passes.base import Context, Notice, Option, Pass, Requirement, Setting, Stage
+from fastdiff.result import Effect
+
+_LCM = "https://huggingface.co/docs/diffusers/using-diffusers/inference_with_lcm_lora"
+_PEFT = "https://huggingface.co/docs/diffusers/tutorials/using_peft_for_inference"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass
@@ -15,4 +38,447 @@ class NoLora(Option):
     slot: ClassVar[str] = "lora"
 
 
-OPTIONS: dict[str, type[Option]] = {"none": NoLora}
+# What an adapter's file says -------------------------------------------------------------------------
+
+
+@dataclass
+class AdapterLayer:
+    """What a file holds for one layer: `down` (rank, in) and `up` (out, rank), further sides for convolutions.
+
+    part: the component as the file calls it; path: within it, dots and underscores not told apart, because one of the
+        two spellings writes underscores for both. part is None where only diffusers knows how to translate the name.
+    """
+
+    name: str
+    part: str | None = None
+    path: str = ""
+    sides: dict[str, int] = field(default_factory=dict)
+
+    def fits(self, weight: tuple[int, ...]) -> bool:
+        """Whether it can be added to a weight (out, in, ...)."""
+        return (
+            len(weight) > 1
+            and self.sides.get("out", weight[0]) == weight[0]
+            and self.sides.get("in", weight[1]) == weight[1]
+        )
+
+
+_MATRIX = re.compile(
+    r"(?P<layer>.+)\.lora(_linear_layer)?[._](?P<which>A|B|down|up)(\.default)?\.weight"
+)
+_KOHYA = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
+_DIFFUSERS_PATHS = re.compile(
+    r"(down_blocks|up_blocks|mid_block|conv_|time_|add_|(text_model_)?encoder_layers)"
+)
+
+
+def adapter_layers(shapes: Shapes) -> dict[str, AdapterLayer]:
+    """The layers that an adapter changes, by the name that its file gives them."""
+    layers: dict[str, AdapterLayer] = {}
+    for key, shape in shapes.items():
+        matrix = _MATRIX.fullmatch(key)
+        if matrix is None or len(shape) < 2:
+            continue
+        name = matrix["layer"]
+        layer = layers.setdefault(name, AdapterLayer(name, *_place(name)))
+        if matrix["which"] in ("A", "down"):
+            layer.sides |= {"rank": shape[0], "in": shape[1]}
+        else:
+            layer.sides["out"] = shape[0]
+    return layers
+
+
+def _place(name: str) -> tuple[str | None, str]:
+    """Component and path of a layer's name; (None, "") where it isn't diffusers' own."""
+    kohya = re.fullmatch(r"lora_(unet|te1?|te2)_(.+)", name)
+    if kohya:
+        known = _DIFFUSERS_PATHS.match(kohya[2])
+        return (_KOHYA[kohya[1]], _flat(kohya[2])) if known else (None, "")
+    part, _, path = name.partition(".")
+    known_part = re.fullmatch(r"unet|transformer|text_encoder(_\d)?", part)
+    return (part, _flat(path)) if known_part and ".processor." not in path else (None, "")
+
+
+def _flat(path: str) -> str:
+    """A path without the difference between dots and underscores, and without CLIP's outermost module."""
+    return path.replace(".", "_").removeprefix("text_model_")
+
+
+def _misfit(layers: Mapping[str, AdapterLayer], model: Mapping[str, Shapes]) -> str | None:
+    """Why an adapter can't belong to a model whose weights have these shapes; None if it may."""
+    known = [layer for layer in layers.values() if layer.part is not None]
+    found = []
+    for layer in known:
+        weight = model.get(layer.part or "", {}).get(layer.path)
+        if weight is None:
+            continue
+        if not layer.fits(weight):
+            inside, outside = layer.sides.get("in", "?"), layer.sides.get("out", "?")
+            return (
+                f"was made for another model: its {layer.name} is {outside} x {inside}, and this model's "
+                f"{weight[0]} x {weight[1]}"
+            )
+        found.append(layer)
+    if layers and not found and len(known) == len(layers):
+        return f"matches no layer of this model: {_what(layers)}; looked for them in {', '.join(model)}"
+    return None
+
+
+def _what(layers: Mapping[str, AdapterLayer]) -> str:
+    return f"the adapter has {len(layers)} layer{'s' * (len(layers) != 1)} such as {min(layers)}"
+
+
+def _model_shapes(run: RunConfig, setting: Setting) -> dict[str, Shapes]:
+    """Shapes of the model's weights by component and path, where its own files are at hand."""
+    model = model_of(run)
+    folder: Path | None = None
+    variant: str | None = None
+    if isinstance(model, Folder) and not isinstance(model, ShapesStudent):
+        folder, variant = model.folder, model.wanted_variant
+    elif isinstance(model, Hub) and model.remote and model.complete():
+        folder, variant = model.snapshot(), model.variant
+    found: dict[str, Shapes] = {}
+    if folder is None or setting.facts is None:
+        return found
+    for name in _changeable(setting):
+        part = setting.facts.components[name]
+        shapes = read_component_shapes(folder / name, name, part.class_name, variant)
+        found[name] = {_flat(key.removesuffix(".weight")): shape for key, shape in shapes.items()}
+    return found
+
+
+def _changeable(setting: Setting) -> tuple[str, ...]:
+    """Denoiser and CLIP text encoders, where adapters can be; no other text encoder takes any."""
+    parts = setting.facts.components.values() if setting.facts else ()
+    texts = [part.name for part in parts if part.class_name.startswith("CLIPText")]
+    return (*((setting.denoiser.name,) if setting.denoiser else ()), *texts)
+
+
+# Where an adapter's file is --------------------------------------------------------------------------
+
+
+def _adapter_name(names: Sequence[str]) -> str | None:
+    """The adapter among a repository's files, chosen as diffusers does; None if there is none."""
+    other = ("scheduler", "optimizer", "checkpoint")
+    files = [n for n in names if n.endswith(".safetensors") and not any(o in n for o in other)]
+    usual = [name for name in files if name.endswith("pytorch_lora_weights.safetensors")]
+    return next(iter(usual or files), None)
+
+
+def _cached(repository: str) -> Path | None:
+    """The adapter's file in the hub's cache; None if it isn't there."""
+    folder = hub_cache() / ("models--" + repository.replace("/", "--"))
+    reference = folder / "refs" / "main"
+    if not reference.is_file():
+        return None
+    snapshot = folder / "snapshots" / reference.read_text().strip()
+    files = sorted(str(p.relative_to(snapshot)) for p in snapshot.rglob("*.safetensors"))
+    name = _adapter_name(files)
+    return snapshot / name if name else None
+
+
+def _offline() -> bool:
+    asked = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return asked.lower() in ("1", "true", "yes", "on")
+
+
+def _downloaded(repository: str) -> Path:
+    """The adapter's file, from the hub. Raises ModelError."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    way_out = "lora.path=FILE.safetensors, or lora=none"
+    try:
+        siblings = HfApi().model_info(repository).siblings or ()
+        name = _adapter_name([file.rfilename for file in siblings])
+        if name is None:
+            raise ModelError(
+                f"{repository} holds no adapter as .safetensors\n  instead: {way_out}; "
+                "fastdiff loads no pickles"
+            )
+        return Path(hf_hub_download(repository, name))
+    except ModelError:
+        raise
+    except Exception as error:
+        words = hub_error_in_words(repository, error)
+        if words is None:
+            raise
+        what, _, _ = words.partition("\n")
+        if "is gated" in what:
+            page = f"https://huggingface.co/{repository}"
+            way_out = f"accept it on {page}, then set HF_TOKEN to your token, or {way_out}"
+        raise ModelError(f"{what}\n  instead: {way_out}") from error
+
+
+# The options -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Adapter(Option, Pass):
+    """Base of the options.
+
+    path: a .safetensors file; relative paths start where the command is typed.
+    scale: how much of the adapter is added; 1.0 is all of it.
+    """
+
+    slot: ClassVar[str] = "lora"
+    stage: ClassVar[Stage] = Stage.ADAPT
+    source: ClassVar[str | None] = _PEFT
+    requires: ClassVar[tuple[Requirement, ...]] = (
+        Requirement(module="peft", pip="peft", instead="lora=none", source=_PEFT),
+    )
+
+    path: str | None = None
+    scale: float = 1.0
+
+    @property
+    def does(self) -> str:  # type: ignore[override]
+        name = Path(self.path).name if self.path else "an adapter"
+        return f"add {name} to the weights, scaled by {self.scale:g}"
+
+    def components(self, setting: Setting) -> tuple[str, ...]:
+        return _changeable(setting)
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        if not math.isfinite(self.scale) or self.scale == 0:
+            nothing = self.scale == 0
+            reason = "the adapter would do nothing" if nothing else "is not a finite number"
+            yield Problem(f"lora.scale={self.scale:g}", reason, "lora.scale=1.0, or lora=none")
+        if self.path:
+            yield from self._check_file(Path(self.path).expanduser(), setting)
+
+    def _check_file(self, file: Path, setting: Setting) -> Iterator[Problem]:
+        """Whatever the headers tell: of the adapter's file, and of the model's where they are at hand."""
+        choice = f"lora.path={file}" if self.path else setting.chosen("lora")
+        if file.suffix != ".safetensors":
+            yield Problem(
+                choice,
+                "is no .safetensors file, and other formats can run code when they are opened",
+                "the same adapter as lora.path=FILE.safetensors",
+            )
+            return
+        if not file.is_file():
+            there = file.parent.glob("*.safetensors") if file.parent.is_dir() else ()
+            near = nearest(file.name, sorted(other.name for other in there))
+            yield Problem(
+                choice,
+                "there is no such file",
+                f"lora.path={file.parent / near}" if near else "lora.path=FILE.safetensors",
+            )
+            return
+        try:
+            shapes = read_shapes(file)
+        except ModelError as error:
+            _, why, instead = (line.strip() for line in str(error).splitlines())
+            reason = f"can't be read: {why.removeprefix('why: ')}"
+            yield Problem(choice, reason, instead.removeprefix("instead: "))
+            return
+        layers = adapter_layers(shapes)
+        if not any("lora" in key for key in shapes):
+            yield Problem(
+                choice,
+                f"holds no LoRA: none of its {len(shapes)} tensors has `lora` in its name",
+                "lora.path=FILE.safetensors of an adapter"
+                + (f", or model=single_file model.path={file} if it is a model" * bool(self.path)),
+            )
+        elif any("dora_scale" in key for key in shapes):
+            yield Problem(
+                choice,
+                "is a DoRA whose magnitudes (dora_scale) diffusers leaves out: another adapter than the "
+                "one that was trained",
+                "a plain LoRA, or lora=none",
+            )
+        else:
+            model = _model_shapes(setting.run, setting)
+            misfit = model and _misfit(layers, model)
+            if misfit:
+                yield Problem(
+                    choice, misfit, "an adapter that was made for this model, or lora=none"
+                )
+
+    def file(self, run: RunConfig) -> Path:
+        """The adapter's file on this machine. Raises ModelError if it can't be had."""
+        assert self.path  # check() saw to it
+        return Path(self.path).expanduser()
+
+    def apply(self, pipeline: Any, context: Context) -> Effect:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        file = self.file(context.setting.run)
+        layers = adapter_layers(read_shapes(file))
+        kind = type(pipeline).__name__
+        if not hasattr(pipeline, "load_lora_weights"):
+            raise ModelError(
+                f"{kind} takes no adapters: diffusers has no load_lora_weights() for it\n"
+                "  instead: lora=none, or a model whose pipeline has it (SDXL, SD 1.5, Flux)"
+            )
+        names = [
+            n for n in pipeline._lora_loadable_modules if getattr(pipeline, n, None) is not None
+        ]
+        try:
+            pipeline.load_lora_weights(str(file), use_safetensors=True)
+        except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+            raise _refused(file, kind, names, layers, first_line(error)) from error
+        adapted = {
+            name: [m for m in getattr(pipeline, name).modules() if isinstance(m, BaseTunerLayer)]
+            for name in names
+        }
+        if not any(adapted.values()):
+            raise _refused(file, kind, names, layers, "no layer took any of it")
+        moved = {name: _moved(found) for name, found in adapted.items() if found}
+        # All of them by name: left to itself, Flux' pipeline would leave its text encoder's adapter out.
+        pipeline.fuse_lora(components=names, lora_scale=self.scale)
+        pipeline.unload_lora_weights()
+        left = [
+            m
+            for n in names
+            for m in getattr(pipeline, n).modules()
+            if isinstance(m, BaseTunerLayer)
+        ]
+        if left:
+            raise RunError(
+                f"{self.key}: {len(left)} layers of peft are still there after unloading\n"
+                "  instead: lora=none, and a report of this model"
+            )
+        counts = {name: sum(layers) for name, layers in moved.items()}
+        changed, held = sum(counts.values()), len(layers)
+        summary = f"scale {self.scale:g}" + (f", of {held} in the file" if changed < held else "")
+        details = {
+            "components": counts,
+            "file": file.name,
+            "scale": self.scale,
+            "ranks": sorted(
+                {side["rank"] for layer in layers.values() if "rank" in (side := layer.sides)}
+            ),
+            "layers_in_file": held,
+            "summary": summary,
+        }
+        return Effect(self.key, changed, "layers", details=details)
+
+
+def _refused(
+    file: Path, pipeline: str, names: Iterable[str], layers: Mapping[str, AdapterLayer], why: str
+) -> ModelError:
+    has = (
+        _what(layers) if layers else "the adapter's names are of a kind that diffusers didn't read"
+    )
+    return ModelError(
+        f"{file.name} doesn't fit this {pipeline}: {has}; looked for them in {', '.join(names)} ({why})\n"
+        "  instead: an adapter that was made for this model, or lora=none"
+    )
+
+
+def _moved(layers: Iterable[Any]) -> list[bool]:
+    """Whether fusing really changes each layer's weight; filled in while they are fused, one copy at a time."""
+    import torch
+
+    moved: list[bool] = []
+
+    def watched(merge: Callable[..., Any], base: Any) -> Callable[..., Any]:
+        @functools.wraps(merge)  # diffusers looks at its arguments
+        def merging(*args: Any, **kwargs: Any) -> None:
+            before = base.weight.detach().clone()
+            merge(*args, **kwargs)
+            moved.append(not torch.equal(before, base.weight))
+
+        return merging
+
+    for layer in layers:
+        layer.merge = watched(layer.merge, layer.get_base_layer())
+    return moved
+
+
+@dataclass
+class File(Adapter):
+    """Any adapter in a file."""
+
+    key: ClassVar[str] = "lora.file"
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        if not self.path:
+            yield Problem("lora=file", "nobody said which file", "lora.path=FILE.safetensors")
+        yield from super().check(setting)
+
+
+@dataclass
+class Lcm(Adapter):
+    """The adapter that makes a model draw in four to eight steps, with scheduler=lcm.
+
+    id: org/name on the hub; null takes the model's own (model.lcm_lora).
+    path: a file instead.
+    """
+
+    key: ClassVar[str] = "lora.lcm"
+    source: ClassVar[str | None] = _LCM
+
+    id: str | None = None
+
+    def explain(self, setting: Setting) -> str:
+        name = Path(self.path).name if self.path else self._wanted(setting.run)
+        return f"add {name} to the weights, scaled by {self.scale:g}"
+
+    def _wanted(self, run: RunConfig) -> str | None:
+        """Place on the hub, or a file, as the run or the model names it; None if neither does."""
+        own: str | None = getattr(model_of(run), "lcm_lora", None)
+        return self.id or own
+
+    def _at_hand(self, run: RunConfig) -> Path | None:
+        """The adapter's file, as far as it is on this machine or named by its path."""
+        if self.path:
+            return Path(self.path).expanduser()
+        wanted = self._wanted(run)
+        if wanted is None:
+            return None
+        if wanted.endswith(".safetensors"):
+            return Path(wanted).expanduser()
+        return _cached(wanted)
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
+        run = setting.run
+        wanted, at_hand = self._wanted(run), self._at_hand(run)
+        if not (self.path or wanted):
+            yield Problem(
+                "lora=lcm",
+                f"no LCM adapter of {model_of(run).title} is known",
+                "lora.id=org/name or lora.path=FILE.safetensors, or a model that has one: sdxl, ssd_1b, "
+                "sd15, sd14",
+            )
+        elif not self.path and at_hand is not None:
+            yield from self._check_file(at_hand, setting)
+        elif not self.path and not _REPOSITORY.fullmatch(wanted or ""):
+            yield Problem(
+                f"lora.id={wanted}",
+                "is no repository on the hub: its name has the form org/name",
+                "lora.id=org/name, or lora.path=FILE.safetensors",
+            )
+        elif not self.path and _offline():
+            yield Problem(
+                "lora=lcm",
+                f"{wanted} is not on this machine, and HF_HUB_OFFLINE forbids to download it",
+                "unset HF_HUB_OFFLINE, or lora.path=FILE.safetensors",
+            )
+        elif not self.path:
+            yield Notice(
+                "lora=lcm", f"{wanted} is not on this machine yet; the run will download it"
+            )
+        if run.choices["scheduler"] != "lcm":
+            yield Notice(
+                "lora=lcm",
+                f"is made for LCM's own solver; {setting.chosen('scheduler')} draws poorly in few steps: "
+                "scheduler=lcm",
+            )
+        steps = run.generation.steps
+        if steps is None or steps > 8:
+            yield Notice(
+                "lora=lcm",
+                "is made for 4 to 8 steps without much guidance: generation.steps=4 "
+                "generation.guidance_scale=1.0",
+            )
+
+    def file(self, run: RunConfig) -> Path:
+        wanted = self._wanted(run)
+        assert self.path or wanted  # check() saw to it
+        return self._at_hand(run) or _downloaded(wanted or "")
+
+
+OPTIONS: dict[str, type[Option]] = {"none": NoLora, "lcm": Lcm, "file": File}

@@ -1,11 +1,74 @@
-"""`memory`: speed given up for device memory."""
+"""`memory`: speed given up for device memory.
+
+Two of the options keep weights on the host and bring them over when they are needed; one keeps them in fewer bits. The
+keys that divide the VAE's work go with each of them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastdiff.passes.base import Option
+from fastdiff.errors import Problem, RunError
+from fastdiff.models.facts import Component
+from fastdiff.passes.base import Context, Notice, Option, Pass, Requirement, Setting, Stage
+from fastdiff.passes.precision import Precision
+from fastdiff.result import Effect
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_GUIDE = "https://huggingface.co/docs/diffusers/optimization/memory"
+
+_UNDIVIDED = ("AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", "VQModel")
+"""VAEs that decode in one piece: two refuse to be told otherwise, ConsistencyDecoderVAE only encodes in parts."""
+
+_UNGROUPED = ("DiTTransformer2DModel", "HunyuanDiT2DModel")
+"""Denoisers that diffusers doesn't offload in groups."""
+
+_TILES_OF_TAESD = 448
+"""Pixels a side up to which AutoencoderTiny has one tile: its tiles have 512, and the next one begins an eighth earlier."""
+
+
+@dataclass(frozen=True)
+class VaeSplitting(Pass):
+    """Flags on the VAE: it decodes a batch picture by picture, a large picture in tiles that overlap."""
+
+    slicing: bool
+    tiling: bool
+
+    key = "memory.vae"
+    stage = Stage.MEMORY
+    source = _GUIDE
+
+    @property
+    def does(self) -> str:  # type: ignore[override]
+        words = ["picture by picture"] * self.slicing + ["in overlapping tiles"] * self.tiling
+        return f"decode {' and '.join(words)}"
+
+    def components(self, setting: Setting) -> tuple[str, ...]:
+        return (setting.vae.name if setting.vae else "vae",)
+
+    def apply(self, pipeline: Any, context: Context) -> Effect:
+        """Raises RunError if this VAE can't."""
+        found = context.parts(pipeline, self.components(context.setting))
+        asked = {"slicing": self.slicing, "tiling": self.tiling}
+        held = []
+        for name in (name for name, wanted in asked.items() if wanted):
+            try:
+                (vae,) = found.values()
+                getattr(vae, f"enable_{name}")()
+            except (AttributeError, NotImplementedError, ValueError) as error:
+                raise RunError(
+                    f"memory.vae_{name}=true: {type(pipeline).__name__} has no VAE that can be told to\n"
+                    f"  instead: memory.vae_{name}=false"
+                ) from error
+            held.append(bool(getattr(vae, f"use_{name}", False)))
+        names = " and ".join(name for name, wanted in asked.items() if wanted)
+        return Effect(self.key, sum(held), f"{names} on", flag=all(held))
 
 
 @dataclass
@@ -20,10 +83,363 @@ class Memory(Option):
     vae_slicing: bool = False
     vae_tiling: bool = False
 
+    def passes(self) -> tuple[Pass, ...]:
+        if not (self.vae_slicing or self.vae_tiling):
+            return super().passes()
+        return (*super().passes(), VaeSplitting(self.vae_slicing, self.vae_tiling))
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        asked = {"vae_slicing": self.vae_slicing, "vae_tiling": self.vae_tiling}
+        for key in (key for key, wanted in asked.items() if wanted):
+            choice, instead, vae = f"memory.{key}=true", f"memory.{key}=false", setting.vae
+            if setting.facts and vae is None:
+                yield Problem(choice, f"{setting.facts.pipeline} has no VAE", instead, _GUIDE)
+            elif vae and vae.class_name in _UNDIVIDED:
+                reason = f"{vae.class_name} decodes in one piece whatever it is told"
+                yield Problem(choice, reason, instead, _GUIDE)
+            elif vae and key == "vae_tiling" and _enlarges_taesd(vae) != 8:
+                reason = f"AutoencoderTiny makes tiles only where it enlarges 8 times; this one: {_enlarges_taesd(vae)}"
+                yield Problem(choice, reason, instead, _GUIDE)
+            elif key == "vae_slicing" and _pictures(setting) == 1:
+                yield Notice(
+                    choice, "changes nothing here: slices are a batch's pictures, and one is drawn"
+                )
+            elif key == "vae_tiling" and _is_one_tile(setting):
+                yield Notice(choice, "changes nothing here: the whole picture is one tile")
+            elif key == "vae_tiling" and _compiles(setting, "vae_decode"):
+                yield Notice(
+                    choice,
+                    "makes compiling the VAE's decode long, because its graph holds every tile; "
+                    "compile.targets=[denoiser] leaves it eager",
+                )
+
+
+def _enlarges_taesd(vae: Component) -> int:
+    """How many times larger an AutoencoderTiny's picture is than its latents; 8 for all other classes."""
+    blocks = vae.config.get("decoder_block_out_channels")
+    if vae.class_name != "AutoencoderTiny" or not isinstance(blocks, list | tuple):
+        return 8
+    return int(2 ** (len(blocks) - 1))
+
+
+def _pictures(setting: Setting) -> int:
+    asked = setting.run.generation
+    return len(asked.prompts) * asked.images_per_prompt
+
+
+def _is_one_tile(setting: Setting) -> bool:
+    """Whether the picture is known to be no larger than the VAE's tile."""
+    asked, vae = setting.run.generation, setting.vae
+    if not (vae and vae.config and asked.height and asked.width):
+        return False
+    largest = max(asked.height, asked.width)
+    if vae.class_name == "AutoencoderTiny":
+        return largest <= _TILES_OF_TAESD
+    if vae.class_name != "AutoencoderKL":
+        return False  # video's VAEs have tiles of their own
+    tile = vae.config.get("sample_size", 32)  # the class's own default
+    return isinstance(tile, int) and largest <= tile
+
+
+def _compiles(setting: Setting, target: str) -> bool:
+    """Whether `compile` is about a target; an option without targets is about the denoiser."""
+    targets = getattr(setting.run.compile, "targets", ["denoiser"])
+    return setting.run.choices["compile"] != "none" and target in targets
+
 
 @dataclass
 class NoMemory(Memory):
-    """Everything stays on the device."""
+    """Everything stays on the device, in the run's precision."""
 
 
-OPTIONS: dict[str, type[Option]] = {"none": NoMemory}
+@dataclass
+class Layerwise(Memory, Pass):
+    """The denoiser's weights in fp8 (e4m3), cast to the run's precision while their layer computes.
+
+    skip_modules_pattern: regular expressions; layers with such a name stay as they are. Empty takes diffusers' own:
+        norms, position and patch embeddings.
+    """
+
+    key: ClassVar[str] = "memory.layerwise"
+    stage: ClassVar[Stage] = Stage.MEMORY
+    does: ClassVar[str] = "keep the denoiser's layers in fp8, cast each one while it computes"
+    source: ClassVar[str | None] = f"{_GUIDE}#layerwise-casting"
+
+    skip_modules_pattern: list[str] = field(default_factory=list)
+
+    def components(self, setting: Setting) -> tuple[str, ...]:
+        return (setting.denoiser.name if setting.denoiser else "denoiser",)
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
+        choice = "memory=layerwise"
+        if setting.device == "mps":
+            yield Problem(choice, "mps has no fp8; device=mps", "memory=none", self.source)
+        if _compiles(setting, "denoiser"):
+            yield Problem(
+                choice,
+                f"can't be combined with {setting.chosen('compile')}: Dynamo can't trace a cast of weights, and "
+                "graphs around each one are too many",
+                "memory=none, or compile=none",
+                self.source,
+            )
+        if setting.run.choices["quant"] != "none":
+            yield Notice(
+                choice,
+                f"leaves the weights that {setting.chosen('quant')} rounds as they are; biases and all "
+                "other layers are kept in fp8",
+            )
+        for pattern in self.skip_modules_pattern:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield Problem(
+                    f"memory.skip_modules_pattern=[{pattern}]",
+                    f"is no regular expression: {error}",
+                    "memory.skip_modules_pattern=[norm], or []",
+                )
+
+    def apply(self, pipeline: Any, context: Context) -> Effect:
+        import torch
+
+        precision = context.setting.run.precision
+        assert isinstance(precision, Precision)
+        before = after = cast = count = 0
+        for part in context.parts(pipeline, self.components(context.setting)).values():
+            before += _bytes(part)
+            part.enable_layerwise_casting(
+                storage_dtype=torch.float8_e4m3fn,
+                compute_dtype=getattr(torch, precision.dtype),
+                skip_modules_pattern=tuple(self.skip_modules_pattern) or None,
+            )
+            after += _bytes(part)
+            weights = list(part.parameters())
+            cast += sum(weight.dtype == torch.float8_e4m3fn for weight in weights)
+            count += len(weights)
+        details = {
+            "of": count,
+            "bytes_before": before,
+            "bytes_after": after,
+            "summary": f"{before / 1e6:.1f} MB became {after / 1e6:.1f} MB",
+        }
+        return Effect(self.key, cast, "weights in float8_e4m3fn", details=details)
+
+
+def _bytes(part: nn.Module) -> int:
+    """Of a module's weights; of a quantized one, of the tensors that it is made of."""
+    found = 0
+    for weight in part.parameters():
+        names = weight.__tensor_flatten__()[0] if hasattr(weight, "__tensor_flatten__") else ()
+        found += sum(getattr(weight, name).nbytes for name in names) if names else weight.nbytes
+    return found
+
+
+@dataclass
+class Offload(Memory, Pass):
+    """Base of the options that keep weights in the host's memory."""
+
+    stage: ClassVar[Stage] = Stage.PLACE
+    places: ClassVar[bool] = True
+    requires: ClassVar[tuple[Requirement, ...]] = (
+        Requirement(device="cuda", instead="memory=none, or memory=layerwise", source=_GUIDE),
+    )
+
+    def components(self, setting: Setting) -> tuple[str, ...]:
+        return setting.weighty()
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
+        if setting.run.choices["compile"] != "none":
+            yield from self._with_compile(setting)
+        if setting.run.choices["quant"] != "none":
+            yield Notice(
+                setting.chosen("memory"),
+                f"moves the weights of {setting.chosen('quant')} like all others, as diffusers and torchao "
+                "provide for; fastdiff's authors have not run the pair on a GPU",
+            )
+
+    def _with_compile(self, setting: Setting) -> Iterator[Problem]:
+        """Why the compile option can't work on weights that come and go."""
+        raise TypeError(f"{type(self).__name__} has no _with_compile()")
+
+
+@dataclass
+class ModelOffload(Offload):
+    """Each component on the device only while it computes, whole; the denoiser for all of its steps."""
+
+    key: ClassVar[str] = "memory.model_offload"
+    does: ClassVar[str] = "keep components on the host, each on the device while it computes"
+    source: ClassVar[str | None] = f"{_GUIDE}#model-offloading"
+
+    def _with_compile(self, setting: Setting) -> Iterator[Problem]:
+        chosen, option = setting.chosen("compile"), setting.run.compile
+        if chosen == "compile=regional":
+            return  # its graphs are inside the denoiser, behind the hook
+        reason = None
+        if getattr(option, "cuda_graphs", False):
+            reason = "CUDA graphs need weights that stay where they are"
+        elif getattr(option, "freezing", False) is True:
+            reason = "frozen weights never leave the device"
+        elif not hasattr(option, "fullgraph") or chosen in ("compile=aot", "compile=regions"):
+            reason = "what it compiles has lost the hook that brings the weights"
+        elif option.fullgraph:
+            reason = "the hook that brings the weights breaks the graph, and compile.fullgraph=true forbids it"
+        if reason:
+            yield Problem(
+                "memory=model_offload",
+                f"can't be combined with {chosen}: {reason}",
+                "compile=regional, or memory=none",
+                self.source,
+            )
+
+    def apply(self, pipeline: Any, context: Context) -> Effect:
+        """Raises RunError if the pipeline doesn't say in which order its components work."""
+        if pipeline.model_cpu_offload_seq is None:
+            raise RunError(
+                f"memory=model_offload: {type(pipeline).__name__} doesn't say in which order its components work\n"
+                "  instead: memory=group_offload, or memory=none"
+            )
+        pipeline.enable_model_cpu_offload(device=context.device)
+        _keep_hooks(pipeline)
+        moved = [name for name, part in _modules(pipeline) if hasattr(part, "_hf_hook")]
+        rest = [name for name, part in _modules(pipeline) if not hasattr(part, "_hf_hook")]
+        details = {"components": moved, "always_on_device": rest}
+        return Effect(self.key, len(moved), "components on the device in turn", details=details)
+
+
+def _modules(pipeline: Any) -> list[tuple[str, nn.Module]]:
+    import torch
+
+    parts = pipeline.components.items()
+    return [(name, part) for name, part in parts if isinstance(part, torch.nn.Module)]
+
+
+def _keep_hooks(pipeline: Any) -> None:
+    """After a call, bring every component back to the host and leave the hooks where they are.
+
+    diffusers takes all hooks off and puts new ones on, and so would take off what later passes wrapped around a
+    component's forward: a compiled function, a forced attention kernel.
+    """
+    reset_caches = pipeline.maybe_free_model_hooks  # with no hooks in its list it does only that
+
+    def bring_back() -> None:
+        hooks, pipeline._all_hooks = pipeline._all_hooks, []
+        try:
+            reset_caches()
+        finally:
+            pipeline._all_hooks = hooks
+        for hook in hooks:
+            hook.offload()
+
+    pipeline.maybe_free_model_hooks = bring_back
+
+
+class OffloadType(Enum):
+    """What is moved at a time: blocks of layers, or single layers."""
+
+    block_level = "block_level"
+    leaf_level = "leaf_level"
+
+
+@dataclass
+class GroupOffload(Offload):
+    """Groups of layers on the device only while they compute: the least device memory, and the most traffic.
+
+    The VAE always goes layer by layer: its decode is not its forward, where blocks' hooks are.
+
+    offload_type: blocks, or single layers, which needs less memory and more transfers.
+    num_blocks_per_group: blocks moved at a time. use_stream: bring the next group while one computes.
+    """
+
+    key: ClassVar[str] = "memory.group_offload"
+    does: ClassVar[str] = "keep layers on the host, each group on the device while it computes"
+    source: ClassVar[str | None] = f"{_GUIDE}#group-offloading"
+
+    offload_type: OffloadType = OffloadType.block_level
+    num_blocks_per_group: int = 1
+    use_stream: bool = False
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
+        part, blocks = setting.denoiser, self.num_blocks_per_group
+        if part and part.class_name in _UNGROUPED:
+            yield Problem(
+                "memory=group_offload",
+                f"diffusers doesn't offload {part.class_name} in groups",
+                "memory=model_offload",
+                self.source,
+            )
+        if blocks < 1:
+            yield Problem(
+                f"memory.num_blocks_per_group={blocks}",
+                "must be at least 1",
+                "memory.num_blocks_per_group=1",
+            )
+        elif blocks > 1 and self.use_stream and self.offload_type is OffloadType.block_level:
+            yield Problem(
+                f"memory.num_blocks_per_group={blocks}",
+                "a stream brings one block at a time; memory.use_stream=true",
+                "memory.num_blocks_per_group=1, or memory.use_stream=false",
+                self.source,
+            )
+
+    def _with_compile(self, setting: Setting) -> Iterator[Problem]:
+        part, by_block = setting.denoiser, self.offload_type is OffloadType.block_level
+        # A UNet's repeated blocks lie inside those that move; a transformer's are those that move.
+        inside = part is None or part.class_name == "UNet2DConditionModel"
+        if inside and setting.chosen("compile") == "compile=regional":
+            if by_block:
+                return
+            instead = "memory.offload_type=block_level, or compile=none"
+        else:
+            instead = "memory=model_offload with compile=regional, or compile=none"
+        yield Problem(
+            "memory=group_offload",
+            f"can't be combined with {setting.chosen('compile')}: Dynamo can't trace weights that move inside of what "
+            "it compiles",
+            instead,
+            self.source,
+        )
+
+    def apply(self, pipeline: Any, context: Context) -> Effect:
+        import torch
+        from diffusers.hooks import apply_group_offloading
+
+        vae = context.setting.vae.name if context.setting.vae else "vae"
+        device = torch.device(context.device)
+        groups, whole = {}, []
+        for name, part in _modules(pipeline):
+            if not getattr(part, "_supports_group_offloading", True):
+                part.to(device)
+                whole.append(name)
+                continue
+            apply_group_offloading(
+                part,
+                onload_device=device,
+                offload_device=torch.device("cpu"),
+                offload_type="leaf_level" if name == vae else self.offload_type.value,
+                num_blocks_per_group=self.num_blocks_per_group,
+                use_stream=self.use_stream
+                and name != vae,  # it prefetches in the order of a forward
+            )
+            groups[name] = _groups(part)
+        details = {"components": groups, "always_on_device": whole}
+        count = sum(groups.values())
+        return Effect(self.key, count, "groups of layers on the device in turn", details=details)
+
+
+def _groups(part: nn.Module) -> int:
+    """Groups of layers that move together, counted by their hooks."""
+    registries: list[Any] = [
+        m._diffusers_hook for m in part.modules() if hasattr(m, "_diffusers_hook")
+    ]
+    hooks = [registry.get_hook("group_offloading") for registry in registries]
+    return len({id(hook.group) for hook in hooks if hook is not None})
+
+
+OPTIONS: dict[str, type[Option]] = {
+    "none": NoMemory,
+    "model_offload": ModelOffload,
+    "group_offload": GroupOffload,
+    "layerwise": Layerwise,
+}

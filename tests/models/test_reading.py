@@ -203,7 +203,7 @@ def test_a_folder_saved_as_a_variant_is_loaded_as_it(tmp_path: Path, pipeline: A
     pipeline.save_pretrained(tmp_path, variant="fp16")
     model = Local(path=str(tmp_path), variant="fp16")
     assert model.facts().denoiser is not None
-    loaded = model.load(torch.float32)
+    loaded = model.load(torch.float32, {})
     assert _numbers(loaded.unet) == _numbers(pipeline.unet)
     assert _refused(Local(path=str(tmp_path)).facts).endswith("\n  instead: model.variant=fp16")
 

@@ -1,6 +1,7 @@
 """Compiling: what was compiled, what was frozen, and that the flags hold at the calls and nowhere else.
 
-Compiling takes long, so two compiled pipelines are shared: a whole tiny denoiser, and its repeated blocks.
+Compiling takes long, so compiled pipelines are shared: a whole tiny denoiser, its repeated blocks, and the smallest
+denoiser for all sizes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
 
 from fastdiff.bench.observing import compile_counters
@@ -22,6 +24,7 @@ from fastdiff.passes.base import Setting
 from fastdiff.passes.compile import (
     CompiledGraphs,
     Default,
+    Dynamic,
     MaxAutotune,
     ReduceOverhead,
     Regional,
@@ -222,6 +225,309 @@ def test_another_size_compiles_once_more_and_a_third_not_at_all(
     assert len(seen.break_reasons) == 1
 
 
+# All sizes at once ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smallest_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline whose UNet is one block down and one up, without attention."""
+
+    def make() -> Any:
+        from diffusers import UNet2DConditionModel
+
+        pipeline = conftest._stable_diffusion(conftest._autoencoder_tiny())
+        pipeline.unet = UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(8,),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D",),
+            mid_block_type=None,
+            up_block_types=("UpBlock2D",),
+            cross_attention_dim=32,
+            attention_head_dim=2,
+        )
+        return pipeline
+
+    return conftest._saved(tmp_path_factory, "smallest-sd", make)
+
+
+SIZES = ((64, 64, 1), (96, 64, 1), (64, 96, 1), (128, 96, 1), (64, 64, 2))
+"""Height, width, pictures a call."""
+
+
+def drawn_like_eager(folder: Path, local_plan: Any, sizes: Any) -> Any:
+    """compile=dynamic called with each size, and every picture compared with the eager one."""
+    from fastdiff.bench.quality import compare
+    from fastdiff.engine import build
+
+    eager, built = build(local_plan(folder)), build(local_plan(folder, "compile=dynamic"))
+    for height, width, pictures in sizes:
+        size = (f"generation.height={height}", f"generation.width={width}")
+        several = f"generation.images_per_prompt={pictures}"
+        generation = local_plan(folder, *size, several).setting.run.generation
+        psnr = compare(draw(built.pipeline, generation), draw(eager.pipeline, generation)).psnr_db
+        assert psnr is None or psnr > 60  # measured: 83 dB and more; an 8-bit step here and there
+    return built
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_one_graph_serves_every_size_and_batch(
+    smallest_folder: Path, local_plan: Any, global_state: Any
+) -> None:
+    import torch.fx.experimental._config as shapes
+
+    before = global_state()
+    built = drawn_like_eager(smallest_folder, local_plan, SIZES)
+    seen = compile_counters()
+    assert (seen.graphs, seen.graph_breaks, seen.recompiles) == (1, 0, 0)
+    effect = next(o for o in built.outcomes if isinstance(o, CompiledGraphs)).effect(seen)
+    assert str(effect) == "compile.dynamic 1 graph, 0 breaks"
+    assert effect.details["freezing"] is True
+    assert "decode" not in vars(built.pipeline.vae)
+    assert shapes.use_duck_shape is True
+    assert global_state() == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quickly")
+def test_with_duck_shapes_a_square_picture_would_compile_again(
+    smallest_folder: Path, local_plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its height and width are one variable then; this is what the flag is for."""
+    drawn_like_eager(smallest_folder, local_plan, SIZES[:2])
+    seen = compile_counters()
+    assert (seen.graphs, seen.recompiles) == (1, 0)
+    _forget_compiled()
+    monkeypatch.setattr(Dynamic, "around_calls", Default.around_calls)
+    drawn_like_eager(smallest_folder, local_plan, SIZES[:2])
+    seen = compile_counters()
+    assert (seen.graphs, seen.recompiles) == (2, 1)
+
+
+def test_a_dynamic_vae_is_told_to_be_compiled_again(shapes_plan: Any) -> None:
+    def texts(*overrides: str) -> str:
+        return " ".join(notice.text for notice in shapes_plan(*overrides).notices)
+
+    assert "up to three times" not in texts("compile=dynamic")
+    both = texts("compile=dynamic", "compile.targets=[denoiser,vae_decode]")
+    assert "the VAE decodes a batch of one picture by a graph of its own" in both
+
+
+# accelerate's regions ---------------------------------------------------------------------------------
+
+
+def optimized(part: Any) -> list[str]:
+    """Names of the submodules that torch.compile has wrapped."""
+    from torch._dynamo.eval_frame import OptimizedModule
+
+    return [name for name, m in part.named_modules() if isinstance(m, OptimizedModule)]
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Graphs as ever, but run by torch itself: Inductor's part takes minutes and is tested above."""
+    import torch
+
+    compile_it = torch.compile
+
+    def traced(module: Any, *, options: Any = None, **more: Any) -> Any:
+        return compile_it(module, backend="eager", **more)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    _forget_compiled()
+    yield
+    _forget_compiled()
+
+
+def pending(ran: Any) -> CompiledGraphs:
+    (found,) = (o for o in ran.built.outcomes if isinstance(o, CompiledGraphs))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quickly")
+def test_a_transformers_blocks_and_the_parts_beside_them_are_compiled(
+    flux_folder: Path, local_run: Any, global_state: Any
+) -> None:
+    """Beside 1 double and 2 single blocks: position and time embedding, two input layers, last norm, last layer.
+
+    Each is a graph: the second single block's input lies otherwise in memory than the first one's. Torch's own layers
+    share one piece of code to Dynamo, so that the second and third linear layer count as recompiles.
+    """
+    before = global_state()
+    asked = ("qkv=fused", "compile=regions")
+    ran = local_run(flux_folder, *asked)
+    part = ran.pipeline.transformer
+    names = optimized(part)
+    assert len(names) == 9
+    assert {"transformer_blocks.0", "single_transformer_blocks.0"} <= set(names)
+    seen = compile_counters()
+    assert (seen.graphs, seen.graph_breaks, seen.recompiles) == (9, 0, 3)
+    effect = pending(ran).effect(seen)
+    assert str(effect) == "compile.regions 9 graphs, 0 breaks, 3 recompiles"
+    assert effect.details["regions"] == 9
+    assert sum(getattr(m, "fused_projections", False) for m in part.modules()) == 3
+    assert ran.effects(graphs=9)["qkv.fused"].changed >= 3
+    assert ran.psnr_db(local_run(flux_folder, "qkv=fused")) == float("inf")
+    assert global_state() == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quickly")
+def test_a_vaes_decode_runs_compiled_regions(sd_folder: Path, local_run: Any, eager: Any) -> None:
+    asked = ("compile=regions", "compile.targets=[vae_decode]", "attention=math")
+    ran = local_run(sd_folder, *asked)
+    names = optimized(ran.pipeline.vae)
+    assert {"decoder.up_blocks.0", "decoder.up_blocks.1", "post_quant_conv"} <= set(names)
+    assert optimized(ran.pipeline.unet) == []
+    # First and last convolution, last norm and activation, the convolution before the decoder; in the middle two
+    # residual blocks and attention; two blocks on the way up. The encoder's parts are never called.
+    seen = compile_counters()
+    assert (seen.graphs, seen.graph_breaks) == (5 + 3 + 2, 0)
+    assert pending(ran).effect(seen).details["components"] == {"vae": len(names)}
+    processors = {type(p).__name__ for p in ran.pipeline.vae.attn_processors.values()}
+    assert processors == {"AttnProcessor"}
+    assert ran.psnr_db(eager) > 60
+
+
+def test_accelerate_still_crashes_on_a_unet(sd_folder: Path, local_plan: Any) -> None:
+    """As soon as it doesn't, the refusal can go."""
+    import torch
+    from accelerate.utils import compile_regions
+    from diffusers import UNet2DConditionModel
+
+    unet = compile_regions(
+        UNet2DConditionModel.from_pretrained(sd_folder / "unet"), backend="eager"
+    )
+    with pytest.raises(TypeError, match=r"does not support len\(\)"), torch.no_grad():
+        unet(torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 4, 32))
+
+
+def test_a_unet_is_refused_by_regions(shapes_plan: Any) -> None:
+    with pytest.raises(PlanError) as refused:
+        shapes_plan("compile=regions")
+    (problem,) = refused.value.problems
+    assert problem.choice == "compile=regions"
+    assert problem.reason == (
+        "accelerate's compile_regions crashes on UNet2DConditionModel, which asks `if self.conv_norm_out:`: "
+        "a compiled part answers that with its length, and a norm has none"
+    )
+    assert problem.instead == "compile=regional"
+    with pytest.raises(PlanError) as refused:
+        shapes_plan("compile=regions", "compile.targets=[denoiser,vae_decode]")
+    (problem,) = refused.value.problems
+    assert problem.instead == "compile.targets=[vae_decode], or compile=regional"
+
+
+def test_regions_know_which_classes_they_were_tried_on() -> None:
+    chosen = ("compile=regions", "compile.targets=[denoiser,vae_decode]")
+    flux = {"transformer": "FluxTransformer2DModel", "vae": "AutoencoderKL"}
+    assert not [n for n in planned("FluxPipeline", flux, *chosen).notices if "tried" in n.text]
+    other = {"transformer": "MochiTransformer3DModel", "vae": "AutoencoderKL"}
+    (notice,) = [n for n in planned("MochiPipeline", other, *chosen).notices if "tried" in n.text]
+    assert notice.text == (
+        "compile_regions hasn't been tried on MochiTransformer3DModel; compare its pictures with compile=none"
+    )
+    tiny = {"transformer": "FluxTransformer2DModel", "vae": "AutoencoderTiny"}
+    with pytest.raises(PlanError) as refused:
+        planned("FluxPipeline", tiny, *chosen)
+    (problem,) = refused.value.problems
+    assert (problem.choice, problem.instead) == ("compile.targets=[vae_decode]", "compile=default")
+    assert problem.reason == (
+        "AutoencoderTiny has no list of like blocks, so compile_regions leaves its decode eager"
+    )
+
+
+def test_regions_refuse_what_an_earlier_pass_put_around_a_part(
+    flux_folder: Path, local_plan: Any
+) -> None:
+    from contextlib import nullcontext
+
+    from fastdiff.engine import build
+    from fastdiff.errors import RunError
+    from fastdiff.passes.base import Context
+    from fastdiff.passes.wrapping import around_forward
+
+    plan = local_plan(flux_folder, "compile=regions")
+    pipeline = build(local_plan(flux_folder)).pipeline
+    around_forward(pipeline.transformer, nullcontext)
+    with pytest.raises(RunError) as refused:
+        plan.setting.run.compile.apply(pipeline, Context(plan.setting))
+    assert str(refused.value) == (
+        "compile.regions: an earlier pass put something around the forward of transformer, and compile_regions "
+        "would lose what it compiles there\n"
+        "  instead: compile=regional, or leave the other pass out"
+    )
+
+
+# A cache of one's own ---------------------------------------------------------------------------------
+
+
+def caches() -> tuple[str | None, str | None]:
+    import os
+
+    return os.environ.get("TORCHINDUCTOR_CACHE_DIR"), os.environ.get("TRITON_CACHE_DIR")
+
+
+def test_the_caches_folder_holds_within_calls_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
+
+    monkeypatch.chdir(tmp_path)
+    before = caches()
+    enter = Default(cache_dir="mine").around_calls(on_cpu())
+    for _ in range(2):
+        with enter():
+            assert cache_dir() == str(tmp_path / "mine")
+            assert triton_cache_dir(0) == str(tmp_path / "mine" / "triton")
+        assert caches() == before
+    with pytest.raises(ZeroDivisionError), enter():
+        raise ZeroDivisionError
+    assert caches() == before
+
+
+@pytest.mark.slow
+def test_each_folder_is_cold_once_and_inductors_own_stays_empty(tmp_path: Path) -> None:
+    """Three processes: a new folder, the same one again, another new one."""
+    import os
+    import subprocess
+    import sys
+
+    code = """if True:
+        import sys, torch, torch._inductor.config
+        torch._inductor.config.cpp_cache_precompile_headers = False  # they take long, and have their own place
+        from fastdiff.bench.observing import compile_counters
+        from fastdiff.composition import compose
+        from fastdiff.environment import this_machine
+        from fastdiff.passes.base import Setting
+        run = compose(["compile=default", "compile.freezing=false", f"compile.cache_dir={sys.argv[1]}"])
+        setting = Setting(run, this_machine(), "cpu", None)
+        with torch.no_grad():
+            run.compile.compiled(lambda x: (x * 3).sin(), setting)(torch.zeros(4))
+        print(compile_counters().cache)
+        """
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    inherited = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / name)],
+            env=inherited | {"TMPDIR": str(temporary)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        ).stdout.strip()
+        for name in ("one", "one", "other")
+    ]
+    assert said == ["cold", "warm", "cold"]
+    assert (tmp_path / "one" / "fxgraph").is_dir()
+    assert [path for path in temporary.glob("torchinductor_*/**/*") if path.is_file()] == []
+
+
 # Flags around the calls, with functions that compile in a second ------------------------------------
 
 
@@ -255,6 +561,7 @@ def flags() -> tuple[bool, bool]:
         (Default(), "cuda", "fp32", (False, True)),
         (Default(freezing=True), "cuda", "fp32", (True, True)),
         (Regional(), "cpu", "fp32", (False, True)),
+        (Dynamic(), "cpu", "fp32", (True, True)),
     ],
 )
 def test_freezing_and_the_recompile_limit_hold_within_calls_alone(
@@ -313,6 +620,23 @@ def test_a_graph_break_is_an_error_unless_fullgraph_is_off() -> None:
     assert out.tolist() == [2.0] * 4
     assert (seen.graphs, seen.graph_breaks, len(seen.break_reasons)) == (2, 1, 1)
     assert "graph_break()" in seen.break_reasons[0]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_a_recompile_is_counted_with_its_reason() -> None:
+    import torch
+
+    function = Default(freezing=False).compiled(lambda x: x + 1, on_cpu())
+    with torch.no_grad():
+        function(torch.zeros(4))
+        function(torch.zeros(4, dtype=torch.float64))
+    seen = compile_counters()
+    assert (seen.graphs, seen.recompiles, len(seen.break_reasons)) == (2, 1, 1)
+    assert "dtype mismatch" in seen.break_reasons[0]
+    effect = CompiledGraphs("compile.default", 1, {}).effect(seen)
+    assert str(effect) == "compile.default 2 graphs, 0 breaks, 1 recompile"
+    assert effect.details["reasons"] == seen.break_reasons
 
 
 @pytest.mark.slow
@@ -432,7 +756,8 @@ def test_the_documents_flags_stand_in_max_autotune(choice: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "choice", ["default", "reduce_overhead", "max_autotune", "max_autotune_no_cudagraphs"]
+    "choice",
+    ["default", "reduce_overhead", "max_autotune", "max_autotune_no_cudagraphs", "dynamic", "aot"],
 )
 def test_every_flag_that_a_mode_sets_is_known_to_inductor(choice: str) -> None:
     import torch._inductor.config
@@ -498,6 +823,18 @@ def test_regional_is_refused_where_no_block_repeats() -> None:
             "compile.targets=[denoiser], or compile=default",
         ),
         (
+            ["compile=regions", "compile.targets=[vae_decode]", "compile.freezing=true"],
+            "compile.freezing=true",
+            "can't be combined with compile=regions: frozen weights make every block its own graph",
+            "compile.freezing=false, or compile=default",
+        ),
+        (
+            ["compile=default", f"compile.cache_dir={__file__}"],
+            f"compile.cache_dir={__file__}",
+            "is a file, not a folder",
+            "compile.cache_dir=DIR, a folder of your own, or null for Inductor's",
+        ),
+        (
             ["compile=default", "compile.targets=[denoizer]"],
             "compile.targets=[denoizer]",
             "there is no such target; there are denoiser, vae_decode",
@@ -524,6 +861,15 @@ def test_what_cannot_be_compiled_is_refused(
         shapes_plan(*overrides)
     (problem,) = refused.value.problems
     assert (problem.choice, problem.reason, problem.instead) == (choice, reason, instead)
+
+
+def test_a_deprecated_flag_is_not_passed_on_and_that_is_said(shapes_plan: Any) -> None:
+    plan = shapes_plan("compile=default", "compile.use_mixed_mm=true")
+    (notice,) = [n for n in plan.notices if n.choice == "compile.use_mixed_mm=true"]
+    assert notice.text == "is deprecated and ignored by today's Inductor, so it isn't passed on"
+    assert "use_mixed_mm" not in plan.setting.run.compile.inductor_options()
+    quiet = shapes_plan("compile=default", "compile.use_mixed_mm=false")
+    assert not [n for n in quiet.notices if "mixed" in n.choice]
 
 
 @pytest.mark.parametrize(

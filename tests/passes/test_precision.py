@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from fastdiff.bench.pictures import draw, float32_noise
-from fastdiff.errors import PlanError
+from fastdiff.engine import build
+from fastdiff.errors import PlanError, RunError
 from fastdiff.models.facts import PIPELINES
 from fastdiff.models.sources import SHAPES_DIR
-from fastdiff.passes.precision import _UPCASTS, Tf32Flag
+from fastdiff.passes.precision import _UPCASTS, Tf32Flag, refuse_autocast
 
 # Against fp32; the embedded model gave 49 dB in bf16 and 59 dB in fp16.
 LEAST_PSNR_DB = {"fp32": float("inf"), "bf16": 25.0, "fp16": 30.0}
@@ -242,3 +243,41 @@ def test_tf32_on_a_gpu_multiplies_fp32_matrices_with_fewer_bits() -> None:
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert coarse > 10 * fine
+
+
+AUTOCAST_IS_ON = (
+    "torch.autocast is on (cpu): it casts at every operation, which is slower than weights in half precision, and it "
+    "can paint pictures black\n"
+    "  instead: leave torch.autocast out and take precision=fp16 or precision=bf16\n"
+    "  source: https://huggingface.co/docs/diffusers/optimization/fp16"
+)
+
+
+def test_a_pipeline_is_not_built_under_autocast(shapes_plan: Callable[..., Any]) -> None:
+    import torch
+
+    plan = shapes_plan()
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RunError) as refused:
+        build(plan)
+    assert str(refused.value) == AUTOCAST_IS_ON
+
+
+def test_no_picture_is_drawn_under_autocast(shapes_plain: Any) -> None:
+    import torch
+
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RunError) as refused:
+        draw(shapes_plain.pipeline, shapes_plain.generation)
+    assert str(refused.value) == AUTOCAST_IS_ON
+    with torch.autocast("cpu", enabled=False):
+        assert draw(shapes_plain.pipeline, shapes_plain.generation)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_autocast_for_any_kind_of_device_is_refused(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == kind)
+    with pytest.raises(RunError, match=rf"torch\.autocast is on \({kind}\)"):
+        refuse_autocast()

@@ -10,6 +10,7 @@ starts from what the ones before it wrote, so `--stage` repeats one alone.
     unet     UNet2DConditionModel and two CLIP text encoders, together, on the latents of drawn scenes
     polish   the same once more on other scenes, from what `unet` left, at half the rate
     student  a smaller UNet distilled from the one of `polish`, the text encoders kept
+    student_polish  the same once more on other scenes, from what `student` left
     tiny     AutoencoderTiny for the same latents, scaled as the denoiser sees them
 """
 
@@ -44,6 +45,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from fastdiff.models.shapes.scenes import PALETTE, SHAPES, SIZE, Scene, draw, training_scenes
 
 MAX_TOKENS = 77
+STUDENT = ("student", "student_polish")
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -55,6 +57,7 @@ class Length:
     unet_steps: int = 3700
     polish_steps: int = 1800
     student_steps: int = 2500
+    student_polish_steps: int = 3000
     tiny_steps: int = 1500
     scenes: int = 16000
 
@@ -67,6 +70,7 @@ class Length:
             part(self.unet_steps),
             part(self.polish_steps),
             part(self.student_steps),
+            part(self.student_polish_steps),
             part(self.tiny_steps),
             max(64, part(self.scenes)),
         )
@@ -280,7 +284,7 @@ class Denoiser:
 
     @classmethod
     def start(cls, out: Path, stage: str) -> Denoiser:
-        """New modules for `unet`, a new UNet for `student`, and what `unet` left for `polish`."""
+        """New modules for `unet`, a new UNet for `student`, and what those two left for the stages that polish."""
         if stage == "unet":
             tokenizer = build_tokenizer()
             encoders = (
@@ -294,11 +298,16 @@ class Denoiser:
             CLIPTextModel.from_pretrained(out / "text_encoder").float(),
             CLIPTextModelWithProjection.from_pretrained(out / "text_encoder_2").float(),
         )
-        if stage == "student":
+        if stage in STUDENT:
             for encoder in encoders:
                 encoder.requires_grad_(False)
-            teacher = UNet2DConditionModel.from_pretrained(out / "unet").float().requires_grad_(False)
-            unet = build_unet(student=True)
+            teacher = (
+                UNet2DConditionModel.from_pretrained(out / "unet").float().requires_grad_(False)
+            )
+            if stage == "student":
+                unet = build_unet(student=True)
+            else:
+                unet = UNet2DConditionModel.from_pretrained(out / "student").float().train()
             return cls(tokenizer, encoders, unet, nn.ModuleList([unet]), 1.2e-3, teacher)
         unet = UNet2DConditionModel.from_pretrained(out / "unet").float()
         parts = nn.ModuleList([unet, *encoders]).train()
@@ -350,7 +359,7 @@ def train_denoiser(out: Path, stage: str, steps: int, scenes: int, seed: int) ->
             slow.lerp_(fast.detach(), 1.0 - decay)
         diary.note(step, loss)
         if step % 500 == 499 or step == steps - 1:
-            _save_denoiser(out, average, tokenizer, vae, student=stage == "student")
+            _save_denoiser(out, average, tokenizer, vae, student=stage in STUDENT)
 
 
 def _save_denoiser(
@@ -414,7 +423,7 @@ def train_tiny(out: Path, steps: int, seed: int) -> None:
 
 
 def main() -> None:
-    stages = ("vae", "unet", "polish", "student", "tiny")
+    stages = ("vae", "unet", "polish", *STUDENT, "tiny")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder that the pipeline goes to")
     parser.add_argument("--stage", choices=stages, action="append", help="only this; repeatable")
@@ -430,6 +439,7 @@ def main() -> None:
         "unet": (length.unet_steps, 1),
         "polish": (length.polish_steps, 2),
         "student": (length.student_steps, 4),
+        "student_polish": (length.student_polish_steps, 5),
     }
     for stage, (steps, number) in denoisers.items():
         if stage in wanted:

@@ -1,0 +1,54 @@
+"""fastdiff's own cache folder: where it is, and whether what lies there can be trusted. Knows no torch."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+VARIABLE = "FASTDIFF_CACHE_DIR"
+"""Environment variable that moves the whole folder."""
+
+
+def cache_folder() -> Path:
+    """The folder, whether it exists or not: what the variable names, or the system's place for a user's caches."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named).expanduser().absolute().resolve()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("fastdiff").resolve()
+
+
+def make_private(folder: Path) -> None:
+    """Make the folder, and those above it, so that only this user can look into it and write there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def distrust(path: Path) -> str | None:
+    """Why somebody else may have put a path there; None if only this user can have, or nothing is there."""
+    try:
+        state = path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"can't be looked at ({error.strerror})"
+    if stat.S_ISLNK(state.st_mode):
+        return "is a link"
+    if hasattr(os, "getuid"):
+        if state.st_uid != os.getuid():
+            return "belongs to another user"
+        if state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return "can be written by others"
+    return None
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why nothing can be kept in a folder, which need not exist yet; None if it can."""
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir():
+            return "is a file, not a folder" if there == folder else f"lies under the file {there}"
+    except OSError as error:
+        return f"can't be looked at ({error.strerror})"
+    return None if os.access(there, os.W_OK | os.X_OK) else "can't be written"

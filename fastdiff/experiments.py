@@ -1,0 +1,98 @@
+"""The documents' experiments: `conf/experiment/<ladder>/<name>.yaml`, each a set of choices with what was published.
+
+A ladder is a folder of them; its rungs stand in the document's order.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from fastdiff.config import CONF_DIR, NO_EXPERIMENT
+from fastdiff.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class ExperimentFile:
+    """One YAML.
+
+    name: as typed, `sdxl_tutorial/int8`; rung: its place in its ladder. choices: the option that it takes in each slot
+    it names. published: what its document says, by the fields of config.Experiment, as written.
+    """
+
+    name: str
+    rung: int
+    choices: dict[str, str]
+    comment: str
+    published: dict[str, str]
+
+    @property
+    def ladder(self) -> str:
+        return self.name.partition("/")[0]
+
+    @property
+    def short(self) -> str:
+        """Its name within its ladder."""
+        return self.name.rpartition("/")[2]
+
+
+@cache
+def experiments() -> dict[str, ExperimentFile]:
+    """Every experiment by name, ladder by ladder, in the order of the rungs."""
+    folder = CONF_DIR / "experiment"
+    found = [_read(folder, path) for path in sorted(folder.glob("*/*.yaml"))]
+    return {e.name: e for e in sorted(found, key=lambda e: (e.ladder, e.rung))}
+
+
+def _read(folder: Path, path: Path) -> ExperimentFile:
+    text = path.read_text(encoding="utf-8")
+    _, *lines = text.splitlines()  # the first line tells Hydra where the keys go
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# "))
+    _, _, last = text.partition("\nexperiment:\n")
+    published = dict(re.findall(r"^  (\w+): \"?(.*?)\"?$", last, re.MULTILINE))
+    choices = dict(re.findall(r"^  - override /(\w+): (\w+)$", text, re.MULTILINE))
+    name = str(path.relative_to(folder).with_suffix(""))
+    rung = int(published.pop("rung"))
+    return ExperimentFile(name, rung, choices, " ".join(comment), published)
+
+
+def ladders() -> list[str]:
+    """Names of the ladders."""
+    return list(dict.fromkeys(e.ladder for e in experiments().values()))
+
+
+def ladder(name: str) -> list[ExperimentFile]:
+    """The rungs of a ladder, lowest first. Raises UsageError if there is none of that name."""
+    rungs = [e for e in experiments().values() if e.ladder == name]
+    if rungs:
+        return rungs
+    begun = [each for each in ladders() if each.startswith(name)]
+    near = begun[0] if len(begun) == 1 else nearest(name, ladders())
+    hint = f"did you mean: {near}" if near else f"there are: {', '.join(ladders())}"
+    if name in experiments():
+        hint = f"it is one experiment: python -m fastdiff experiment={name}"
+    raise UsageError(f"there is no ladder '{name}'\n  {hint}")
+
+
+def check_experiment(name: str) -> None:
+    """Raises UsageError unless there is an experiment of that name."""
+    if name == NO_EXPERIMENT or name in experiments():
+        return
+    if name in ladders():
+        hint = f"it is a ladder: python -m fastdiff ladder {name}; its rungs: "
+        hint += ", ".join(e.short for e in ladder(name))
+    elif "*" in name or name.startswith("glob("):
+        named = next((each for each in ladders() if each in name), ladders()[0])
+        hint = f"instead: python -m fastdiff ladder {named}, which runs all of its rungs"
+    else:
+        whole = nearest(name, experiments())
+        shorts = [e.name for e in experiments().values() if e.short == name]
+        near = ", ".join(shorts) or whole
+        hint = f"did you mean: {near}" if near else f"ladders: {', '.join(ladders())}"
+    raise UsageError(f"there is no experiment '{name}'\n  {hint}")

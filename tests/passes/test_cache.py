@@ -1,0 +1,448 @@
+"""Step caches: how much they skip, worked out from the UNet, how near the picture stays, and that each call begins anew."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdiff.composition import compose
+from fastdiff.environment import this_machine
+from fastdiff.errors import NoEffectError, PlanError
+from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.planning import make_plan
+from fastdiff.result import Observed
+
+LAYERS = 22
+"""Of the embedded UNet's blocks. Down: residual block and downsampler; residual block, transformer, downsampler;
+residual block, transformer. Middle: two residual blocks, a transformer. Up: twice two residual blocks, two transformers
+and an upsampler; two residual blocks. 2 + 3 + 2 + 3 + 5 + 5 + 2."""
+
+needs_deepcache = pytest.mark.skipif(
+    not this_machine().has_module("DeepCache"), reason="the package DeepCache is not installed"
+)
+
+
+def cached(ran: Any) -> Any:
+    """The cache's effect."""
+    (effect,) = [
+        e
+        for e in ran.built.effects(Observed(), allow_no_effect=True)
+        if e.name.startswith("cache.")
+    ]
+    return effect
+
+
+def again(ran: Any) -> list[Any]:
+    from fastdiff.bench.pictures import draw, float32_noise
+
+    with float32_noise(ran.pipeline):
+        return draw(ran.pipeline, ran.generation)
+
+
+def identical(left: list[Any], right: list[Any]) -> bool:
+    return [picture.tobytes() for picture in left] == [picture.tobytes() for picture in right]
+
+
+def refused(plan: Callable[..., Any], *overrides: str) -> list[tuple[str, str, str]]:
+    with pytest.raises(PlanError) as error:
+        plan(*overrides)
+    return [(p.choice, p.reason, p.instead) for p in error.value.problems]
+
+
+@pytest.fixture(scope="module")
+def plain_25(shapes_run: Callable[..., Any]) -> Any:
+    return shapes_run("generation.steps=25")
+
+
+# DeepCache -------------------------------------------------------------------------------------------
+
+
+@needs_deepcache
+@pytest.mark.parametrize(
+    ("interval", "full_steps", "near_db"),
+    # Measured: 35.9, 31.8 and 29.8 dB.
+    [(2, 13, 32), (3, 9, 28), (5, 5, 26)],
+)
+def test_deepcache_skips_all_but_one_layer_between_full_steps(
+    shapes_run: Callable[..., Any],
+    plain_25: Any,
+    global_state: Any,
+    interval: int,
+    full_steps: int,
+    near_db: float,
+) -> None:
+    """Branch 0 computes only the last up block's last residual block in the steps between."""
+    before = global_state()
+    ran = shapes_run("generation.steps=25", "cache=deepcache", f"cache.interval={interval}")
+    effect = cached(ran)
+
+    skipped = (25 - full_steps) * (LAYERS - 1)
+    assert str(effect) == f"cache.deepcache {skipped} block calls skipped, of {25 * LAYERS}"
+    assert effect.details["steps"] == 25
+    assert near_db < ran.psnr_db(plain_25) < 60
+    assert global_state() == before
+
+
+@needs_deepcache
+def test_a_deeper_branch_skips_less(shapes_run: Callable[..., Any]) -> None:
+    """Branch 3 leaves the second block's first layer: its transformer and residual block are skipped, and what is
+    below. Both sides of the outermost block are computed, with the sampler from the second: 2 + 3 layers up, 2 down."""
+    shallow = cached(shapes_run("cache=deepcache", "cache.interval=2"))
+    deep = cached(shapes_run("cache=deepcache", "cache.interval=2", "cache.branch=3"))
+    assert shallow.changed == 2 * 21
+    assert deep.changed == 2 * (LAYERS - 7)
+
+
+@needs_deepcache
+def test_every_call_begins_anew_and_the_first_is_what_counts(
+    shapes_run: Callable[..., Any],
+) -> None:
+    ran = shapes_run("cache=deepcache")
+    effect = cached(ran)
+    assert str(effect) == f"cache.deepcache {2 * 21} block calls skipped, of {4 * LAYERS}"
+    ran.kernels()  # leaves a call after its first step
+    assert identical(again(ran), ran.pictures)
+    assert identical(again(ran), ran.pictures)
+    assert cached(ran) == effect
+
+
+@needs_deepcache
+def test_a_solver_that_visits_timesteps_twice_is_cached_by_steps(shapes_plan: Any) -> None:
+    """Heun's: ten steps are nineteen calls of the UNet, ten of them in full."""
+    from diffusers import HeunDiscreteScheduler
+
+    from fastdiff.bench.pictures import draw
+    from fastdiff.engine import build
+    from fastdiff.passes.base import Context
+    from fastdiff.passes.cache import DeepCache
+
+    plan = shapes_plan("generation.steps=10")
+    pipeline = build(plan).pipeline
+    pipeline.scheduler = HeunDiscreteScheduler.from_config(pipeline.scheduler.config)
+    pending = DeepCache(interval=2).apply(pipeline, Context(plan.setting))
+    draw(pipeline, plan.setting.run.generation)
+    effect = pending.effect(Observed())
+    assert (effect.details["steps"], effect.changed) == (19, 9 * 21)
+
+
+@needs_deepcache
+def test_counting_changes_nothing_and_the_package_alone_draws_the_same(
+    shapes_run: Callable[..., Any],
+) -> None:
+    from DeepCache import DeepCacheSDHelper
+
+    ours = shapes_run("cache=deepcache", "cache.interval=2")
+    theirs = shapes_run()
+    helper = DeepCacheSDHelper(theirs.pipeline)
+    helper.set_params(cache_interval=2, cache_branch_id=0)
+    helper.enable()
+    assert identical(again(theirs), ours.pictures)
+
+
+@needs_deepcache
+@pytest.mark.parametrize(
+    "other", ["qkv=fused", "attention=math", "attention=sdpa_math", "quant=int8", "precision=bf16"]
+)
+def test_deepcache_skips_as_much_beside_other_options(
+    shapes_run: Callable[..., Any], other: str
+) -> None:
+    ran = shapes_run("cache=deepcache", other)
+    effects = {
+        e.name: e
+        for e in ran.built.effects(
+            Observed(kernels={"math": 14} if "math" in other else {"flash": 14})
+        )
+    }
+    assert effects["cache.deepcache"].changed == 2 * 21
+    assert identical(again(ran), ran.pictures)
+
+
+@needs_deepcache
+@pytest.mark.slow
+def test_deepcache_goes_with_compiled_regions(shapes_run: Callable[..., Any]) -> None:
+    eager = shapes_run("cache=deepcache")
+    ran = shapes_run("cache=deepcache", "compile=regional")
+    assert cached(ran) == cached(eager)
+    assert ran.psnr_db(eager) > 50
+    assert identical(again(ran), ran.pictures)
+
+
+@needs_deepcache
+def test_deepcache_on_an_sd_pipeline(sd_folder: Path, local_run: Callable[..., Any]) -> None:
+    """Two blocks: residual block and downsampler; residual block and transformer. Middle: 3. Up: two residual blocks,
+    two transformers and the upsampler; two residual blocks."""
+    ran = local_run(sd_folder, "cache=deepcache", "cache.interval=2")
+    layers = 2 + 2 + 3 + 5 + 2
+    assert cached(ran).details["of"] == 2 * layers
+    assert cached(ran).changed == layers - 1
+    assert ran.psnr_db(local_run(sd_folder)) > 55  # measured: 70.5; random weights
+
+
+# Pyramid attention broadcast -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "skipped", "near_db"),
+    [
+        # Steps 5 to 22 of 25 lie between noise levels 800 and 100 (1 + 40 * (24 - step)): 17, of which a range of 2 skips
+        # every odd step, and one of 4 all but 8, 12, 16 and 20. Measured: 43.5, 50.3 and 44.3 dB.
+        (("cache.cross_attention_block_skip_range=4",), 7 * (9 + 13), 38),
+        (("cache.cross_attention_block_skip_range=2",), 7 * (9 + 9), 44),
+        (("cache.spatial_attention_block_skip_range=null",), 7 * 13, 38),
+    ],
+)
+def test_attention_is_computed_in_some_steps_only(
+    shapes_run: Callable[..., Any],
+    plain_25: Any,
+    global_state: Any,
+    keys: tuple[str, ...],
+    skipped: int,
+    near_db: float,
+) -> None:
+    """Seven transformer blocks, each with self-attention and cross-attention."""
+    before = global_state()
+    ran = shapes_run("generation.steps=25", "cache=pyramid_attention", *keys)
+    assert str(cached(ran)) == (
+        f"cache.pyramid_attention {skipped} attention calls skipped, of {25 * 14}"
+    )
+    assert near_db < ran.psnr_db(plain_25) < 80
+    assert global_state() == before
+
+
+def test_broadcast_attention_begins_anew_in_every_call(shapes_run: Callable[..., Any]) -> None:
+    """A UNet's pipeline doesn't forget by itself."""
+    ran = shapes_run("cache=pyramid_attention")
+    effect = cached(ran)
+    ran.kernels()
+    assert identical(again(ran), ran.pictures)
+    assert cached(ran) == effect
+
+
+def test_broadcast_attention_on_flux(flux_folder: Path, local_run: Callable[..., Any]) -> None:
+    """One double and two single blocks: three attentions."""
+    ran = local_run(
+        flux_folder,
+        "cache=pyramid_attention",
+        "generation.steps=8",
+        "cache.timestep_skip_range=[0,1001]",
+    )
+    plain = local_run(flux_folder, "generation.steps=8")
+    assert str(cached(ran)) == "cache.pyramid_attention 12 attention calls skipped, of 24"
+    assert ran.psnr_db(plain) > 50  # measured: 62.9; random weights
+    assert identical(again(ran), ran.pictures)
+
+
+@pytest.mark.parametrize("other", ["qkv=fused", "attention=math", "quant=int8"])
+def test_broadcast_attention_beside_other_options(
+    shapes_run: Callable[..., Any], other: str
+) -> None:
+    ran = shapes_run("cache=pyramid_attention", other)
+    assert cached(ran).changed == 21
+    assert identical(again(ran), ran.pictures)
+
+
+def test_steps_that_all_lie_outside_the_noise_levels_are_an_error(
+    shapes_run: Callable[..., Any],
+) -> None:
+    ran = shapes_run("cache=pyramid_attention", "cache.timestep_skip_range=[998,999]")
+    with pytest.raises(NoEffectError) as error:
+        ran.effects(kernels={"flash": 14})
+    assert str(error.value).startswith("cache.pyramid_attention changed 0 attention calls skipped")
+
+
+# Refusals --------------------------------------------------------------------------------------------
+
+WHOLE = "what is skipped changes from step to step, and every change compiles anew until Dynamo gives up"
+
+
+@needs_deepcache
+@pytest.mark.parametrize("compiled", ["default", "reduce_overhead", "max_autotune"])
+def test_deepcache_refuses_a_denoiser_compiled_as_a_whole(shapes_plan: Any, compiled: str) -> None:
+    assert refused(shapes_plan, "cache=deepcache", f"compile={compiled}") == [
+        (
+            "cache=deepcache",
+            f"can't be combined with compile={compiled}: {WHOLE}",
+            "compile=regional, or cache=none",
+        )
+    ]
+    shapes_plan("cache=deepcache", f"compile={compiled}", "compile.targets=[vae_decode]")
+
+
+@pytest.mark.parametrize("compiled", ["default", "regional"])
+def test_broadcast_attention_refuses_a_compiled_denoiser(shapes_plan: Any, compiled: str) -> None:
+    """Its attention lies inside the repeated blocks."""
+    assert refused(shapes_plan, "cache=pyramid_attention", f"compile={compiled}") == [
+        (
+            "cache=pyramid_attention",
+            f"can't be combined with compile={compiled}: {WHOLE}",
+            "compile=none, or cache=deepcache with compile=regional, or cache=none",
+        )
+    ]
+
+
+@needs_deepcache
+def test_an_interval_below_two_is_refused(shapes_plan: Any) -> None:
+    assert refused(shapes_plan, "cache=deepcache", "cache.interval=1") == [
+        (
+            "cache.interval=1",
+            "every step would compute everything",
+            "cache.interval=2, or cache=none",
+        )
+    ]
+
+
+@needs_deepcache
+@pytest.mark.parametrize(("branch", "nearest"), [(-1, 0), (9, 8)])
+def test_a_branch_that_the_unet_lacks_is_refused(
+    shapes_plan: Any, branch: int, nearest: int
+) -> None:
+    assert refused(shapes_plan, "cache=deepcache", f"cache.branch={branch}") == [
+        (
+            f"cache.branch={branch}",
+            "this UNet has the branches 0 to 8",
+            f"cache.branch={nearest}",
+        )
+    ]
+
+
+@needs_deepcache
+def test_few_steps_are_told_and_one_step_is_refused(shapes_plan: Any) -> None:
+    (notice,) = shapes_plan("cache=deepcache", "generation.steps=3").notices
+    assert notice.text == (
+        "with generation.steps=3 only the first step is computed in full; cache.interval=2, or more steps"
+    )
+    assert refused(shapes_plan, "cache=deepcache", "generation.steps=1") == [
+        ("cache=deepcache", "one step has none before it to take from", "generation.steps=25")
+    ]
+
+
+def unknown(pipeline: str, class_name: str, **config: Any) -> ModelFacts:
+    name = "unet" if "UNet" in class_name else "transformer"
+    return ModelFacts(pipeline, {name: Component(name, "diffusers", class_name, 0, 0, config)})
+
+
+@needs_deepcache
+def test_deepcache_refuses_a_transformer(flux_folder: Path, local_plan: Any) -> None:
+    assert refused(lambda *o: local_plan(flux_folder, *o), "cache=deepcache") == [
+        (
+            "cache=deepcache",
+            "works on UNet2DConditionModel; this model's denoiser is FluxTransformer2DModel",
+            "cache=pyramid_attention, or cache=none",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("facts", "choice", "reason", "instead"),
+    [
+        (
+            unknown("SanaPipeline", "SanaTransformer2DModel"),
+            "pyramid_attention",
+            "works on UNet2DConditionModel and FluxTransformer2DModel; this model's denoiser is "
+            "SanaTransformer2DModel",
+            "cache=none",
+        ),
+        (
+            unknown("KandinskyV22Pipeline", "UNet2DConditionModel"),
+            "pyramid_attention",
+            "is known to work only in StableDiffusionPipeline, StableDiffusionXLPipeline, "
+            "LatentConsistencyModelPipeline, FluxPipeline, which call their denoiser once a step; this is "
+            "KandinskyV22Pipeline",
+            "cache=none",
+        ),
+        pytest.param(
+            unknown("StableDiffusionPipeline", "UNet2DConditionModel", mid_block_type=None),
+            "deepcache",
+            "the package DeepCache needs a UNet with a middle block, and this one has none",
+            "cache=pyramid_attention, or cache=none",
+            marks=needs_deepcache,
+        ),
+        (
+            ModelFacts("NobodysPipeline", {}),
+            "pyramid_attention",
+            "NobodysPipeline has no denoiser that is known",
+            "cache=none",
+        ),
+    ],
+    ids=["another transformer", "another pipeline", "no middle block", "no denoiser"],
+)
+def test_models_that_a_cache_does_not_know_are_refused(
+    facts: ModelFacts, choice: str, reason: str, instead: str
+) -> None:
+    run = compose(["device=cpu", f"cache={choice}"])
+    with pytest.raises(PlanError) as error:
+        make_plan(run, this_machine(), facts)
+    (problem,) = error.value.problems
+    assert (problem.choice, problem.reason, problem.instead) == (
+        f"cache={choice}",
+        reason,
+        instead,
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            ("cache.spatial_attention_block_skip_range=1",),
+            (
+                "cache.spatial_attention_block_skip_range=1",
+                "every step would compute it",
+                "cache.spatial_attention_block_skip_range=2, or null to say so",
+            ),
+        ),
+        (
+            (
+                "cache.spatial_attention_block_skip_range=null",
+                "cache.cross_attention_block_skip_range=null",
+            ),
+            (
+                "cache.spatial_attention_block_skip_range=null",
+                "nothing would be skipped",
+                "cache.spatial_attention_block_skip_range=2, or cache=none",
+            ),
+        ),
+        (
+            ("cache.timestep_skip_range=[800,100]",),
+            (
+                "cache.timestep_skip_range=[800,100]",
+                "is not two noise levels, the lower one first",
+                "cache.timestep_skip_range=[100,800]",
+            ),
+        ),
+    ],
+    ids=["range 1", "nothing", "upside down"],
+)
+def test_ranges_that_skip_nothing_are_refused(
+    shapes_plan: Any, overrides: tuple[str, ...], problem: tuple[str, str, str]
+) -> None:
+    assert refused(shapes_plan, "cache=pyramid_attention", *overrides) == [problem]
+
+
+def test_flux_has_no_cross_attention_to_skip(flux_folder: Path, local_plan: Any) -> None:
+    found = refused(
+        lambda *o: local_plan(flux_folder, *o),
+        "cache=pyramid_attention",
+        "cache.spatial_attention_block_skip_range=null",
+    )
+    assert found == [
+        (
+            "cache.spatial_attention_block_skip_range=null",
+            "nothing would be skipped; FluxTransformer2DModel has no cross-attention",
+            "cache.spatial_attention_block_skip_range=2, or cache=none",
+        )
+    ]
+
+
+def test_the_package_deepcache_is_needed() -> None:
+    machine = this_machine()
+    machine = dataclasses.replace(machine, modules={**machine.modules, "DeepCache": False})
+    with pytest.raises(PlanError) as error:
+        make_plan(compose(["device=cpu", "cache=deepcache"]), machine, None)
+    (problem,) = error.value.problems
+    assert problem.reason == "needs the package DeepCache, which is not installed"
+    assert problem.instead == "pip install DeepCache, or cache=pyramid_attention, or cache=none"

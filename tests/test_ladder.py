@@ -1,0 +1,467 @@
+"""Ladders: rows that say what was measured, in rounds, resumed where they stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastdiff.ladder
+from fastdiff.composition import compose
+from fastdiff.errors import ModelError, PlanError, UsageError
+from fastdiff.experiments import ladder
+from fastdiff.ladder import (
+    OUT_OF_TIME,
+    Climb,
+    How,
+    Rung,
+    exit_code,
+    folder_of,
+    ratio,
+    read_how,
+    rows,
+    rungs_of,
+    verdict,
+)
+from fastdiff.pages import ladder as page
+from fastdiff.result import read_json, write_json
+from fastdiff.screen import ladder_text
+
+
+class Silent:
+    """Nobody is told."""
+
+    def say(self, message: str) -> None: ...
+
+    def tell(self, phase: str, done: int, of: int) -> None: ...
+
+
+def report(seconds: float, status: str = "ok", **more: Any) -> dict[str, Any]:
+    """As much of a report as a row needs."""
+    return {
+        "status": status,
+        "run_id": "x",
+        "error": None if status == "ok" else {"message": "it broke"},
+        "latency_s": {"median": seconds},
+        "images": [{"path": "image-0.png"}],
+        "quality": {"reference": "baseline", "identical": False, "psnr_db": 40.0, "ssim": 0.99},
+        "peak_memory_bytes": {"device_allocated": None, "device_reserved": None, "host": 10**9},
+        "compile_s": 0.0,
+        "first_call_s": seconds * 2,
+        "compile": {"cache": "none"},
+        "applied": ["precision.bf16 5 weights"],
+        "notices": [],
+        "environment": {"device": "cpu", "threads": 2, "device_name": "a processor"},
+        **more,
+    }
+
+
+def measured(name: str, *seconds: float) -> Rung:
+    rung = Rung(next(e for e in ladder("sdxl_tutorial") if e.short == name), [])
+    rung.plan = object()  # type: ignore[assignment]
+    rung.reports = {number: report(s) for number, s in enumerate(seconds)}
+    return rung
+
+
+# Figures -------------------------------------------------------------------------------------------
+
+
+def test_a_ratio_is_the_geometric_mean_of_the_rounds_ratios() -> None:
+    found = ratio(measured("baseline", 2.0, 8.0), measured("bf16", 1.0, 2.0))
+    assert found["ratio"] == pytest.approx(math.sqrt(2.0 * 4.0))
+    assert found["rounds"] == 2
+
+
+def test_its_interval_is_students_t_over_the_rounds() -> None:
+    logs = [math.log(r) for r in (1.9, 2.0, 2.1)]
+    found = ratio(measured("baseline", 1.9, 2.0, 2.1), measured("bf16", 1.0, 1.0, 1.0))
+    mean = sum(logs) / 3
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in logs) / 2)
+    half = 4.302653 * deviation / math.sqrt(3)  # t for 97.5 % and two degrees of freedom
+    assert found["ci95"] == pytest.approx([math.exp(mean - half), math.exp(mean + half)], rel=1e-6)
+
+
+def test_one_round_gives_a_ratio_and_no_interval() -> None:
+    found = ratio(measured("baseline", 2.0), measured("bf16", 1.0))
+    assert (found["ratio"], found["ci95"]) == (pytest.approx(2.0), None)
+    assert verdict(found) is None
+
+
+def test_only_rounds_that_both_rungs_finished_are_compared() -> None:
+    slow, fast = measured("baseline", 2.0, 100.0), measured("bf16", 1.0)
+    assert ratio(slow, fast)["ratio"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"), [([1.1, 1.3], "pays"), ([0.9, 1.2], "no gain"), ([0.5, 0.9], "slower")]
+)
+def test_a_rung_that_does_not_pay_is_marked(interval: list[float], said: str) -> None:
+    assert verdict({"ratio": 1.0, "ci95": interval, "rounds": 3}) == said
+
+
+def test_gains_are_over_the_nearest_measured_row_above() -> None:
+    refused = Rung(ladder("sdxl_tutorial")[1], [], refused="no such GPU")
+    found = rows([measured("baseline", 4.0, 4.0), refused, measured("sdpa", 1.0, 1.0)])
+    assert [row["status"] for row in found] == ["ok", "incompatible", "ok"]
+    assert found[1]["reason"] == "no such GPU"
+    assert found[1]["published"]["latency_s"] == 4.63
+    assert found[2]["gain_over"] == "baseline"
+    assert found[2]["gain"]["ratio"] == pytest.approx(4.0)
+    assert found[2]["speedup"]["ratio"] == pytest.approx(4.0)
+    assert found[0]["gain"] is None
+
+
+def test_compile_time_is_the_one_from_an_empty_cache() -> None:
+    rung = measured("compile", 1.0, 1.0)
+    rung.reports[0] |= {"compile": {"cache": "cold", "cache_shared": False}, "compile_s": 60.0}
+    rung.reports[1] |= {"compile": {"cache": "warm", "cache_shared": False}, "compile_s": 9.0}
+    (row,) = rows([rung])
+    assert (row["compile_s"], row["compile_cache"]) == (60.0, "cold")
+    assert page.cells(row)[-1] == "60.0 s"
+    rung.reports[0]["compile"] = {"cache": "warm", "cache_shared": True}
+    (row,) = rows([rung])
+    assert page.cells(row)[-1] == "60.0 s warm shared"
+
+
+def test_a_failed_rung_is_a_row_with_its_reason_and_the_exit_code_is_1() -> None:
+    rung = measured("bf16")
+    rung.reports = {0: report(1.0, "failed")}
+    found = rows([measured("baseline", 1.0), rung])
+    assert (found[1]["status"], found[1]["reason"]) == ("failed", "it broke")
+    assert exit_code("complete", found) == 1
+
+
+def test_exit_codes() -> None:
+    good = [{"status": "ok"}, {"status": "incompatible"}]
+    assert exit_code("complete", good) == 0
+    assert exit_code("out of time", good) == OUT_OF_TIME == 75
+    assert exit_code("interrupted", good) == 130
+    assert exit_code("complete", [{"status": "missing"}]) == 1
+
+
+# Rounds --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Runs that take no time: (rung, round) in the order in which they were started."""
+    order: list[tuple[str, str]] = []
+
+    def run_in_process(
+        plan: Any,
+        request: Any,
+        folder: Path,
+        progress: Any,
+        variables: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        order.append((folder.parent.name, folder.name))
+        status = "failed" if folder.parent.name in FAILS else "ok"
+        found = report(1.0, status, run_id=fastdiff.ladder.run_id(plan.setting.run, plan.device))
+        found["asked"] = {"reference": request.reference, "variables": dict(variables or {})}
+        found |= {"config": {}, "overrides": []}
+        write_json(folder / "report.json", found)
+        return found
+
+    monkeypatch.setattr(fastdiff.ladder, "run_in_process", run_in_process)
+    monkeypatch.setattr(fastdiff.ladder, "write_run_page", lambda folder, found: None)
+    FAILS.clear()
+    return order
+
+
+FAILS: set[str] = set()
+
+
+def climb(folder: Path, make_plan: Any, *overrides: str, **how: Any) -> Climb:
+    words = ["model=shapes", "device=cpu", *overrides]
+    plan_of = lambda each: make_plan(*each)  # noqa: E731
+    rungs = rungs_of("sdxl_tutorial", words, plan_of)
+    return Climb("sdxl_tutorial", rungs, words, How(**how), folder, Silent())
+
+
+def test_the_first_round_begins_with_the_first_row_and_every_round_has_its_own_order(
+    tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]]
+) -> None:
+    assert climb(tmp_path, shapes_plan, rounds=4).go() == "complete"
+    assert ran[0] == ("baseline", "round-1")
+    by_round = [[name for name, at in ran if at == f"round-{n}"] for n in (1, 2, 3, 4)]
+    assert all(sorted(names) == sorted(by_round[0]) for names in by_round)
+    assert len({tuple(names) for names in by_round}) > 1
+    assert len(ran) == 24
+    data = read_json(tmp_path / "ladder.json")
+    assert data["state"] == "complete"
+    assert [row["rounds"] for row in data["rows"]] == [4] * 6
+    assert (tmp_path / "ladder.md").is_file()
+
+
+def test_the_order_depends_on_the_seed_alone(
+    tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]]
+) -> None:
+    climb(tmp_path / "a", shapes_plan, rounds=2).go()
+    climb(tmp_path / "b", shapes_plan, rounds=2).go()
+    climb(tmp_path / "c", shapes_plan, rounds=2, seed=1).go()
+    assert ran[:12] == ran[12:24]
+    assert ran[:12] != ran[24:]
+
+
+def test_quality_is_against_the_first_rows_first_picture(
+    tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]]
+) -> None:
+    climb(tmp_path, shapes_plan, rounds=1).go()
+    own = read_json(tmp_path / "baseline" / "round-1" / "report.json")["asked"]["reference"]
+    other = read_json(tmp_path / "int8" / "round-1" / "report.json")["asked"]["reference"]
+    assert own["pictures"] == "own"
+    assert other["name"] == "baseline"
+    assert other["pictures"] == [str(tmp_path / "baseline" / "round-1" / "image-0.png")]
+
+
+def test_every_rung_compiles_into_an_empty_cache_of_its_own_that_is_removed_at_the_end(
+    tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]]
+) -> None:
+    (tmp_path / "int8" / "compiled").mkdir(parents=True)
+    climb(tmp_path, shapes_plan, rounds=1).go()
+    variables = read_json(tmp_path / "int8" / "round-1" / "report.json")["asked"]["variables"]
+    assert variables["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "int8" / "compiled" / "inductor")
+    assert variables["FASTDIFF_CACHE_DIR"] == str(tmp_path / "int8" / "compiled")
+    assert not (tmp_path / "int8" / "compiled").exists()
+
+
+def test_a_shared_compile_cache_is_left_alone_and_marked(
+    tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]]
+) -> None:
+    shared = tmp_path / "shared"
+    climb(
+        tmp_path / "ladder",
+        shapes_plan,
+        "compile=default",
+        f"compile.cache_dir={shared}",
+        rounds=1,
+    ).go()
+    found = read_json(tmp_path / "ladder" / "compile" / "round-1" / "report.json")
+    assert "TORCHINDUCTOR_CACHE_DIR" not in found["asked"]["variables"]
+    assert found["compile"]["cache_shared"] is True
+
+
+def test_the_same_line_again_measures_only_what_is_missing(
+    tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]]
+) -> None:
+    climb(tmp_path, shapes_plan, rounds=2).go()
+    before = (tmp_path / "sdpa" / "round-1" / "report.json").read_bytes()
+    (tmp_path / "int8" / "round-2" / "report.json").unlink()
+    ran.clear()
+    climb(tmp_path, shapes_plan, rounds=2).go()
+    assert ran == [("int8", "round-2")]
+    assert (tmp_path / "sdpa" / "round-1" / "report.json").read_bytes() == before
+
+
+def test_what_was_measured_with_other_versions_is_measured_again(
+    tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]]
+) -> None:
+    climb(tmp_path, shapes_plan, rounds=1).go()
+    file = tmp_path / "bf16" / "round-1" / "report.json"
+    write_json(file, read_json(file) | {"run_id": "another"})
+    ran.clear()
+    climb(tmp_path, shapes_plan, rounds=1).go()
+    assert ran == [("bf16", "round-1")]
+
+
+def test_a_rung_that_failed_is_not_tried_again_in_later_rounds_but_by_the_next_call(
+    tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]]
+) -> None:
+    FAILS.add("int8")
+    climb(tmp_path, shapes_plan, rounds=3).go()
+    assert [name for name, _ in ran].count("int8") == 1
+    FAILS.clear()
+    ran.clear()
+    climb(tmp_path, shapes_plan, rounds=3).go()
+    assert ran == [("int8", f"round-{n}") for n in (1, 2, 3)]
+
+
+def test_a_time_limit_begins_nothing_new_and_keeps_what_there_is(
+    tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]]
+) -> None:
+    first = climb(tmp_path, shapes_plan, rounds=1, limit_s=5.0)
+    first.started -= 4.0
+    originally = fastdiff.ladder.time.monotonic
+    calls = iter(range(100))
+    fastdiff.ladder.time.monotonic = lambda: first.started + 4.0 + next(calls)  # type: ignore[assignment]
+    try:
+        assert first.go() == "out of time"
+    finally:
+        fastdiff.ladder.time.monotonic = originally
+    assert 0 < len(ran) < 6
+    missing = [row["status"] for row in read_json(tmp_path / "ladder.json")["rows"]]
+    assert missing.count("missing") == 6 - len(ran)
+    assert climb(tmp_path, shapes_plan, rounds=1).go() == "complete"
+    assert len(ran) == 6
+
+
+def test_rungs_that_this_machine_cannot_run_stay_in_the_table(
+    tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]]
+) -> None:
+    words = ["model=shapes", "device=cpu"]
+    rungs = rungs_of("sd15_guide", words, lambda each: shapes_plan(*each))
+    Climb("sd15_guide", rungs, words, How(rounds=1), tmp_path, Silent()).go()
+    data = read_json(tmp_path / "ladder.json")
+    assert [row["status"] for row in data["rows"]] == ["ok", "incompatible", "ok", "incompatible"]
+    assert "needs an NVIDIA GPU of compute capability 8.0" in data["rows"][1]["reason"]
+    assert exit_code("complete", data["rows"]) == 0
+
+
+def test_what_no_rung_can_do_is_one_error(shapes_plan: Any) -> None:
+    with pytest.raises(UsageError, match=r"did you mean: generation\.steps"):
+        rungs_of("sdxl_tutorial", ["generation.stepz=2"], lambda each: shapes_plan(*each))
+    with pytest.raises(PlanError, match="device=cud"):
+        rungs_of("sdxl_tutorial", ["device=cud"], lambda each: shapes_plan(*each))
+    words = ["model=local", "model.path=/nowhere/at/all"]
+    with pytest.raises(ModelError, match="no such folder"):
+        rungs_of("sdxl_tutorial", words, lambda each: shapes_plan(*each))
+
+
+def test_a_key_that_only_some_rungs_have_is_left_out_for_the_others(
+    tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]]
+) -> None:
+    again = climb(tmp_path, shapes_plan, "compile.freezing=false", rounds=1)
+    again.go()
+    assert len(ran) == 6
+    plans = {rung.experiment.short: rung.plan for rung in again.rungs}
+    assert plans["compile"].setting.run.to_dict()["compile"]["freezing"] is False  # type: ignore[union-attr]
+    data = read_json(tmp_path / "ladder.json")
+    assert data["rows"][0]["left_out"] == ["compile.freezing=false"]
+    assert data["rows"][3]["left_out"] == []
+    assert (
+        "compile.freezing=false left out for baseline, bf16, sdpa, which has no such key"
+        in page.notes(data)
+    )
+
+
+# What a person types and sees ----------------------------------------------------------------------
+
+
+def test_a_ladders_own_keys_are_taken_out_of_the_overrides() -> None:
+    how, others = read_how(["model=shapes", "ladder.rounds=5", "ladder.limit_s=90", "ladder.dir=x"])
+    assert how == How(rounds=5, limit_s=90.0, seed=0, dir="x")
+    assert others == ["model=shapes"]
+    assert read_how(["ladder.limit_s=null"])[0].limit_s is None
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("ladder.round=3", "ladder has no key 'round'\n  did you mean: ladder.rounds"),
+        (
+            "ladder.rounds=0",
+            "ladder.rounds=0 is not a whole number of at least 1\n  for example: ladder.rounds=3",
+        ),
+        (
+            "ladder.rounds=x",
+            "ladder.rounds=x is not a whole number of at least 1\n  for example: ladder.rounds=3",
+        ),
+        (
+            "ladder.limit_s=-1",
+            "ladder.limit_s=-1 is not a number of seconds of at least 0\n  for example: ladder.limit_s=3",
+        ),
+    ],
+)
+def test_a_wrong_key_of_the_ladder_is_explained(word: str, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_how([word])
+    assert str(caught.value) == text
+
+
+def test_a_ladder_that_does_not_exist_is_named_with_the_way_out() -> None:
+    with pytest.raises(UsageError, match="did you mean: sdxl_tutorial"):
+        ladder("sdxl_tutorials")
+    with pytest.raises(UsageError, match="it is one experiment: python -m fastdiff experiment="):
+        ladder("sdxl_tutorial/int8")
+
+
+def test_the_folder_is_named_by_what_is_measured() -> None:
+    first = folder_of("guide", ["model=shapes", "device=cpu"], How())
+    assert first == folder_of("guide", ["device=cpu", "model=shapes"], How(rounds=9))
+    assert first != folder_of("guide", ["model=sdxl"], How())
+    assert folder_of("guide", [], How(dir="here")) == Path("here")
+
+
+def test_the_table_fits_80_columns_and_says_what_does_not_pay() -> None:
+    slow = measured("bf16", 2.0, 2.1, 2.0)
+    failed = Rung(ladder("sdxl_tutorial")[2], [], refused="needs an NVIDIA GPU (instead: x)")
+    rungs = [measured("baseline", 1.0, 1.1, 1.0), slow, failed]
+    data = {
+        "ladder": "sdxl_tutorial",
+        "state": "out of time",
+        "model": "shapes",
+        "overrides": ["model=shapes"],
+        "rounds": 3,
+        "environment": report(1.0)["environment"],
+        "rows": rows(rungs),
+    }
+    text = ladder_text(data, Path("outputs/ladders/x"))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "fastdiff  ladder sdxl_tutorial on shapes: cpu, 2 threads, 3 rounds" in text
+    assert "7.36 s 1.00x" in text
+    assert "1.00 s 1.00x" in text
+    assert "slower" in text
+    assert "40.0 dB" in text
+    assert "incompatible" in text
+    assert "needs an NVIDIA GPU (instead: x)" in text
+    assert "the same line again goes on from here" in text
+    assert "published: on NVIDIA A100, 80 GB, 400 W" in text
+    markdown = page.render(data)
+    assert "| bf16 | 4.63 s 1.59x | 2.00 s 0.51x |" in markdown
+    assert "python -m fastdiff ladder sdxl_tutorial model=shapes ladder.rounds=3" in markdown
+
+
+def _typed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fastdiff", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["ladder"], "ladder needs the name of a ladder first"),
+        (["ladder", "sdxl"], "did you mean: sdxl_tutorial"),
+        (["ladder", "guide", "experiment=guide/aot"], "a ladder chooses experiment itself"),
+        (["ladder", "guide", "ladder.rouds=1"], "did you mean: ladder.rounds"),
+    ],
+)
+def test_a_mistyped_ladder_is_refused_and_writes_nothing(
+    tmp_path: Path, words: Sequence[str], text: str
+) -> None:
+    run = _typed(tmp_path, *words)
+    assert run.returncode == 2, run.stderr
+    assert text in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_distilled_ladder_runs_on_the_embedded_model_and_again_from_its_folder(
+    tmp_path: Path,
+) -> None:
+    words = ["ladder", "distilled_guide", "model=shapes", "precision=fp32", "device=cpu"]
+    words += ["generation.steps=6", "bench=once", "ladder.rounds=1", "ladder.dir=here"]
+    run = _typed(tmp_path, *words)
+    assert run.returncode == 0, run.stderr
+    data = json.loads((tmp_path / "here" / "ladder.json").read_text())
+    assert [row["status"] for row in data["rows"]] == ["ok", "ok", "ok"]
+    assert {row["pictures"] for row in data["rows"]} == {4}
+    teacher, student, tiny = data["rows"]
+    assert teacher["quality"]["reference"] == "itself"
+    assert student["quality"]["psnr_db"] > 10  # another model that draws the same scene
+    assert tiny["quality"]["psnr_db"] > 10
+    assert any("vae.tiny" in effect for effect in tiny["applied"])
+    assert "distilled_tiny_vae" in run.stdout
+    again = _typed(tmp_path, *words)
+    assert again.returncode == 0
+    assert again.stdout == run.stdout
+
+
+def test_composing_an_experiment_of_a_ladder_is_what_its_rung_runs() -> None:
+    run = compose(["experiment=sdxl_tutorial/int8", "model=shapes"])
+    assert run.choices["quant"] == "int8"
