@@ -230,6 +230,9 @@ class Climb:
         except RefusedByWorker as error:
             return {"status": Status.INCOMPATIBLE.value, "error": {"message": str(error)}}
         report["compile"]["cache_shared"] = given is not None
+        recorded = report["environment"].get("environment_variables", {})
+        for name in environment:  # of this measurement, and not of the machine
+            recorded.pop(name, None)
         write_json(folder / "report.json", report)
         write_run_page(folder, report)
         return report

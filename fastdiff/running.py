@@ -96,7 +96,9 @@ def find_reference(plan: Plan, overrides: list[str], progress: Progress) -> Foun
         if folder != (named := _reference_folder(identity, run)):
             folder = folder.rename(named) if not named.exists() else named
     pictures = sorted(folder.glob("image-*.png"), key=lambda p: int(p.stem.split("-")[1]))
-    return Found(identity, [str(path) for path in pictures], name="fp32")
+    student = isinstance(run.model, Model) and run.model.role is Role.student
+    name = "the teacher in fp32" if student else "fp32"
+    return Found(identity, [str(path) for path in pictures], name=name)
 
 
 def _reference_folder(identity: str, run: RunConfig) -> Path:

@@ -445,15 +445,15 @@ def test_the_distilled_ladder_runs_on_the_embedded_model_and_again_from_its_fold
     tmp_path: Path,
 ) -> None:
     words = ["ladder", "distilled_guide", "model=shapes", "precision=fp32", "device=cpu"]
-    words += ["generation.steps=6", "bench=once", "ladder.rounds=1", "ladder.dir=here"]
+    words += ["scheduler=euler", "generation.steps=8", "generation.images_per_prompt=1"]
+    words += ["bench=once", "ladder.rounds=1", "ladder.dir=here"]
     run = _typed(tmp_path, *words)
     assert run.returncode == 0, run.stderr
     data = json.loads((tmp_path / "here" / "ladder.json").read_text())
     assert [row["status"] for row in data["rows"]] == ["ok", "ok", "ok"]
-    assert {row["pictures"] for row in data["rows"]} == {4}
     teacher, student, tiny = data["rows"]
     assert teacher["quality"]["reference"] == "itself"
-    assert student["quality"]["psnr_db"] > 10  # another model that draws the same scene
+    assert student["quality"]["psnr_db"] > 10  # another model, the same scene
     assert tiny["quality"]["psnr_db"] > 10
     assert any("vae.tiny" in effect for effect in tiny["applied"])
     assert "distilled_tiny_vae" in run.stdout

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from fastdiff.cache_folder import cache_folder, distrust, make_private
 from fastdiff.config import fingerprint
 from fastdiff.errors import RunError
-from fastdiff.result import Effect, Observed, Pending, read_json, write_json
+from fastdiff.result import Effect, Observed, Pending, read_json, sha256_of, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -278,7 +278,7 @@ def _kept(
         manifest = read_json(folder / MANIFEST)
         if manifest["made_for"] != made_for:
             return None, "built again: the kept package was made for something else"
-        if manifest["sha256"] != _sha256(folder / PACKAGE):
+        if manifest["sha256"] != sha256_of(folder / PACKAGE):
             return None, "built again: the kept package is not what was written"
         return _load(folder / PACKAGE), None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -320,7 +320,7 @@ def _build(
         # Whatever umask is: what others could write would not be loaded again.
         (unfinished / PACKAGE).chmod(0o600)
         size, kernels = (unfinished / PACKAGE).stat().st_size, attention_in(unfinished / PACKAGE)
-        digest = _sha256(unfinished / PACKAGE)
+        digest = sha256_of(unfinished / PACKAGE)
         write_json(unfinished / MANIFEST, {"sha256": digest, "bytes": size, "made_for": made_for})
         run = _load(unfinished / PACKAGE)
         notice = _keep(unfinished, folder)
@@ -362,9 +362,3 @@ def _sweep(folder: Path) -> None:
         with suppress(OSError):
             if time.time() - left.lstat().st_mtime > _A_DAY_S:
                 shutil.rmtree(left, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    """Hash of a file of any size."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

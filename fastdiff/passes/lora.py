@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +17,20 @@ from typing import Any, ClassVar
 
 from fastdiff.config import RunConfig
 from fastdiff.errors import ModelError, Problem, RunError, nearest
-from fastdiff.models.hub import Hub, hub_cache, hub_error_in_words
+from fastdiff.models.hub import (
+    Hub,
+    downloads_are_forbidden,
+    hub_error_in_words,
+    is_repository,
+    snapshot_of,
+)
 from fastdiff.models.reading import read_component_shapes, read_shapes
 from fastdiff.models.sources import Folder, ShapesStudent, first_line, model_of
-from fastdiff.passes.base import Context, Notice, Option, Pass, Requirement, Setting, Stage
+from fastdiff.passes.base import Context, Loading, Notice, Option, Pass, Requirement, Setting, Stage
 from fastdiff.result import Effect
 
 _LCM = "https://huggingface.co/docs/diffusers/using-diffusers/inference_with_lcm_lora"
 _PEFT = "https://huggingface.co/docs/diffusers/tutorials/using_peft_for_inference"
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -167,19 +171,12 @@ def _adapter_name(names: Sequence[str]) -> str | None:
 
 def _cached(repository: str) -> Path | None:
     """The adapter's file in the hub's cache; None if it isn't there."""
-    folder = hub_cache() / ("models--" + repository.replace("/", "--"))
-    reference = folder / "refs" / "main"
-    if not reference.is_file():
+    if not is_repository(repository):
         return None
-    snapshot = folder / "snapshots" / reference.read_text().strip()
+    snapshot = snapshot_of(repository)
     files = sorted(str(p.relative_to(snapshot)) for p in snapshot.rglob("*.safetensors"))
     name = _adapter_name(files)
     return snapshot / name if name else None
-
-
-def _offline() -> bool:
-    asked = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return asked.lower() in ("1", "true", "yes", "on")
 
 
 def _downloaded(repository: str) -> Path:
@@ -299,6 +296,10 @@ class Adapter(Option, Pass):
         """The adapter's file on this machine. Raises ModelError if it can't be had."""
         assert self.path  # check() saw to it
         return Path(self.path).expanduser()
+
+    def prepare(self, loading: Loading) -> None:
+        """Have the file here before anything else is loaded. Raises ModelError."""
+        self.file(loading.setting.run)
 
     def apply(self, pipeline: Any, context: Context) -> Effect:
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -445,13 +446,13 @@ class Lcm(Adapter):
             )
         elif not self.path and at_hand is not None:
             yield from self._check_file(at_hand, setting)
-        elif not self.path and not _REPOSITORY.fullmatch(wanted or ""):
+        elif not self.path and not is_repository(wanted or ""):
             yield Problem(
                 f"lora.id={wanted}",
                 "is no repository on the hub: its name has the form org/name",
                 "lora.id=org/name, or lora.path=FILE.safetensors",
             )
-        elif not self.path and _offline():
+        elif not self.path and downloads_are_forbidden():
             yield Problem(
                 "lora=lcm",
                 f"{wanted} is not on this machine, and HF_HUB_OFFLINE forbids to download it",

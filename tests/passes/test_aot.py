@@ -164,6 +164,17 @@ def test_the_folder_is_the_users_alone_and_holds_nothing_unfinished(built: Any) 
     assert compile_counters().graphs == 0
 
 
+@pytest.mark.slow
+def test_int8_weights_are_packed_too(folder: Path, local_run: Any, eager: Any) -> None:
+    """4 linears: the second of the time embedding, and one in each of the three residual blocks."""
+    ran = local_run(folder, *AOT, "quant=int8")
+    (package,) = packages_of(ran).loaded
+    assert package.built
+    assert ran.effects()["quant.int8"].changed == 4
+    assert ran.psnr_db(local_run(folder, "quant=int8")) > 45
+    assert ran.psnr_db(eager) > 25
+
+
 # What isn't trusted; a copy of the real package takes the compiler's place ------------------------------
 
 
