@@ -140,7 +140,8 @@ def _ladder(words: list[str]) -> int:
     """`ladder NAME`: every rung of a document's ladder, then the table."""
     from fastdiff.composition import compose
     from fastdiff.experiments import ladders
-    from fastdiff.ladder import Climb, exit_code, folder_of, read_how, rungs_of
+    from fastdiff.ladder.climb import Climb, exit_code, folder_of, read_how
+    from fastdiff.ladder.rungs import rungs_of
     from fastdiff.process import check_folder
     from fastdiff.screen import ladder_text, progress
 
@@ -154,6 +155,11 @@ def _ladder(words: list[str]) -> int:
         if word.startswith(("experiment=", "hydra.")):
             raise UsageError(
                 f"a ladder chooses {word.partition('=')[0]} itself\n  instead: leave out {word}"
+            )
+        if word.startswith("quality.reference="):
+            raise UsageError(
+                "a ladder compares with the pictures of its first row\n"
+                f"  instead: leave out {word}, or quality=none"
             )
     rungs = rungs_of(name, overrides, lambda words: planned(compose(words)))
     folder = folder_of(name, overrides, how)

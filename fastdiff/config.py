@@ -87,12 +87,15 @@ class Generation:
 class Experiment:
     """Which of the documents' experiments a run is, and what they published of it. Changes nothing in the run.
 
-    rung: its place in its ladder, from 0; source: address of the document; hardware: what it was measured on there.
+    rung: its place in its ladder, from 0; over: the rung that it builds on, where that isn't the one above.
+    source: address of the document; workload: what was drawn there; hardware: what it was measured on.
     latency_s: seconds that the document gives for a whole call; speedup: against the ladder's first rung.
     """
 
     rung: int = 0
+    over: int | None = None
     source: str | None = None
+    workload: str | None = None
     hardware: str | None = None
     latency_s: float | None = None
     speedup: float | None = None

@@ -5,12 +5,13 @@ A ladder is a folder of them; its rungs stand in the document's order.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
-from fastdiff.config import CONF_DIR, NO_EXPERIMENT
+from fastdiff.config import CONF_DIR, NO_EXPERIMENT, Experiment
 from fastdiff.errors import UsageError, nearest
 
 
@@ -18,15 +19,14 @@ from fastdiff.errors import UsageError, nearest
 class ExperimentFile:
     """One YAML.
 
-    name: as typed, `sdxl_tutorial/int8`; rung: its place in its ladder. choices: the option that it takes in each slot
-    it names. published: what its document says, by the fields of config.Experiment, as written.
+    name: as typed, `sdxl_tutorial/int8`. choices: the option that it takes in each slot it names. published: its
+    place in its ladder, and what its document says.
     """
 
     name: str
-    rung: int
     choices: dict[str, str]
     comment: str
-    published: dict[str, str]
+    published: Experiment
 
     @property
     def ladder(self) -> str:
@@ -43,23 +43,22 @@ def experiments() -> dict[str, ExperimentFile]:
     """Every experiment by name, ladder by ladder, in the order of the rungs."""
     folder = CONF_DIR / "experiment"
     found = [_read(folder, path) for path in sorted(folder.glob("*/*.yaml"))]
-    return {e.name: e for e in sorted(found, key=lambda e: (e.ladder, e.rung))}
+    return {e.name: e for e in sorted(found, key=lambda e: (e.ladder, e.published.rung))}
 
 
 def _read(folder: Path, path: Path) -> ExperimentFile:
-    text = path.read_text(encoding="utf-8")
-    _, *lines = text.splitlines()  # the first line tells Hydra where the keys go
-    comment = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        comment.append(line.lstrip("# "))
-    _, _, last = text.partition("\nexperiment:\n")
-    published = dict(re.findall(r"^  (\w+): \"?(.*?)\"?$", last, re.MULTILINE))
-    choices = dict(re.findall(r"^  - override /(\w+): (\w+)$", text, re.MULTILINE))
+    from omegaconf import OmegaConf
+
+    _, *lines = path.read_text(encoding="utf-8").splitlines()  # the first says where the keys go
+    comment = [line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
+    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    choices = {
+        slot.removeprefix("override /"): option
+        for entry in content["defaults"]
+        for slot, option in entry.items()
+    }
     name = str(path.relative_to(folder).with_suffix(""))
-    rung = int(published.pop("rung"))
-    return ExperimentFile(name, rung, choices, " ".join(comment), published)
+    return ExperimentFile(name, choices, " ".join(comment), Experiment(**content["experiment"]))
 
 
 def ladders() -> list[str]:

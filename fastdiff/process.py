@@ -98,7 +98,7 @@ def report_failure(
     return report
 
 
-def draw_reference(plan: Plan, request: Request, folder: Path, progress: Progress) -> str | None:
+def draw_reference(request: Request, folder: Path, progress: Progress) -> str | None:
     """Draw the reference pictures into a folder; returns why not, if that failed.
 
     The folder appears whole or not at all. Raises RefusedByWorker if the model can't be had.

@@ -11,6 +11,7 @@ from typing import Any
 from fastdiff import __version__
 from fastdiff.config import RunConfig, fingerprint
 from fastdiff.environment import this_machine
+from fastdiff.models.sources import files_identity, model_of
 from fastdiff.planning import Plan
 from fastdiff.result import SCHEMA, Latency
 
@@ -22,6 +23,16 @@ def run_id(config: RunConfig, device: str) -> str:
     versions = {**machine.versions, "fastdiff": __version__}
     choices = {key: value for key, value in config.to_dict().items() if key != "experiment"}
     return fingerprint([choices, device, gpu or machine.cpu, machine.threads, versions])
+
+
+def weights_identity(run: RunConfig) -> str:
+    """Hash of what tells the weights from others: the model's, and the files that its options name."""
+    named: dict[str, Any] = {}
+    for slot, _, option in run.options():
+        path = getattr(option, "path", None)
+        if slot != "model" and path:
+            named[slot] = files_identity(Path(path).expanduser())
+    return fingerprint([model_of(run).identity(), named])
 
 
 def blank_report(

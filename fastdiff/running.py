@@ -21,7 +21,7 @@ from fastdiff.errors import UsageError
 from fastdiff.models.sources import Model, Role, model_of
 from fastdiff.options import default_options
 from fastdiff.pages.run import write_run_page
-from fastdiff.planning import Plan, make_plan
+from fastdiff.planning import Plan
 from fastdiff.process import (
     Ending,
     Progress,
@@ -84,16 +84,15 @@ def find_reference(plan: Plan, overrides: list[str], progress: Progress) -> Foun
     identity = run_id(plain, plan.device)
     if {**run.to_dict(), **_how_measured(plain)} == plain.to_dict():
         return Found(identity, "own", name="itself")
-    folder = _reference_folder(identity, run)
+    folder = _reference_folder(identity, plain)
     if not folder.is_dir():
         progress.say("drawing the reference picture (fp32)")
         request = Request(plain.to_dict(), [], Found().to_dict(), only_pictures=True)
-        plain_plan = make_plan(plain, plan.setting.environment, plan.setting.facts)
-        reason = draw_reference(plain_plan, request, folder, progress)
+        reason = draw_reference(request, folder, progress)
         if reason is not None:
             return Found(identity, None, f"no reference: {reason}")
         # A model that had to be downloaded has its commit for a name only now.
-        if folder != (named := _reference_folder(identity, run)):
+        if folder != (named := _reference_folder(identity, plain)):
             folder = folder.rename(named) if not named.exists() else named
     pictures = sorted(folder.glob("image-*.png"), key=lambda p: int(p.stem.split("-")[1]))
     student = isinstance(run.model, Model) and run.model.role is Role.student

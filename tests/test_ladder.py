@@ -12,23 +12,13 @@ from typing import Any
 
 import pytest
 
-import fastdiff.ladder
+import fastdiff.ladder.climb
 from fastdiff.composition import compose
 from fastdiff.errors import ModelError, PlanError, UsageError
 from fastdiff.experiments import ladder
-from fastdiff.ladder import (
-    OUT_OF_TIME,
-    Climb,
-    How,
-    Rung,
-    exit_code,
-    folder_of,
-    ratio,
-    read_how,
-    rows,
-    rungs_of,
-    verdict,
-)
+from fastdiff.ladder.climb import OUT_OF_TIME, Climb, How, exit_code, folder_of, read_how
+from fastdiff.ladder.rows import LONGEST_REASON, ratio, rows, verdict
+from fastdiff.ladder.rungs import Rung, rungs_of
 from fastdiff.pages import ladder as page
 from fastdiff.result import read_json, write_json
 from fastdiff.screen import ladder_text
@@ -137,12 +127,39 @@ def test_a_failed_rung_is_a_row_with_its_reason_and_the_exit_code_is_1() -> None
     assert exit_code("complete", found) == 1
 
 
+def test_a_long_failure_is_shortened_to_one_line() -> None:
+    rung = measured("bf16")
+    rung.reports = {0: report(1.0, "failed", error={"message": "line\n" * 200})}
+    (row,) = rows([rung])
+    assert "\n" not in row["reason"]
+    assert len(row["reason"]) < LONGEST_REASON + 30
+    assert row["reason"].endswith("(see its log.txt)")
+
+
+def test_a_rung_that_builds_on_another_than_the_row_above_is_compared_with_that_one() -> None:
+    guide = {e.short: e for e in ladder("guide")}
+    seconds = {"bf16": 4.0, "fp16": 2.0, "compile_dynamic": 1.0, "int8": 3.0}
+    rungs = []
+    for experiment in ladder("guide"):
+        rung = Rung(experiment, [], refused=None if experiment.short in seconds else "no")
+        if experiment.short in seconds:
+            rung.plan = object()  # type: ignore[assignment]
+            rung.reports = {0: report(seconds[experiment.short])}
+        rungs.append(rung)
+    found = {row["experiment"].rpartition("/")[2]: row for row in rows(rungs)}
+    assert guide["compile_dynamic"].published.over == guide["fp16"].published.rung
+    assert (found["compile_dynamic"]["gain_over"], found["int8"]["gain_over"]) == ("fp16", "bf16")
+    assert found["compile_dynamic"]["gain"]["ratio"] == pytest.approx(2.0)
+    assert found["int8"]["gain"]["ratio"] == pytest.approx(4 / 3)
+
+
 def test_exit_codes() -> None:
     good = [{"status": "ok"}, {"status": "incompatible"}]
     assert exit_code("complete", good) == 0
     assert exit_code("out of time", good) == OUT_OF_TIME == 75
     assert exit_code("interrupted", good) == 130
-    assert exit_code("complete", [{"status": "missing"}]) == 1
+    assert exit_code("complete", [*good, {"status": "missing"}]) == 1
+    assert exit_code("complete", [{"status": "incompatible"}]) == 2
 
 
 # Rounds --------------------------------------------------------------------------------------------
@@ -162,14 +179,16 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     ) -> dict[str, Any]:
         order.append((folder.parent.name, folder.name))
         status = "failed" if folder.parent.name in FAILS else "ok"
-        found = report(1.0, status, run_id=fastdiff.ladder.run_id(plan.setting.run, plan.device))
+        found = report(
+            1.0, status, run_id=fastdiff.ladder.climb.run_id(plan.setting.run, plan.device)
+        )
         found["asked"] = {"reference": request.reference, "variables": dict(variables or {})}
         found |= {"config": {}, "overrides": []}
         write_json(folder / "report.json", found)
         return found
 
-    monkeypatch.setattr(fastdiff.ladder, "run_in_process", run_in_process)
-    monkeypatch.setattr(fastdiff.ladder, "write_run_page", lambda folder, found: None)
+    monkeypatch.setattr(fastdiff.ladder.climb, "run_in_process", run_in_process)
+    monkeypatch.setattr(fastdiff.ladder.climb, "write_run_page", lambda folder, found: None)
     FAILS.clear()
     return order
 
@@ -227,7 +246,7 @@ def test_every_rung_compiles_into_an_empty_cache_of_its_own_that_is_removed_at_t
     climb(tmp_path, shapes_plan, rounds=1).go()
     variables = read_json(tmp_path / "int8" / "round-1" / "report.json")["asked"]["variables"]
     assert variables["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "int8" / "compiled" / "inductor")
-    assert variables["FASTDIFF_CACHE_DIR"] == str(tmp_path / "int8" / "compiled")
+    assert variables["FASTDIFF_CACHE_DIR"] == str(tmp_path / "int8" / "compiled" / "own")
     assert not (tmp_path / "int8" / "compiled").exists()
 
 
@@ -270,6 +289,30 @@ def test_what_was_measured_with_other_versions_is_measured_again(
     assert ran == [("bf16", "round-1")]
 
 
+def test_weights_that_changed_are_measured_again(
+    tmp_path: Path, local_plan: Any, sd_folder: Path, ran: list[tuple[str, str]]
+) -> None:
+    import shutil
+
+    mine = shutil.copytree(sd_folder, tmp_path / "mine")
+
+    def again() -> None:
+        words = ["model=local", f"model.path={mine}", "device=cpu"]
+        rungs = rungs_of("sd15_guide", words, lambda each: local_plan(mine, *each))
+        Climb("sd15_guide", rungs, words, How(rounds=1), tmp_path / "l", Silent()).go()
+
+    again()
+    before = list(ran)
+    again()
+    assert ran == before
+    weights = next(mine.glob("unet/*.safetensors"))
+    weights.write_bytes(
+        weights.read_bytes()
+    )  # the same bytes at another time: not known to be the same
+    again()
+    assert sorted(ran) == sorted(before * 2)
+
+
 def test_a_rung_that_failed_is_not_tried_again_in_later_rounds_but_by_the_next_call(
     tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]]
 ) -> None:
@@ -287,13 +330,13 @@ def test_a_time_limit_begins_nothing_new_and_keeps_what_there_is(
 ) -> None:
     first = climb(tmp_path, shapes_plan, rounds=1, limit_s=5.0)
     first.started -= 4.0
-    originally = fastdiff.ladder.time.monotonic
+    originally = fastdiff.ladder.climb.time.monotonic
     calls = iter(range(100))
-    fastdiff.ladder.time.monotonic = lambda: first.started + 4.0 + next(calls)  # type: ignore[assignment]
+    fastdiff.ladder.climb.time.monotonic = lambda: first.started + 4.0 + next(calls)  # type: ignore[assignment]
     try:
         assert first.go() == "out of time"
     finally:
-        fastdiff.ladder.time.monotonic = originally
+        fastdiff.ladder.climb.time.monotonic = originally
     assert 0 < len(ran) < 6
     missing = [row["status"] for row in read_json(tmp_path / "ladder.json")["rows"]]
     assert missing.count("missing") == 6 - len(ran)
@@ -347,7 +390,7 @@ def test_a_ladders_own_keys_are_taken_out_of_the_overrides() -> None:
     how, others = read_how(["model=shapes", "ladder.rounds=5", "ladder.limit_s=90", "ladder.dir=x"])
     assert how == How(rounds=5, limit_s=90.0, seed=0, dir="x")
     assert others == ["model=shapes"]
-    assert read_how(["ladder.limit_s=null"])[0].limit_s is None
+    assert read_how(["ladder.limit_s=null", "ladder.dir=null"])[0] == How()
 
 
 @pytest.mark.parametrize(
@@ -399,6 +442,7 @@ def test_the_table_fits_80_columns_and_says_what_does_not_pay() -> None:
         "overrides": ["model=shapes"],
         "rounds": 3,
         "environment": report(1.0)["environment"],
+        "seed": 0,
         "rows": rows(rungs),
     }
     text = ladder_text(data, Path("outputs/ladders/x"))
@@ -411,7 +455,7 @@ def test_the_table_fits_80_columns_and_says_what_does_not_pay() -> None:
     assert "incompatible" in text
     assert "needs an NVIDIA GPU (instead: x)" in text
     assert "the same line again goes on from here" in text
-    assert "published: on NVIDIA A100, 80 GB, 400 W" in text
+    assert "published: one 1024x1024 picture of SDXL on NVIDIA A100, 80 GB" in text
     markdown = page.render(data)
     assert "| bf16 | 4.63 s 1.59x | 2.00 s 0.51x |" in markdown
     assert "python -m fastdiff ladder sdxl_tutorial model=shapes ladder.rounds=3" in markdown
@@ -429,6 +473,8 @@ def _typed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (["ladder", "sdxl"], "did you mean: sdxl_tutorial"),
         (["ladder", "guide", "experiment=guide/aot"], "a ladder chooses experiment itself"),
         (["ladder", "guide", "ladder.rouds=1"], "did you mean: ladder.rounds"),
+        (["ladder", "guide", "ladder.dir="], "ladder.dir= names no folder"),
+        (["ladder", "guide", "quality.reference=x.png"], "compares with the pictures of its first"),
     ],
 )
 def test_a_mistyped_ladder_is_refused_and_writes_nothing(

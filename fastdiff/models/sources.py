@@ -140,7 +140,7 @@ class Folder(Model):
         return read_folder(self.folder, self.wanted_variant)
 
     def identity(self) -> dict[str, Any]:
-        return _identity_of(self.folder)
+        return files_identity(self.folder)
 
     def load(self, dtype: torch.dtype | None, parts: Mapping[str, Any]) -> Any:
         from diffusers import DiffusionPipeline
@@ -155,13 +155,14 @@ class Folder(Model):
         )
 
 
-def _identity_of(folder: Path) -> dict[str, Any]:
-    """What a folder draws depends on: its configurations and tokenizers by content, its weights by size and time.
+def files_identity(place: Path) -> dict[str, Any]:
+    """What a folder's, or a file's, pictures depend on: configurations and tokenizers by content, weights by size and time.
 
     Reading gigabytes to hash them would cost more than it tells.
     """
+    folder = place if place.is_dir() else place.parent
     found: dict[str, Any] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(place.rglob("*")) if place.is_dir() else [place][: place.is_file()]:
         if path.suffix == ".safetensors":
             found[str(path.relative_to(folder))] = [path.stat().st_size, path.stat().st_mtime_ns]
         elif path.suffix in (".json", ".txt", ".model"):
@@ -281,7 +282,7 @@ class SingleFile(Model):
 
     def identity(self) -> dict[str, Any]:
         state = self.file.stat()
-        config = _identity_of(Path(self.config).expanduser()) if self.config else None
+        config = files_identity(Path(self.config).expanduser()) if self.config else None
         return {"file": [self.file.name, state.st_size, state.st_mtime_ns], "config": config}
 
     def load(self, dtype: torch.dtype | None, parts: Mapping[str, Any]) -> Any:

@@ -91,23 +91,37 @@ def notes(data: dict[str, Any]) -> list[str]:
     measured = [row for row in data["rows"] if "latency_s" in row]
     if any(row["gain"] and row["gain"]["ci95"] for row in measured):
         lines.append(
-            "gain: over the measured row above, mean ratio of the rounds with its 95 % interval; "
-            "marked where it doesn't pay here"
+            f"gain: {_over(measured)}, mean ratio of the rounds with its 95 % interval; marked where it "
+            "doesn't pay here"
         )
     elif measured:
         lines.append(
-            "gain: over the measured row above; one round only, so no interval: ladder.rounds=3 gives one"
+            f"gain: {_over(measured)}; one round only, so no interval: ladder.rounds=3 gives one"
         )
     if any(row["quality"]["reference"] for row in measured):
         lines.append("quality: PSNR against the first row's pictures")
-    hardware = {row["published"]["hardware"] for row in data["rows"]} - {None}
-    if hardware:
-        lines.append(f"published: on {'; '.join(sorted(hardware))}")
+    published = {
+        f"{row['published']['workload']} on {row['published']['hardware']}"
+        for row in data["rows"]
+        if row["published"]["latency_s"] is not None
+    }
+    if published:
+        lines.append(f"published: {'; '.join(sorted(published))}")
     if without := left_out(data):
         lines.append(without)
     if any(row["compile_cache"] == "cold" for row in measured):
         lines.append("compile: from an empty cache, in the first round")
     return lines
+
+
+def _over(measured: list[dict[str, Any]]) -> str:
+    """What gains are measured over: the row above, and where a rung builds on another one, which."""
+    others: dict[str, list[str]] = {}
+    for row in measured:
+        if row["published"]["over"] is not None and row["gain_over"]:
+            others.setdefault(row["gain_over"], []).append(row["experiment"].rpartition("/")[2])
+    said = [f"of {', '.join(names)} over {under}" for under, names in others.items()]
+    return "; ".join(["over the measured row above", *said])
 
 
 def left_out(data: dict[str, Any]) -> str | None:
@@ -143,5 +157,6 @@ def render(data: dict[str, Any]) -> str:
     lines += ["", "## Sources", "", *(f"- {source}" for source in sources), ""]
     command = ["python -m fastdiff ladder", data["ladder"], *map(shlex.quote, data["overrides"])]
     command.append(f"ladder.rounds={data['rounds']}")
+    command += [f"ladder.seed={data['seed']}"] if data["seed"] else []
     lines += ["## Again", "", "```", " ".join(command), "```", ""]
     return "\n".join(lines)

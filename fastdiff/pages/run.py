@@ -54,6 +54,11 @@ def _figures(report: dict[str, Any]) -> list[str]:
         ("peak memory", words.device_peak(report["peak_memory_bytes"])),
         ("quality", words.quality(found)),
     ]
+    compiled = report["compile"]
+    if compiled["graphs"]:
+        counts = ("graphs", "graph_breaks", "recompiles")
+        rows.append(("graphs, breaks, recompiles", ", ".join(str(compiled[c]) for c in counts)))
+        rows += [("why", reason.replace("|", "\\|")) for reason in compiled["reasons"]]
     published = words.published(report["config"]["experiment"])
     if published:
         rows.append(("experiment", published))

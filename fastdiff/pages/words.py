@@ -52,7 +52,7 @@ def quality(found: dict[str, Any]) -> str:
     if found["ssim"] is None:
         return f"not compared: {found['reason']}"
     if found["reference"] == "itself":
-        return "this run is the fp32 reference"
+        return "this run is the reference"
     if found["identical"]:
         return f"identical to {found['reference']}"
     ssim = f"SSIM {found['ssim']:.4f}" if found["ssim"] < 0.99995 else "SSIM above 0.9999"
@@ -60,13 +60,17 @@ def quality(found: dict[str, Any]) -> str:
 
 
 def published(experiment: dict[str, Any]) -> str | None:
-    """What the documents say of an experiment: `2.43 s, 3.03x, on ...`; None for a run that is none of theirs."""
+    """What the documents say of an experiment: `published 2.43 s, 3.03x for ... on ...`; None for a run that is none of theirs."""
     if experiment["name"] == NO_EXPERIMENT:
         return None
     if experiment["latency_s"] is None:
         return f"{experiment['name']}: no figures were published"
-    figures = f"{seconds(experiment['latency_s'])}, {experiment['speedup']:.2f}x"
-    return f"{experiment['name']}: published {figures}, on {experiment['hardware']}"
+    figures = seconds(experiment["latency_s"])
+    if experiment["speedup"] is not None:
+        figures += f", {experiment['speedup']:.2f}x"
+    known = [f"for {experiment['workload']}"] if experiment["workload"] else []
+    known += [f"on {experiment['hardware']}"] if experiment["hardware"] else []
+    return f"{experiment['name']}: published {' '.join([figures, *known])}"
 
 
 def syncs(found: dict[str, Any]) -> str:

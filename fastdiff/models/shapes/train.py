@@ -2,8 +2,8 @@
 
     python -m fastdiff.models.shapes.train --out outputs/shapes
 
-Not yet timed in one piece. While two CPU cores also did other work, vae took 8 minutes, unet 61, polish 31 (on one of
-them) and tiny 6; the student has run in short trials only, and no model here needs it. The stages run in order, and each
+Not yet timed in one piece. While two CPU cores also did other work, vae took 8 minutes, unet 61, polish 31, student 32,
+student_polish 62 (these three on one core, the last one on a third of it) and tiny 6. The stages run in order, and each
 starts from what the ones before it wrote, so `--stage` repeats one alone.
 
     vae      AutoencoderKL: pictures to 4x16x16 latents and back

@@ -1,8 +1,7 @@
-"""A ladder: the experiments of one document, run in its order on any model, each against the row above it.
+"""Measuring a ladder, and going on where an earlier call stopped.
 
 Every measurement is its own process, and every rung is measured again in each round, the rungs in a new random order: what
-the machine does meanwhile hits all of them. What is finished stays in the ladder's folder, so the same line goes on
-where it stopped.
+the machine does meanwhile hits all of them. What is finished stays in the ladder's folder.
 """
 
 from __future__ import annotations
@@ -10,23 +9,21 @@ from __future__ import annotations
 import math
 import random
 import shutil
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from fastdiff.config import NoQuality, fingerprint
-from fastdiff.errors import FastdiffError, PlanError, UsageError, nearest
-from fastdiff.experiments import ExperimentFile, ladder
-from fastdiff.explaining import missing_keys
+from fastdiff.errors import UsageError, nearest
+from fastdiff.ladder.rows import rows
+from fastdiff.ladder.rungs import Rung
 from fastdiff.models.sources import model_of
 from fastdiff.pages.ladder import write_ladder_page
 from fastdiff.pages.run import write_run_page
-from fastdiff.planning import Plan
 from fastdiff.process import Progress, RefusedByWorker, run_in_process
-from fastdiff.report import run_id
+from fastdiff.report import run_id, weights_identity
 from fastdiff.result import Status, read_json, write_json
 from fastdiff.worker import Request
 
@@ -71,7 +68,11 @@ def read_how(words: Sequence[str]) -> tuple[How, list[str]]:
 
 def _number(key: str, name: str, value: str) -> Any:
     if name == "dir":
-        return value
+        if not value:
+            raise UsageError(
+                "ladder.dir= names no folder\n  instead: ladder.dir=DIR, or ladder.dir=null"
+            )
+        return None if value == "null" else value
     low = {"rounds": 1, "seed": 0, "limit_s": 0}[name]
     if name == "limit_s" and value == "null":
         return None
@@ -85,75 +86,6 @@ def _number(key: str, name: str, value: str) -> Any:
             f"{key}={value} is not {kind} of at least {low}\n  for example: {key}={max(low, 3)}"
         )
     return number
-
-
-@dataclass
-class Rung:
-    """One row: its experiment, and either its plan or why there is none.
-
-    left_out: overrides of the ladder whose key this rung's options haven't got.
-    """
-
-    experiment: ExperimentFile
-    overrides: list[str]
-    plan: Plan | None = None
-    refused: str | None = None
-    left_out: list[str] = field(default_factory=list)
-    reports: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def failed(self) -> dict[str, Any] | None:
-        """The report of a round that ended otherwise than well."""
-        return next((r for r in self.reports.values() if r["status"] != "ok"), None)
-
-    @property
-    def measured(self) -> dict[int, dict[str, Any]]:
-        """Reports of the rounds that ended well."""
-        return {n: r for n, r in self.reports.items() if r["status"] == "ok"}
-
-
-def rungs_of(
-    name: str, overrides: Sequence[str], plan_of: Callable[[Sequence[str]], Plan]
-) -> list[Rung]:
-    """Every rung composed and planned. Raises the first rung's refusal if none of them can run here."""
-    rungs = []
-    refusals: list[FastdiffError] = []
-    rest = _fitting(ladder(name), overrides)
-    for experiment in ladder(name):
-        words = [f"experiment={experiment.name}", *rest[experiment.name]]
-        rung = Rung(experiment, words, left_out=[w for w in overrides if w not in words])
-        try:
-            rung.plan = plan_of(words)
-        except FastdiffError as error:
-            rung.refused = _reasons(error)
-            refusals.append(error)
-        rungs.append(rung)
-    if len(refusals) == len(rungs):
-        raise refusals[0]
-    return rungs
-
-
-def _fitting(
-    experiments: Sequence[ExperimentFile], overrides: Sequence[str]
-) -> dict[str, list[str]]:
-    """The overrides of each rung: a key that its option lacks, and another rung's has, is left out there.
-
-    So `compile.freezing=false` is for the rungs that compile. A key that no rung has stays, and is refused.
-    """
-    misfits = {e.name: missing_keys([f"experiment={e.name}", *overrides]) for e in experiments}
-    nowhere = set.intersection(*map(set, misfits.values()))
-    return {
-        name: [word for word in overrides if word not in missing or word in nowhere]
-        for name, missing in misfits.items()
-    }
-
-
-def _reasons(error: FastdiffError) -> str:
-    """A refusal on one line."""
-    if isinstance(error, PlanError):
-        said = (f"{p.choice} {p.reason} (instead: {p.instead})" for p in error.problems)
-        return "; ".join(said)
-    return " ".join(str(error).split())
 
 
 @dataclass
@@ -171,6 +103,9 @@ class Climb:
     def go(self) -> str:
         """Measure what is missing. Returns `complete`, `out of time` or `interrupted`."""
         self._read_finished()
+        for rung in self.rungs:
+            if not rung.measured:  # what an interrupted compile left would make the next one warm
+                self._forget_compiled(rung)
         for done, (number, rung) in enumerate(self._order()):
             if number in rung.reports:
                 continue
@@ -182,8 +117,8 @@ class Climb:
                 return self._write("interrupted")
             rung.reports[number] = report
             self._write("running")
-        for rung in self.rungs:  # compiled code is of no use to anybody once its times are known
-            shutil.rmtree(self._cell(rung, None) / "compiled", ignore_errors=True)
+        for rung in self.rungs:  # of no use to anybody once its times are known
+            self._forget_compiled(rung)
         return self._write("complete")
 
     def _order(self) -> Iterator[tuple[int, Rung]]:
@@ -199,6 +134,9 @@ class Climb:
                 if rung.failed is None or number in rung.reports:
                     yield number, rung
 
+    def _forget_compiled(self, rung: Rung) -> None:
+        shutil.rmtree(self._cell(rung, None) / "compiled", ignore_errors=True)
+
     def _cell(self, rung: Rung, number: int | None) -> Path:
         folder = self.folder / rung.experiment.short
         return folder if number is None else folder / f"round-{number + 1}"
@@ -211,7 +149,9 @@ class Climb:
                 if rung.plan is None or not file.is_file():
                     continue
                 report = read_json(file)
-                same = report["run_id"] == run_id(rung.plan.setting.run, rung.plan.device)
+                run = rung.plan.setting.run
+                same = report["run_id"] == run_id(run, rung.plan.device)
+                same = same and report.get("weights") == weights_identity(run)
                 if same and report["status"] == "ok":
                     rung.reports[number] = report
 
@@ -220,16 +160,20 @@ class Climb:
         folder = self._cell(rung, number)
         run = rung.plan.setting.run
         request = Request(run.to_dict(), rung.overrides, self._reference(rung, number))
-        cache = (self._cell(rung, None) / "compiled").absolute()
+        compiled = (self._cell(rung, None) / "compiled").absolute()
         given = getattr(run.compile, "cache_dir", None)
-        environment = {"FASTDIFF_CACHE_DIR": str(cache)}
+        environment = {"FASTDIFF_CACHE_DIR": str(compiled / "own")}
         if given is None:
-            environment["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
+            environment["TORCHINDUCTOR_CACHE_DIR"] = str(compiled / "inductor")
+            environment["TRITON_CACHE_DIR"] = str(compiled / "triton")
         try:
             report = run_in_process(rung.plan, request, folder, self.progress, environment)
         except RefusedByWorker as error:
+            if not any(other.measured for other in self.rungs):
+                raise  # a model that isn't there: no other rung would find it
             return {"status": Status.INCOMPATIBLE.value, "error": {"message": str(error)}}
         report["compile"]["cache_shared"] = given is not None
+        report["weights"] = weights_identity(run)
         recorded = report["environment"].get("environment_variables", {})
         for name in environment:  # of this measurement, and not of the machine
             recorded.pop(name, None)
@@ -281,112 +225,6 @@ class Climb:
         }
 
 
-def rows(rungs: Sequence[Rung]) -> list[dict[str, Any]]:
-    """One row for each rung: published figures beside ours.
-
-    latency_s is the median over rounds of each round's median. speedup compares with the first measured row, gain with
-    the nearest one above; both are geometric means of the rounds' ratios, with a 95 % interval of Student's t over the
-    rounds (null below two rounds).
-    """
-    found: list[dict[str, Any]] = []
-    first: Rung | None = None
-    above: Rung | None = None
-    for rung in rungs:
-        row: dict[str, Any] = {
-            "experiment": rung.experiment.name,
-            "status": _status(rung),
-            "reason": rung.refused,
-            "published": _published(rung.experiment.published),
-            "rounds": len(rung.measured),
-            "overrides": rung.overrides,
-            "left_out": rung.left_out,
-        }
-        failed = rung.failed
-        if failed is not None:
-            row["reason"] = failed["error"]["message"]
-        if rung.measured:
-            row |= _figures(rung)
-            row["speedup"] = ratio(first or rung, rung)
-            row["gain"] = ratio(above, rung) if above else None
-            row["gain_over"] = above.experiment.short if above else None
-            row["verdict"] = verdict(row["gain"])
-            first, above = first or rung, rung
-        found.append(row)
-    return found
-
-
-def _published(words: dict[str, str]) -> dict[str, Any]:
-    numbers = {key: float(words[key]) if key in words else None for key in ("latency_s", "speedup")}
-    return {**numbers, "hardware": words.get("hardware"), "source": words.get("source")}
-
-
-def _status(rung: Rung) -> str:
-    if rung.plan is None:
-        return Status.INCOMPATIBLE.value
-    if rung.failed is not None:
-        return str(rung.failed["status"])
-    return Status.OK.value if rung.measured else "missing"
-
-
-def _figures(rung: Rung) -> dict[str, Any]:
-    """What the rounds say together."""
-    reports = [rung.measured[number] for number in sorted(rung.measured)]
-    medians = [report["latency_s"]["median"] for report in reports]
-    compiled = next((r for r in reports if r["compile"]["cache"] == "cold"), reports[0])
-    peaks = reports[0]["peak_memory_bytes"]
-    return {
-        "latency_s": statistics.median(medians),
-        "latency_s_by_round": {
-            str(number + 1): rung.measured[number]["latency_s"]["median"]
-            for number in sorted(rung.measured)
-        },
-        "pictures": len(reports[0]["images"]),
-        "quality": reports[0]["quality"],
-        "peak_memory_bytes": {
-            name: max(
-                (r["peak_memory_bytes"][name] for r in reports if r["peak_memory_bytes"][name]),
-                default=None,
-            )
-            for name in peaks
-        },
-        "compile_s": compiled["compile_s"],
-        "compile_cache": compiled["compile"]["cache"],
-        "compile_cache_shared": compiled["compile"].get("cache_shared", False),
-        "first_call_s": compiled["first_call_s"],
-        "applied": reports[0]["applied"],
-        "notices": reports[0]["notices"],
-    }
-
-
-def ratio(slow: Rung, fast: Rung) -> dict[str, Any]:
-    """How many times as fast the second is as the first: geometric mean of the rounds' ratios, and its interval."""
-    common = sorted(slow.measured.keys() & fast.measured.keys())
-    logs = [
-        math.log(slow.measured[n]["latency_s"]["median"] / fast.measured[n]["latency_s"]["median"])
-        for n in common
-    ]
-    if not logs:
-        return {"ratio": None, "ci95": None, "rounds": 0}
-    mean = statistics.fmean(logs)
-    interval = None
-    if slow is not fast and len(logs) > 1:
-        from scipy.stats import t
-
-        half = float(t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
-        interval = [math.exp(mean - half), math.exp(mean + half)]
-    return {"ratio": math.exp(mean), "ci95": interval, "rounds": len(logs)}
-
-
-def verdict(gain: dict[str, Any] | None) -> str | None:
-    """What a rung is worth here: `pays`, `no gain` (none is shown) or `slower`; None where the rounds can't tell."""
-    if gain is None or gain["ci95"] is None:
-        return None
-    low, high = gain["ci95"]
-    if low > 1:
-        return "pays"
-    return "slower" if high < 1 else "no gain"
-
-
 def folder_of(name: str, overrides: Sequence[str], how: How) -> Path:
     """Where this ladder's results are kept: the same line finds them again."""
     if how.dir is not None:
@@ -395,10 +233,12 @@ def folder_of(name: str, overrides: Sequence[str], how: How) -> Path:
 
 
 def exit_code(state: str, rung_rows: Sequence[dict[str, Any]]) -> int:
-    """0 if every row is measured or can't be on this machine."""
+    """0 if every row is measured or can't be on this machine; 2 if nothing could be measured."""
     if state == "interrupted":
         return 130
     if state == "out of time":
         return OUT_OF_TIME
+    if not any(row["status"] == Status.OK.value for row in rung_rows):
+        return 2
     good = (Status.OK.value, Status.INCOMPATIBLE.value)
     return 0 if all(row["status"] in good for row in rung_rows) else 1
