@@ -27,6 +27,7 @@ for ladder in "${@:-sd15_guide distilled_guide sdxl_tutorial}"; do
       "ladder.dir=$out/$name" "ladder.rounds=$rounds" "ladder.limit_s=$left"
     ended=$?
     benchmarks/keep.sh "$out/$name" "benchmarks/results/cuda/$name"
+    ((ended == 130)) && exit 130
     if ((ended == 75)); then
       code=75
       break 2

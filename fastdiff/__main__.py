@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from fastdiff.errors import FastdiffError, UsageError
@@ -44,9 +45,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _complain(text: str, error: BaseException) -> None:
     """The message; with HYDRA_FULL_ERROR=1 the traceback too."""
-    print(f"fastdiff: {text}", file=sys.stderr)
+    said = f"fastdiff: {text}"
+    print(_in_columns(said) if isinstance(error, UsageError) else said, file=sys.stderr)
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
+
+
+def _in_columns(text: str, columns: int = 80) -> str:
+    """A text whose long lines go on below themselves, further in than what belongs to them; words stay whole."""
+    lines = []
+    for line in text.split("\n"):
+        inside = " " * (len(line) - len(line.lstrip(" ")))
+        lines += wrap(
+            line,
+            columns,
+            subsequent_indent=f"{inside}    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+            expand_tabs=False,
+            replace_whitespace=False,
+        ) or [""]
+    return "\n".join(lines)
 
 
 def _dispatch(words: list[str]) -> int:

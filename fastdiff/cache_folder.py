@@ -21,8 +21,13 @@ def cache_folder() -> Path:
 
 
 def make_private(folder: Path) -> None:
-    """Make the folder, and those above it, so that only this user can look into it and write there."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make the folder, and those above it that aren't there, each for this user alone whatever the umask says.
+
+    What is there already stays as it is; `distrust` judges it.
+    """
+    for level in (*reversed(folder.parents), folder):
+        if not level.exists():
+            level.mkdir(mode=0o700, exist_ok=True)
 
 
 def distrust(path: Path) -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fastdiff.composition import compose, with_option
 from fastdiff.config import SLOTS, RunConfig
-from fastdiff.environment import DISTRIBUTIONS, Environment, this_machine
-from fastdiff.errors import PlanError
+from fastdiff.environment import DISTRIBUTIONS, Environment, this_machine, version_of
+from fastdiff.errors import MachineProblem, PlanError
 from fastdiff.models.sources import model_of
 from fastdiff.passes import OPTIONS
+from fastdiff.passes.base import Option
 from fastdiff.planning import make_plan
 from fastdiff.screen import row
 
@@ -26,6 +27,7 @@ def report() -> str:
     gpus = [f"{g.name}, capability {g.capability[0]}.{g.capability[1]}" for g in machine.gpus]
     lines.append(row("gpu", "; ".join(gpus) or "none"))
     versions = [f"{name} {machine.versions.get(name, 'MISSING')}" for name in DISTRIBUTIONS]
+    versions += [f"{name} {version_of(name) or 'not installed'}" for name in _optional()]
     lines.append(row("packages", ", ".join(versions)))
     plain = compose([])
     for slot in SLOTS:
@@ -40,15 +42,29 @@ def _arithmetic(machine: Environment) -> str:
     return ", ".join([*can, bf16])
 
 
+def _optional() -> list[str]:
+    """Packages that only some options need, as pip calls them."""
+    kinds = [kind for options in OPTIONS.values() for kind in options.values()]
+    needed = [need for kind in kinds if issubclass(kind, Option) for need in kind.requires]
+    names = [need.pip or need.module for need in needed]
+    return sorted({name for name in names if name} - set(DISTRIBUTIONS), key=str.lower)
+
+
 def _options(slot: str, plain: RunConfig, machine: Environment) -> list[str]:
-    """What works of a slot, and each option that doesn't with its first reason."""
+    """What works of a slot, and each option that this machine can't carry out with the first reason.
+
+    That an option wants another model, or a file that nobody named, is no matter of the machine.
+    """
     works, fails = [], []
     for option in OPTIONS[slot]:
         run = with_option(plain, slot, option)
+        lacks: list[MachineProblem] = []
         try:
             make_plan(run, machine, model_of(run).facts())
-            works.append(option)
         except PlanError as error:
-            own = [p for p in error.problems if p.choice.startswith(slot)]
-            fails.append(f"not {option}: {(own or error.problems)[0].reason}")
+            lacks = [p for p in error.problems if isinstance(p, MachineProblem)]
+        if lacks:
+            fails.append(f"not {option}: {lacks[0].reason}")
+        else:
+            works.append(option)
     return [row(slot, ", ".join(works)), *(row("", reason) for reason in fails)]

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastdiff.autocast import refuse_autocast
 from fastdiff.errors import NoEffectError
 from fastdiff.models.sources import model_of
 from fastdiff.passes.base import Context, Loading, Stage
-from fastdiff.passes.precision import refuse_autocast
 from fastdiff.planning import Plan
 from fastdiff.result import Effect, Observed, Pending
 
@@ -72,8 +72,8 @@ def build(plan: Plan, say: Callable[[str], None] = lambda message: None) -> Buil
         step.pass_.prepare(loading)
     say(f"loading {run.choices['model']}")
     started = time.perf_counter()
-    parts = {name: make(loading.dtype) for name, make in loading.parts.items()}
-    pipeline = model_of(run).load(loading.dtype, parts)
+    context.made = {name: make(loading.dtype) for name, make in loading.parts.items()}
+    pipeline = model_of(run).load(loading.dtype, context.made)
     pipeline.set_progress_bar_config(disable=True)
     loaded = time.perf_counter()
     for step in plan.steps:

@@ -35,6 +35,10 @@ class Problem:
     source: str | None = None
 
 
+class MachineProblem(Problem):
+    """A Problem with this machine: another one wouldn't have it."""
+
+
 class FastdiffError(Exception):
     """Base of every error that fastdiff raises on purpose."""
 
@@ -48,9 +52,21 @@ class UsageError(FastdiffError):
 
 
 class ModelError(FastdiffError):
-    """The model can't be had: no such folder, no pipeline in it, no network, no permission."""
+    """The model can't be had: no such folder, no pipeline in it, no network, no permission.
+
+    what: what is wrong, or the whole message; why, instead: its further lines, if they were given apart.
+    """
 
     exit_code = 2
+
+    def __init__(self, what: str, why: str = "", instead: str = "") -> None:
+        self.what, self.why, self.instead = what, why, instead
+        lines = [
+            what,
+            *([f"why: {why}"] if why else []),
+            *([f"instead: {instead}"] if instead else []),
+        ]
+        super().__init__("\n  ".join(lines))
 
 
 class PlanError(FastdiffError):
@@ -62,15 +78,25 @@ class PlanError(FastdiffError):
         self.problems = tuple(problems)
         count = len(self.problems)
         lines = [f"this run can't work here ({count} problem{'s' if count != 1 else ''})"]
-        width = max((len(p.choice) for p in self.problems), default=0) + 3
+        labels = [len(p.choice) for p in self.problems if len(p.choice) <= _LONGEST_LABEL]
+        width = max(labels, default=14) + 3
         for problem in self.problems:
             said = (problem.reason, f"instead: {problem.instead}")
             wrapped = [line for text in said for line in _wrapped(text, 78 - width)]
             if problem.source:
                 wrapped.append(f"source: {problem.source}")
-            lines.append(f"  {problem.choice:<{width}}{wrapped[0]}")
-            lines += [f"  {'':<{width}}{line}" for line in wrapped[1:]]
+            label = problem.choice
+            if len(label) > _LONGEST_LABEL:
+                lines.append(f"  {label}")
+                label = ""
+            for line in wrapped:
+                lines.append(f"  {label:<{width}}{line}")
+                label = ""
         super().__init__("\n".join(lines))
+
+
+_LONGEST_LABEL = 28
+"""Of a choice beside its reason; a longer one, such as a path, gets a line of its own."""
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -23,7 +23,11 @@ LITERAL_KEYS = (
     "model.path",
     "model.config",
     "model.student_path",
+    "model.tiny_vae",
+    "model.fp16_vae",
+    "model.lcm_lora",
     "vae.path",
+    "lora.id",
     "lora.path",
     "compile.cache_dir",
     "quality.reference",
@@ -32,6 +36,9 @@ LITERAL_KEYS = (
 
 ASSIGNMENT = re.compile(r"^(?P<key>[+~]{0,2}[^=]+)=(?P<value>.*)$", re.DOTALL)
 """An override, in two parts."""
+
+_HYDRAS_SWEEP = re.compile(r"\s*(choice|shuffle|sort|range|interval)\(")
+"""Ways of Hydra to write a grid that aren't for names; glob(...) doesn't look into folders and is refused elsewhere."""
 
 _HYDRAS_OWN = re.compile(r"hydra[./@]")
 
@@ -80,6 +87,12 @@ def refuse_early(override: str) -> None:
     key, value = match["key"], match["value"]
     if _HYDRAS_OWN.match(key):
         return
+    if (key == "experiment" or key in SLOTS) and _HYDRAS_SWEEP.match(value):
+        words = re.split(r"[\s,)]+", value.rpartition("(")[2])
+        names = [word for word in words if word and "=" not in word]
+        raise UsageError(
+            f"{override}: a grid lists the names alone\n  instead: -m {key}={','.join(names)}"
+        )
     if key == "experiment":
         if "," in value:
             raise UsageError(
@@ -113,7 +126,6 @@ def refuse_sweep(overrides: Sequence[str]) -> None:
     said: list[str] = []
     for override in overrides:
         key, _, value = override.partition("=")
-        # Hydra's choice(...) and glob(...) are its own business, but glob doesn't look into folders.
         listed = (key in SLOTS or key == "experiment") and "(" not in value
         for option in value.split(",") if listed else [value]:
             try:

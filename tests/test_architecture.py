@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fastdiff"
 
 LAYERS = (
     ("errors", "config", "environment", "result", "verbs", "cache_folder"),
-    ("models",),
+    ("models", "autocast"),
     ("passes",),
     ("options", "experiments"),
     ("explaining",),
@@ -37,6 +37,7 @@ RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 WITHOUT_TORCH = (
     "config",
     "environment",
+    "autocast",
     "cache_folder",
     "errors",
     "result",
@@ -45,7 +46,8 @@ WITHOUT_TORCH = (
     "explaining",
     "options",
     "experiments",
-    "ladder",
+    "ladder.climb",
+    "ladder.rows",
     "models.facts",
     "models.sources",
     "models.published",

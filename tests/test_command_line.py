@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import pytest
 
 import fastdiff.environment
 from fastdiff.__main__ import main
-from fastdiff.environment import Environment
+from fastdiff.composition import compose
+from fastdiff.environment import Environment, version_of
 from fastdiff.errors import UsageError
 from fastdiff.models.sources import SHAPES_DIR
 from fastdiff.options import default_options, option_files
@@ -68,9 +70,24 @@ def refused(here: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         assert said.out == ""
         assert everything_in(here) == before
         assert said.err.startswith("fastdiff: ")
-        return said.err.removeprefix("fastdiff: ").removesuffix("\n")
+        return unwrapped(said.err.removeprefix("fastdiff: ").removesuffix("\n"))
 
     return type_
+
+
+def unwrapped(text: str) -> str:
+    """A message whose long lines are whole again: what goes on is four columns further in than its beginning."""
+    whole: list[str] = []
+    for line in text.split("\n"):
+        if whole and depth(line) == depth(whole[-1]) + 4:
+            whole[-1] += f" {line.strip()}"
+        else:
+            whole.append(line)
+    return "\n".join(whole)
+
+
+def depth(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
 
 
 def everything_in(folder: Path) -> dict[str, bytes | None]:
@@ -345,13 +362,15 @@ IMPOSSIBLE = {
     ),
     ("generation.guidance_scale=nan",): (
         ONE,
-        "  generation.guidance_scale=nan   is not a finite number",
-        "                                  instead: generation.guidance_scale=0",
+        "  generation.guidance_scale=nan",
+        "                   is not a finite number",
+        "                   instead: generation.guidance_scale=0",
     ),
     ("generation.guidance_scale=inf",): (
         ONE,
-        "  generation.guidance_scale=inf   is not a finite number",
-        "                                  instead: generation.guidance_scale=0",
+        "  generation.guidance_scale=inf",
+        "                   is not a finite number",
+        "                   instead: generation.guidance_scale=0",
     ),
     ("generation.seed=-1",): (
         ONE,
@@ -394,15 +413,16 @@ IMPOSSIBLE = {
     ),
     ("generation.seed=9223372036854775808",): (
         ONE,
-        "  generation.seed=9223372036854775808   must be at most 9223372036854775807, the",
-        "                                        largest that a generator takes",
-        "                                        instead: generation.seed=0",
+        "  generation.seed=9223372036854775808",
+        "                   must be at most 9223372036854775807, the largest that a",
+        "                   generator takes",
+        "                   instead: generation.seed=0",
     ),
     ("generation.negative_prompt=[a, b]",): (
         ONE,
-        "  generation.negative_prompt=[a, b]   is one text for every picture, not a list",
-        "                                      of texts",
-        "                                      instead: generation.negative_prompt='a, b'",
+        "  generation.negative_prompt=[a, b]",
+        "                   is one text for every picture, not a list of texts",
+        "                   instead: generation.negative_prompt='a, b'",
     ),
     ("device=mps",): (
         ONE,
@@ -905,6 +925,70 @@ def test_an_interrupted_combination_ends_the_sweep(
     assert said.err == ""
 
 
+def test_long_lines_of_a_refusal_go_on_below_themselves(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compile.fullgraph=false", "quant=int9"]) == 2
+    assert capsys.readouterr().err == lines(
+        "fastdiff: 2 things can't be read",
+        "  compile=none has no key 'fullgraph'",
+        "    it belongs to: compile=default, compile=dynamic, compile=max_autotune,",
+        "        compile=max_autotune_no_cudagraphs, compile=reduce_overhead,",
+        "        compile=regional, compile=regions",
+        "  quant has no option 'int9'",
+        "    did you mean: quant=int8",
+        "",
+    )
+    word = "x" * 100
+    assert main([f"quant={word}"]) == 2
+    assert f"'{word}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "instead"),
+    [
+        ("compile=choice(none,default)", "compile=none,default"),
+        ("experiment=choice(guide/fp16, guide/int8)", "experiment=guide/fp16,guide/int8"),
+        ("quant=sort(int8,none,reverse=true)", "quant=int8,none"),
+    ],
+)
+@pytest.mark.parametrize("grid", [(), ("-m",)])
+def test_hydras_functions_are_not_for_names(
+    typed: str, instead: str, grid: tuple[str, ...], refused: Refused
+) -> None:
+    assert refused(*grid, typed) == lines(
+        f"{typed}: a grid lists the names alone", f"  instead: -m {instead}"
+    )
+
+
+def test_a_long_choice_has_a_line_of_its_own(refused: Refused) -> None:
+    path = "/" + "long/" * 12 + "adapter.bin"
+    assert refused("lora=file", f"lora.path={path}") == lines(
+        ONE,
+        f"  lora.path={path}",
+        "                   is no .safetensors file, and other formats can run code when",
+        "                   they are opened",
+        "                   instead: the same adapter as lora.path=FILE.safetensors",
+    )
+    assert refused("lora=file", f"lora.path={path}", "bench.runs=0") == lines(
+        "this run can't work here (2 problems)",
+        "  bench.runs=0   nothing would be timed",
+        "                 instead: bench.runs=1",
+        f"  lora.path={path}",
+        "                 is no .safetensors file, and other formats can run code when",
+        "                 they are opened",
+        "                 instead: the same adapter as lora.path=FILE.safetensors",
+    )
+
+
+@pytest.mark.parametrize("key", ["model.tiny_vae", "model.fp16_vae", "model.lcm_lora"])
+def test_a_path_in_any_key_of_a_model_may_hold_a_comma(key: str) -> None:
+    run = compose(["model=sdxl", f"{key}=/my models, new/it"])
+    assert getattr(run.model, key.removeprefix("model.")) == "/my models, new/it"
+    run = compose(["lora=lcm", "lora.id=/my models, new/it.safetensors"])
+    assert run.to_dict()["lora"]["id"] == "/my models, new/it.safetensors"
+
+
 # Help, version, doctor -----------------------------------------------------------------------------
 
 
@@ -949,8 +1033,32 @@ def test_doctor_names_what_works_here_and_why_the_rest_does_not(
     assert "not tf32: needs an NVIDIA GPU of compute capability 8.0 or" in said
     assert "not xformers: needs an NVIDIA GPU; device=cpu\n" in said
     assert "torch 2.13.0, diffusers MISSING" in said
+    packages = " ".join(said.partition("packages")[2].partition("precision")[0].split())
+    for name in ("DeepCache", "peft", "xformers"):
+        assert f"{name} {version_of(name) or 'not installed'}" in packages
     assert max(map(len, said.splitlines())) <= 80
     assert everything_in(here) == {}
+
+
+def test_doctor_says_what_the_machine_lacks_and_not_what_the_model_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = replace(CPU, modules={"peft": True, "DeepCache": True})
+    monkeypatch.setattr("fastdiff.doctor.this_machine", lambda: everything)
+    monkeypatch.setattr("fastdiff.passes.compile.has_cpp_compiler", lambda: False)
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "  vae           default, tiny, fp16_fix\n" in said
+    assert "  lora          none, lcm, file\n" in said
+    assert "not sdpa_efficient: needs an NVIDIA GPU; device=cpu\n" in said
+    assert "not default: needs a C++ compiler (g++ or clang++), and none is" in said
+    assert "  compile       none\n" in said
+    monkeypatch.setattr(
+        "fastdiff.doctor.this_machine", lambda: replace(CPU, modules={"peft": False})
+    )
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "not lcm: needs the package peft, which is not installed\n" in said
 
 
 # In a process of its own ---------------------------------------------------------------------------

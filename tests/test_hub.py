@@ -16,7 +16,7 @@ import pytest
 
 from fastdiff.composition import compose
 from fastdiff.errors import ModelError
-from fastdiff.models.hub import Hub, hub_cache, hub_error_in_words
+from fastdiff.models.hub import Hub, hub_cache, refused_by_hub
 from fastdiff.models.sources import SHAPES_DIR, Model
 
 ROOT = Path(__file__).parent.parent
@@ -222,17 +222,22 @@ def http_error(kind: type[Exception], message: str = "404 Client Error.") -> Exc
     return kind(message, response=response)  # type: ignore[call-arg]
 
 
+def in_words(error: Exception) -> str | None:
+    refused = refused_by_hub("org/name", error)
+    return str(refused) if refused else None
+
+
 def test_a_gated_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     way_out = (
         "  instead: accept it on https://huggingface.co/org/name, then set HF_TOKEN to your token"
     )
     gated = http_error(hub_errors.GatedRepoError, "401 Client Error.")
-    assert hub_error_in_words("org/name", gated) == (
+    assert in_words(gated) == (
         "org/name is gated: its owner asks you to accept a licence first (HF_TOKEN is not set)\n"
         + way_out
     )
     monkeypatch.setenv("HF_TOKEN", "hf_not_a_token")
-    assert hub_error_in_words("org/name", gated) == (
+    assert in_words(gated) == (
         "org/name is gated: its owner asks you to accept a licence first (your token has no access yet)\n"
         + way_out
     )
@@ -274,12 +279,12 @@ def test_a_gated_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_an_answer_of_the_hub_in_words(kind: type[Exception], message: str, expected: str) -> None:
-    assert hub_error_in_words("org/name", http_error(kind, message)) == expected
+    assert in_words(http_error(kind, message)) == expected
 
 
 def test_a_pipeline_without_safetensors() -> None:
     error = OSError("Error no file named model.safetensors found in directory unet.")
-    assert hub_error_in_words("org/name", error) == (
+    assert in_words(error) == (
         "org/name lacks a file that is needed (Error no file named model.safetensors found in directory unet.)\n"
         "  instead: model.variant=null or another variant; fastdiff loads safetensors only, never pickles"
     )
@@ -296,21 +301,35 @@ def test_a_pipeline_without_safetensors() -> None:
     ],
 )
 def test_no_connection_in_words(error: Exception) -> None:
-    assert hub_error_in_words("org/name", error) == UNREACHABLE
+    assert in_words(error) == UNREACHABLE
+
+
+def test_what_is_not_the_model_has_its_own_way_out_and_a_licence_stays_to_be_accepted() -> None:
+    gated = refused_by_hub("org/name", http_error(hub_errors.GatedRepoError))
+    assert gated is not None
+    assert str(gated.with_way_out("vae=default")) == (
+        "org/name is gated: its owner asks you to accept a licence first (HF_TOKEN is not set)\n"
+        "  instead: accept it on https://huggingface.co/org/name, then set HF_TOKEN to your token, or vae=default"
+    )
+    unreachable = refused_by_hub("org/name", TimeoutError("timed out"))
+    assert unreachable is not None
+    assert str(unreachable.with_way_out("vae=default")) == (
+        "org/name is not on this machine, and the hub can't be reached\n  instead: vae=default"
+    )
 
 
 def test_the_cause_of_an_error_is_looked_at() -> None:
     outer = OSError("can't load the model")
     outer.__cause__ = http_error(hub_errors.GatedRepoError)
-    assert str(hub_error_in_words("org/name", outer)).startswith("org/name is gated")
+    assert str(in_words(outer)).startswith("org/name is gated")
     circle = ValueError("a")
     circle.__context__ = ValueError("b")
     circle.__context__.__context__ = circle
-    assert hub_error_in_words("org/name", circle) is None
+    assert in_words(circle) is None
 
 
 def test_an_error_of_another_kind_stays_what_it_is() -> None:
-    assert hub_error_in_words("org/name", RuntimeError("CUDA error")) is None
+    assert in_words(RuntimeError("CUDA error")) is None
 
 
 # What is on the machine ----------------------------------------------------------------------------

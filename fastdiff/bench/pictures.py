@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from fastdiff.autocast import refuse_autocast
 from fastdiff.config import Generation
 from fastdiff.errors import RunError
-from fastdiff.passes.precision import refuse_autocast
 
 if TYPE_CHECKING:
     from PIL.Image import Image

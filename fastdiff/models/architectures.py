@@ -256,9 +256,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 TAESD = Blueprint("diffusers", "AutoencoderTiny", 2_445_063, {"latent_channels": 4})
 """taesd has the class's own defaults; taesdxl's file was not to be found and is taken to be the same."""
 
+TAEF1 = Blueprint("diffusers", "AutoencoderTiny", 2_458_899, {"latent_channels": 16})
+"""Inferred from taef1's published use with Flux' 16 channels; no file of it was read."""
+
 TINY_AUTOENCODERS: Mapping[str, Blueprint] = {
     "madebyollin/taesd": TAESD,
     "madebyollin/taesdxl": TAESD,
+    "madebyollin/taef1": TAEF1,
     "sayakpaul/taesd-diffusers": TAESD,
     "sayakpaul/taesdxl-diffusers": TAESD,
 }

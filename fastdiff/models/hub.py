@@ -230,12 +230,25 @@ class _plain_words:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, Exception) or isinstance(error, ModelError):
             return
-        text = hub_error_in_words(self.repository, error)
-        if text is not None:
-            raise ModelError(text) from error
+        refused = refused_by_hub(self.repository, error)
+        if refused is not None:
+            raise refused from error
 
 
-def hub_error_in_words(repository: str, error: BaseException) -> str | None:
+class HubError(ModelError):
+    """The hub didn't give a repository. gated: its owner wants a licence accepted, which `instead` says how to do."""
+
+    def __init__(self, what: str, instead: str = "", *, gated: bool = False) -> None:
+        super().__init__(what, instead=instead)
+        self.gated = gated
+
+    def with_way_out(self, instead: str) -> ModelError:
+        """The same of a repository that isn't the model itself, with the way out of what it is."""
+        accept = f"{self.instead}, or " if self.gated else ""
+        return ModelError(self.what, instead=accept + instead)
+
+
+def refused_by_hub(repository: str, error: BaseException) -> HubError | None:
     """What went wrong between us and the hub, and the way out; None for an error of another kind."""
     chain: list[BaseException] = []
     at: BaseException | None = error
@@ -248,32 +261,33 @@ def hub_error_in_words(repository: str, error: BaseException) -> str | None:
         from huggingface_hub import get_token
 
         token = "your token has no access yet" if get_token() else "HF_TOKEN is not set"
-        return (
-            f"{repository} is gated: its owner asks you to accept a licence first ({token})\n"
-            f"  instead: accept it on https://huggingface.co/{repository}, then set HF_TOKEN to your token"
+        return HubError(
+            f"{repository} is gated: its owner asks you to accept a licence first ({token})",
+            f"accept it on https://huggingface.co/{repository}, then set HF_TOKEN to your token",
+            gated=True,
         )
     if "RevisionNotFoundError" in names:
-        return (
-            f"{repository} has no such revision\n"
-            "  instead: model.revision=null for its main branch, or an existing tag"
+        return HubError(
+            f"{repository} has no such revision",
+            "model.revision=null for its main branch, or an existing tag",
         )
     if "RepositoryNotFoundError" in names:
-        return (
-            f"the hub has no repository {repository}, or it is private and HF_TOKEN gives no access\n"
-            "  instead: check the spelling of model.id, or set HF_TOKEN"
+        return HubError(
+            f"the hub has no repository {repository}, or it is private and HF_TOKEN gives no access",
+            "check the spelling of model.id, or set HF_TOKEN",
         )
     if "no file named" in text or (
         "EntryNotFoundError" in names and "LocalEntryNotFoundError" not in names
     ):
-        return (
-            f"{repository} lacks a file that is needed ({first_line(error)})\n"
-            "  instead: model.variant=null or another variant; fastdiff loads safetensors only, never pickles"
+        return HubError(
+            f"{repository} lacks a file that is needed ({first_line(error)})",
+            "model.variant=null or another variant; fastdiff loads safetensors only, never pickles",
         )
     if "HfHubHTTPError" in names:
         answer = next(e for e in chain if hasattr(e, "response"))
-        return (
-            f"the hub refused to give {repository} ({first_line(answer)})\n"
-            "  instead: try again later, or model=local model.path=DIR, or model=shapes"
+        return HubError(
+            f"the hub refused to give {repository} ({first_line(answer)})",
+            "try again later, or model=local model.path=DIR, or model=shapes",
         )
     unreachable = {
         "LocalEntryNotFoundError",  # what the client makes of every failure to connect
@@ -283,8 +297,8 @@ def hub_error_in_words(repository: str, error: BaseException) -> str | None:
         "RequestException",  # the same of requests
     }
     if unreachable & names or "couldn't connect" in text.lower():
-        return (
-            f"{repository} is not on this machine, and the hub can't be reached\n"
-            "  instead: connect to the network, or model=local model.path=DIR, or model=shapes"
+        return HubError(
+            f"{repository} is not on this machine, and the hub can't be reached",
+            "connect to the network, or model=local model.path=DIR, or model=shapes",
         )
     return None

@@ -92,7 +92,7 @@ class Published(Hub):
         if known is None:
             raise ModelError(
                 f"model.weights=random: the architecture of {self.id} is not in fastdiff's table\n"
-                "  instead: model.weights=hub, or one of model=sdxl, sd15, sd14, bk_sdm_small, flux_schnell"
+                "  instead: model.weights=hub, or a model whose YAML names an architecture"
             )
         return known
 

@@ -65,34 +65,45 @@ def read_folder(path: Path, variant: str | None = None) -> ModelFacts:
     return ModelFacts(pipeline, components)
 
 
-def read_component(folder: Path, name: str) -> Component:
+def read_component(
+    folder: Path, name: str, *, key: str | None = None, class_name: str | None = None
+) -> Component:
     """What a folder that a model's own `save_pretrained` wrote holds: its class, its configuration, its size.
 
-    name: what the pipeline calls it. Raises ModelError.
+    name: what the pipeline calls it. key: the override that names such a folder, class_name: which class it must hold,
+        both for the way out. Raises ModelError.
     """
     if not folder.is_dir():
-        raise _missing(folder, "folder", lambda entry: (entry / "config.json").is_file(), key=None)
+        raise _missing(folder, "folder", lambda entry: (entry / "config.json").is_file(), key=key)
     if not (folder / "config.json").is_file():
         inside = folder / name
         raise _refusal(
             f"no single component: {folder}",
             "it has no config.json",
-            str(inside)
-            if (inside / "config.json").is_file()
+            f"{key}={inside}"
+            if key and _holds(inside, class_name)
             else "name a folder that a model's own save_pretrained() wrote",
         )
     config = _read_json(folder / "config.json")
-    class_name = config.get("_class_name")
-    if not isinstance(class_name, str):
+    found = config.get("_class_name")
+    if not isinstance(found, str):
         raise _refusal(
             f"no single component: {folder}",
             "its config.json names no class",
             "name a folder that a model's own save_pretrained() wrote",
         )
     tensors: dict[str, _Tensor] = {}
-    for file in _choose(_weight_files(folder, name, class_name), None, folder, name):
+    for file in _choose(_weight_files(folder, name, found), None, folder, name):
         tensors |= _read_header(file)
-    return _component(name, "diffusers", class_name, tensors.values(), config)
+    return _component(name, "diffusers", found, tensors.values(), config)
+
+
+def _holds(folder: Path, class_name: str | None) -> bool:
+    """Whether a folder is a component's, and of this class."""
+    try:
+        return _read_json(folder / "config.json").get("_class_name") == class_name
+    except ModelError:
+        return False
 
 
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -442,4 +453,4 @@ def _missing(
 
 
 def _refusal(what: str, why: str, instead: str) -> ModelError:
-    return ModelError(f"{what}\n  why: {why}\n  instead: {instead}")
+    return ModelError(what, why, instead)

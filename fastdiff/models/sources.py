@@ -76,7 +76,7 @@ class Model(Slot):
         """The model distilled from this one. Raises ModelError."""
         raise ModelError(
             f"model.role=student: no student of {self.title} is known\n"
-            "  instead: model.role=teacher, or a model that has one: shapes, sdxl, sd15, sd14"
+            "  instead: model.role=teacher, or a model whose YAML names a student"
         )
 
     def facts(self) -> ModelFacts | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fastdiff.errors import NoEffectError, Problem
+from fastdiff.errors import MachineProblem, NoEffectError, Problem
 from fastdiff.passes.base import (
     Conflict,
     Context,
@@ -172,7 +172,7 @@ class SdpaFlash(SdpaBackend):
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
         if setting.device == "mps":
-            yield Problem(
+            yield MachineProblem(
                 "attention=sdpa_flash",
                 "mps has no kernel but the plain formula; device=mps",
                 "attention=sdpa",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.config import RunConfig, Slot
 from fastdiff.environment import Environment
-from fastdiff.errors import Problem
+from fastdiff.errors import MachineProblem, Problem
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.result import Effect, Pending
 
@@ -98,23 +98,23 @@ class Requirement:
     capability: tuple[int, int] | None = None
     source: str | None = None
 
-    def unmet(self, choice: str, setting: Setting) -> Problem | None:
+    def unmet(self, choice: str, setting: Setting) -> MachineProblem | None:
         """The Problem with this machine, if it lacks what is required."""
         if self.device and setting.device != self.device:
             needs = "an NVIDIA GPU" if self.device == "cuda" else f"device={self.device}"
             if self.capability:
                 needs += f" of compute capability {_dotted(self.capability)} or newer"
             reason = f"needs {needs}; device={setting.device}"
-            return Problem(choice, reason, self.instead, self.source)
+            return MachineProblem(choice, reason, self.instead, self.source)
         capability = setting.environment.capability
         if self.capability and (capability is None or capability < self.capability):
             has = _dotted(capability) if capability else "unknown"
             reason = f"needs compute capability {_dotted(self.capability)} or newer; here: {has}"
-            return Problem(choice, reason, self.instead, self.source)
+            return MachineProblem(choice, reason, self.instead, self.source)
         if self.module and not setting.environment.has_module(self.module):
             reason = f"needs the package {self.pip or self.module}, which is not installed"
             instead = f"pip install {self.pip or self.module}, or {self.instead}"
-            return Problem(choice, reason, instead, self.source)
+            return MachineProblem(choice, reason, instead, self.source)
         return None
 
 
@@ -148,10 +148,14 @@ class Loading:
 
 @dataclass
 class Context:
-    """What a pass may need while it works on a pipeline."""
+    """What a pass may need while it works on a pipeline.
+
+    made: the components that passes made in the place of the pipeline's own, by name.
+    """
 
     setting: Setting
     notices: list[Notice] = field(default_factory=list)
+    made: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> str:

@@ -228,10 +228,10 @@ class DeepCache(Cache):
             )
         steps = setting.run.generation.steps
         if steps is not None and 1 < steps <= self.interval:
+            way_out = "cache.interval=2, or more steps" if steps > 2 else "take more steps"
             yield Notice(
                 f"cache.interval={self.interval}",
-                f"with generation.steps={steps} only the first step is computed in full; "
-                "cache.interval=2, or more steps",
+                f"with generation.steps={steps} only the first step is computed in full; {way_out}",
             )
 
     @staticmethod

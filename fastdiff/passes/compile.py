@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastdiff.cache_folder import VARIABLE, cache_folder, distrust, unwritable
-from fastdiff.errors import NoEffectError, Problem, RunError, nearest
+from fastdiff.errors import MachineProblem, NoEffectError, Problem, RunError, nearest
 from fastdiff.models.facts import Component
 from fastdiff.models.sources import model_of
 from fastdiff.passes.aot import Packages, packages_folder
@@ -178,7 +178,7 @@ class Inductor(Option, Pass):
                     "don't survive; precision=bf16 compiles it",
                 )
         if self.needs_cpp_compiler(setting) and not has_cpp_compiler():
-            yield Problem(
+            yield MachineProblem(
                 choice,
                 "needs a C++ compiler (g++ or clang++), and none is on the PATH",
                 "compile=none, or install one (Debian: apt-get install g++)",
@@ -614,7 +614,7 @@ class Aot(Inductor):
             reason = reason or unwritable(folder)
             if reason:
                 way = f"chmod go-w {folder}, or " if doubt == "can be written by others" else ""
-                yield Problem(
+                yield MachineProblem(
                     "compile=aot",
                     f"keeps its packages in {folder}, which {reason}",
                     f"{way}{VARIABLE}=DIR, a folder of your own",

@@ -20,8 +20,8 @@ from fastdiff.errors import ModelError, Problem, RunError, nearest
 from fastdiff.models.hub import (
     Hub,
     downloads_are_forbidden,
-    hub_error_in_words,
     is_repository,
+    refused_by_hub,
     snapshot_of,
 )
 from fastdiff.models.reading import read_component_shapes, read_shapes
@@ -196,14 +196,10 @@ def _downloaded(repository: str) -> Path:
     except ModelError:
         raise
     except Exception as error:
-        words = hub_error_in_words(repository, error)
-        if words is None:
+        refused = refused_by_hub(repository, error)
+        if refused is None:
             raise
-        what, _, _ = words.partition("\n")
-        if "is gated" in what:
-            page = f"https://huggingface.co/{repository}"
-            way_out = f"accept it on {page}, then set HF_TOKEN to your token, or {way_out}"
-        raise ModelError(f"{what}\n  instead: {way_out}") from error
+        raise refused.with_way_out(way_out) from error
 
 
 # The options -----------------------------------------------------------------------------------------
@@ -265,9 +261,7 @@ class Adapter(Option, Pass):
         try:
             shapes = read_shapes(file)
         except ModelError as error:
-            _, why, instead = (line.strip() for line in str(error).splitlines())
-            reason = f"can't be read: {why.removeprefix('why: ')}"
-            yield Problem(choice, reason, instead.removeprefix("instead: "))
+            yield Problem(choice, f"can't be read: {error.why}", error.instead)
             return
         layers = adapter_layers(shapes)
         if not any("lora" in key for key in shapes):
@@ -436,13 +430,16 @@ class Lcm(Adapter):
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
         yield from super().check(setting)
         run = setting.run
+        if self.path and self.id:
+            yield Problem(
+                f"lora.path={self.path}", f"and lora.id={self.id} name two", "one of them"
+            )
         wanted, at_hand = self._wanted(run), self._at_hand(run)
         if not (self.path or wanted):
             yield Problem(
                 "lora=lcm",
                 f"no LCM adapter of {model_of(run).title} is known",
-                "lora.id=org/name or lora.path=FILE.safetensors, or a model that has one: sdxl, ssd_1b, "
-                "sd15, sd14",
+                "lora.id=org/name or lora.path=FILE.safetensors, or a model whose YAML names one",
             )
         elif not self.path and at_hand is not None:
             yield from self._check_file(at_hand, setting)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastdiff.errors import Problem, RunError
+from fastdiff.errors import MachineProblem, Problem, RunError
 from fastdiff.models.facts import Component
 from fastdiff.passes.base import Context, Notice, Option, Pass, Requirement, Setting, Stage
 from fastdiff.passes.precision import Precision
@@ -174,7 +174,7 @@ class Layerwise(Memory, Pass):
         yield from super().check(setting)
         choice = "memory=layerwise"
         if setting.device == "mps":
-            yield Problem(choice, "mps has no fp8; device=mps", "memory=none", self.source)
+            yield MachineProblem(choice, "mps has no fp8; device=mps", "memory=none", self.source)
         if _compiles(setting, "denoiser"):
             yield Problem(
                 choice,

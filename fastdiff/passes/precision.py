@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fastdiff.errors import Problem, RunError
+from fastdiff.errors import MachineProblem, Problem
 from fastdiff.passes.base import Context, Loading, Notice, Option, Pass, Requirement, Setting, Stage
 from fastdiff.result import Effect
 
@@ -31,20 +31,6 @@ def upcasts_vae(setting: Setting) -> bool:
     if not vae.config or not _UPCASTS.search(setting.facts.pipeline):
         return False
     return bool(vae.config.get("force_upcast", vae.class_name == "AutoencoderKL"))
-
-
-def refuse_autocast() -> None:
-    """Raise RunError if torch.autocast is on in this thread, for any kind of device."""
-    import torch
-
-    for device in ("cpu", "cuda", "mps"):
-        if torch.is_autocast_enabled(device):
-            raise RunError(
-                f"torch.autocast is on ({device}): it casts at every operation, which is slower than weights in half "
-                "precision, and it can paint pictures black\n"
-                "  instead: leave torch.autocast out and take precision=fp16 or precision=bf16\n"
-                f"  source: {_GUIDE}"
-            )
 
 
 class Tf32Flag(Pass):
@@ -183,7 +169,7 @@ class Bf16(_Half):
             )
         capability = setting.environment.capability
         if setting.device == "cuda" and capability and capability < (8, 0):
-            yield Problem(
+            yield MachineProblem(
                 "precision=bf16",
                 "this GPU has no bf16 arithmetic (compute capability below 8.0)",
                 "precision=fp16",

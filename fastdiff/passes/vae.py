@@ -17,8 +17,8 @@ from fastdiff.models.architectures import TINY_AUTOENCODERS, Blueprint
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.hub import (
     downloads_are_forbidden,
-    hub_error_in_words,
     is_repository,
+    refused_by_hub,
     snapshot_of,
 )
 from fastdiff.models.reading import read_component
@@ -56,9 +56,6 @@ class Replacement(Option, Pass):
 
     id: str | None = None
     path: str | None = None
-
-    def __post_init__(self) -> None:
-        self._made: Any = None  # once the pipeline is built
 
     @property
     def choice(self) -> str:
@@ -111,6 +108,7 @@ class Replacement(Option, Pass):
     def _problems(self, model: Model, facts: ModelFacts | None) -> Iterator[Problem]:
         """Why it can't stand in for this model's VAE. Raises ModelError if its folder holds no such VAE."""
         own, origin = facts.vae if facts else None, self.origin(model)
+        filled = isinstance(origin, str) and model.random_seed is not None
         if self.path is not None and self.id is not None:
             yield Problem(f"vae.path={self.path}", f"and vae.id={self.id} name two", "one of them")
         elif origin is None:
@@ -135,14 +133,18 @@ class Replacement(Option, Pass):
                 f"{model.title} has an {own.class_name}, which no {self.class_name} can stand in for",
                 "vae=default",
             )
-        elif isinstance(origin, str) and model.random_seed is not None:
-            if own and not self.known(origin, model, own):
-                yield Problem(
-                    self.choice,
-                    f"the architecture of {origin} is not in fastdiff's table, so it can't get random weights",
-                    "vae.path=DIR, or model.weights=hub, or vae=default",
-                )
-        elif isinstance(origin, str) and not _held(origin) and downloads_are_forbidden():
+        elif filled and own and not self.known(str(origin), model, own):
+            yield Problem(
+                self.choice,
+                f"the architecture of {origin} is not in fastdiff's table, so it can't get random weights",
+                "vae.path=DIR, or model.weights=hub, or vae=default",
+            )
+        elif (
+            isinstance(origin, str)
+            and not filled
+            and not _held(origin)
+            and downloads_are_forbidden()
+        ):
             yield Problem(
                 self.choice,
                 f"{origin} is not on this machine, and HF_HUB_OFFLINE forbids to download it",
@@ -169,7 +171,7 @@ class Replacement(Option, Pass):
         if isinstance(origin, str) and model.random_seed is None:
             folder = _held(origin)
         if folder is not None:
-            part = read_component(folder, name)
+            part = read_component(folder, name, key="vae.path", class_name=self.class_name)
             self._refuse_class(part.class_name, str(origin))
             return part
         known = self.known(str(origin), model, own) if own else None
@@ -201,11 +203,7 @@ class Replacement(Option, Pass):
         setting = loading.setting
         (name,) = self.components(setting)
 
-        def make(dtype: torch.dtype | None) -> Any:
-            self._made = self._load(setting, dtype)
-            return self._made
-
-        loading.parts[name] = make
+        loading.parts[name] = lambda dtype: self._load(setting, dtype)
 
     def _load(self, setting: Setting, dtype: torch.dtype | None) -> Any:
         """The VAE on the CPU, in eval mode. Raises ModelError."""
@@ -241,18 +239,15 @@ class Replacement(Option, Pass):
         except ModelError:
             raise
         except Exception as error:
-            words = hub_error_in_words(str(origin), error)
-            if words is None:
+            refused = refused_by_hub(str(origin), error)
+            if refused is None:
                 raise
-            what = words.partition("\n")[0]
-            gated = "is gated" in what
-            accept = f"accept it on https://huggingface.co/{origin} and set HF_TOKEN, or " * gated
-            raise ModelError(f"{what}\n  instead: {accept}vae.path=DIR, or vae=default") from error
+            raise refused.with_way_out("vae.path=DIR, or vae=default") from error
 
     def apply(self, pipeline: Any, context: Context) -> Effect:
         (name,) = self.components(context.setting)
         found = getattr(pipeline, name)
-        changed = int(found is self._made)
+        changed = int(found is context.made.get(name))
         parameters = sum(weight.numel() for weight in found.parameters())
         class_name = type(found).__name__
         details = {

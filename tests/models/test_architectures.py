@@ -10,6 +10,7 @@ from fastdiff.composition import compose
 from fastdiff.errors import ModelError
 from fastdiff.models.architectures import (
     ARCHITECTURES,
+    TAEF1,
     TAESD,
     TINY_AUTOENCODERS,
     Blueprint,
@@ -45,16 +46,27 @@ def test_every_component_has_the_parameters_that_the_table_says(
     assert sum(weight.numel() for weight in module.parameters()) == blueprint.parameters
 
 
-def test_the_tiny_autoencoder_has_its_classs_defaults() -> None:
+@pytest.mark.parametrize(("blueprint", "channels"), [(TAESD, 4), (TAEF1, 16)])
+def test_the_tiny_autoencoders_have_their_classs_defaults_but_for_channels(
+    blueprint: Blueprint, channels: int
+) -> None:
     from diffusers import AutoencoderTiny
 
-    module = empty_component(TAESD)
+    module = empty_component(blueprint)
     own, default = dict(module.config), dict(AutoencoderTiny().config)
     for config in (own, default):
         del config["_use_default_values"]
-    assert own == default
-    assert sum(weight.numel() for weight in module.parameters()) == TAESD.parameters
-    assert set(TINY_AUTOENCODERS) >= {"madebyollin/taesd", "madebyollin/taesdxl"}
+    assert own == {**default, "latent_channels": channels}
+    assert sum(weight.numel() for weight in module.parameters()) == blueprint.parameters
+
+
+def test_named_models_tiny_autoencoders_are_known() -> None:
+    named = {
+        model_of(compose([f"model={name}"])).tiny_vae
+        for name in ("sdxl", "ssd_1b", "sd15", "sd14", "bk_sdm_small", "flux_schnell")
+    }
+    assert named == {"madebyollin/taesd", "madebyollin/taesdxl", "madebyollin/taef1"}
+    assert named <= set(TINY_AUTOENCODERS)
 
 
 def test_sdxls_conditioning_is_as_wide_as_its_text_encoders_say() -> None:
@@ -140,5 +152,14 @@ def test_random_weights_need_a_known_architecture() -> None:
         model_of(compose(["model=ssd_1b", "model.weights=random"])).facts()
     assert str(caught.value) == (
         "model.weights=random: the architecture of segmind/SSD-1B is not in fastdiff's table\n"
-        "  instead: model.weights=hub, or one of model=sdxl, sd15, sd14, bk_sdm_small, flux_schnell"
+        "  instead: model.weights=hub, or a model whose YAML names an architecture"
+    )
+
+
+def test_a_model_without_a_student_is_refused() -> None:
+    with pytest.raises(ModelError) as caught:
+        model_of(compose(["model=bk_sdm_small", "model.role=student"]))
+    assert str(caught.value) == (
+        "model.role=student: no student of nota-ai/bk-sdm-small is known\n"
+        "  instead: model.role=teacher, or a model whose YAML names a student"
     )

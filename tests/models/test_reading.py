@@ -220,6 +220,19 @@ def test_a_missing_folder_names_its_nearest_sibling(tmp_path: Path) -> None:
     )
 
 
+def test_a_refusal_keeps_its_parts(tmp_path: Path) -> None:
+    missing = tmp_path / "two\nlines"
+    with pytest.raises(ModelError) as caught:
+        read_folder(missing)
+    error = caught.value
+    assert (error.what, error.why) == (
+        f"no such folder: {missing}",
+        f"{tmp_path} holds no such name",
+    )
+    assert error.instead == "name a folder that save_pretrained() wrote"
+    assert str(error) == f"{error.what}\n  why: {error.why}\n  instead: {error.instead}"
+
+
 def test_a_missing_folder_in_a_missing_folder_says_so(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b"
     assert _refused(lambda: read_folder(path)) == (

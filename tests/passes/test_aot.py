@@ -18,7 +18,7 @@ import pytest
 
 from fastdiff.bench.observing import compile_counters
 from fastdiff.bench.pictures import draw
-from fastdiff.cache_folder import VARIABLE, cache_folder, distrust, unwritable
+from fastdiff.cache_folder import VARIABLE, cache_folder
 from fastdiff.environment import this_machine
 from fastdiff.errors import PlanError, RunError
 from fastdiff.passes import aot
@@ -513,36 +513,3 @@ def test_what_a_package_depends_on_beside_weights_and_inputs(
         assert made_for(other) != plain
     assert made_for(cpu_flags=frozenset({"avx2"})) != plain
     assert made_for(versions={"torch": "1.0"}) != plain
-
-
-# The cache folder -------------------------------------------------------------------------------------
-
-
-def test_the_cache_folder_is_the_systems_or_the_variables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "here"))
-    assert cache_folder() == tmp_path / "here"
-    monkeypatch.delenv(VARIABLE)
-    assert cache_folder().name == "fastdiff"
-
-
-def test_links_and_what_belongs_to_others_are_not_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert distrust(tmp_path / "nothing") is None
-    assert distrust(tmp_path) is None
-    (tmp_path / "link").symlink_to(tmp_path)
-    assert distrust(tmp_path / "link") == "is a link"
-    tmp_path.chmod(0o775)
-    assert distrust(tmp_path) == "can be written by others"
-    monkeypatch.setattr(os, "getuid", lambda: 4711)
-    assert distrust(tmp_path) == "belongs to another user"
-
-
-def test_what_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert unwritable(tmp_path / "new" / "folder") is None
-    (tmp_path / "file").write_text("")
-    assert unwritable(tmp_path / "file") == "is a file, not a folder"
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert unwritable(tmp_path / "new") == "can't be written"

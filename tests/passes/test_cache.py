@@ -315,6 +315,11 @@ def test_few_steps_are_told_and_one_step_is_refused(shapes_plan: Any) -> None:
     assert notice.text == (
         "with generation.steps=3 only the first step is computed in full; cache.interval=2, or more steps"
     )
+    for short in (("cache.interval=2", "generation.steps=2"), ("generation.steps=2",)):
+        (notice,) = shapes_plan("cache=deepcache", *short).notices
+        assert notice.text == (
+            "with generation.steps=2 only the first step is computed in full; take more steps"
+        )
     assert refused(shapes_plan, "cache=deepcache", "generation.steps=1") == [
         ("cache=deepcache", "one step has none before it to take from", "generation.steps=25")
     ]

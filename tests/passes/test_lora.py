@@ -298,6 +298,19 @@ def test_a_damaged_file_is_refused(save: Save, shapes_plan: Any) -> None:
     assert reason == "can't be read: it doesn't begin with a safetensors header"
 
 
+def test_a_damaged_file_may_have_a_line_break_in_its_name(save: Save, shapes_plan: Any) -> None:
+    file = save(four())
+    odd = file.rename(file.with_name("two\nlines.safetensors"))
+    odd.write_bytes(b"nothing of the kind")
+    assert refused(shapes_plan, "lora=file", f"lora.path={odd}") == [
+        (
+            f"lora.path={odd}",
+            "can't be read: it doesn't begin with a safetensors header",
+            "fetch it again",
+        )
+    ]
+
+
 def test_a_file_of_other_weights_is_refused(save: Save, shapes_plan: Any) -> None:
     import torch
 
@@ -489,8 +502,7 @@ def test_a_model_without_an_lcm_adapter_is_refused(shapes_plan: Any) -> None:
         (
             "lora=lcm",
             "no LCM adapter of shapes is known",
-            "lora.id=org/name or lora.path=FILE.safetensors, or a model that has one: sdxl, ssd_1b, sd15, "
-            "sd14",
+            "lora.id=org/name or lora.path=FILE.safetensors, or a model whose YAML names one",
         )
     ]
 
@@ -515,6 +527,13 @@ def test_without_the_hub_an_adapter_must_be_here(
             "it",
             "unset HF_HUB_OFFLINE, or lora.path=FILE.safetensors",
         )
+    ]
+
+
+def test_two_sources_are_refused(save: Save, shapes_plan: Any) -> None:
+    file = save(four())
+    assert refused(shapes_plan, "lora=lcm", "lora.id=org/name", f"lora.path={file}") == [
+        (f"lora.path={file}", "and lora.id=org/name name two", "one of them")
     ]
 
 

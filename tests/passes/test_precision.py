@@ -12,10 +12,10 @@ import pytest
 
 from fastdiff.bench.pictures import draw, float32_noise
 from fastdiff.engine import build
-from fastdiff.errors import PlanError, RunError
+from fastdiff.errors import PlanError
 from fastdiff.models.facts import PIPELINES
 from fastdiff.models.sources import SHAPES_DIR
-from fastdiff.passes.precision import _UPCASTS, Tf32Flag, refuse_autocast
+from fastdiff.passes.precision import _UPCASTS, Tf32Flag
 
 # Against fp32; the embedded model gave 49 dB in bf16 and 59 dB in fp16.
 LEAST_PSNR_DB = {"fp32": float("inf"), "bf16": 25.0, "fp16": 30.0}
@@ -55,8 +55,6 @@ def test_every_weight_has_the_chosen_format_and_the_picture_stays(
 
 def test_every_precision_starts_from_the_same_latents(shapes_plan: Callable[..., Any]) -> None:
     import torch
-
-    from fastdiff.engine import build
 
     first: dict[str, Any] = {}
     for option in ("fp32", "bf16", "fp16"):
@@ -141,7 +139,6 @@ def upcasting_folder(tmp_path: Path) -> Path:
 def test_an_sdxl_vae_that_asks_for_fp32_gets_it_in_fp16_alone(
     option: str, decodes_in: str, upcasting_folder: Path, local_plan: Callable[..., Any]
 ) -> None:
-    from fastdiff.engine import build
 
     plan = local_plan(upcasting_folder, f"precision={option}", "generation.steps=1")
     built = build(plan)
@@ -164,7 +161,6 @@ def test_a_pipeline_that_ignores_force_upcast_decodes_in_fp16_and_says_nothing_e
     sd_folder: Path, local_plan: Callable[..., Any]
 ) -> None:
     """AutoencoderKL's default is force_upcast=True, and Stable Diffusion 1.x pays no heed to it."""
-    from fastdiff.engine import build
 
     plan = local_plan(sd_folder, "precision=fp16", "generation.steps=1")
     built = build(plan)
@@ -243,41 +239,3 @@ def test_tf32_on_a_gpu_multiplies_fp32_matrices_with_fewer_bits() -> None:
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert coarse > 10 * fine
-
-
-AUTOCAST_IS_ON = (
-    "torch.autocast is on (cpu): it casts at every operation, which is slower than weights in half precision, and it "
-    "can paint pictures black\n"
-    "  instead: leave torch.autocast out and take precision=fp16 or precision=bf16\n"
-    "  source: https://huggingface.co/docs/diffusers/optimization/fp16"
-)
-
-
-def test_a_pipeline_is_not_built_under_autocast(shapes_plan: Callable[..., Any]) -> None:
-    import torch
-
-    plan = shapes_plan()
-    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RunError) as refused:
-        build(plan)
-    assert str(refused.value) == AUTOCAST_IS_ON
-
-
-def test_no_picture_is_drawn_under_autocast(shapes_plain: Any) -> None:
-    import torch
-
-    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RunError) as refused:
-        draw(shapes_plain.pipeline, shapes_plain.generation)
-    assert str(refused.value) == AUTOCAST_IS_ON
-    with torch.autocast("cpu", enabled=False):
-        assert draw(shapes_plain.pipeline, shapes_plain.generation)
-
-
-@pytest.mark.parametrize("kind", ["cuda", "mps"])
-def test_autocast_for_any_kind_of_device_is_refused(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == kind)
-    with pytest.raises(RunError, match=rf"torch\.autocast is on \({kind}\)"):
-        refuse_autocast()

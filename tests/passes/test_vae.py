@@ -16,7 +16,7 @@ from fastdiff.composition import compose
 from fastdiff.engine import build
 from fastdiff.environment import this_machine
 from fastdiff.errors import ModelError, NoEffectError, PlanError
-from fastdiff.models.architectures import ARCHITECTURES, TAESD
+from fastdiff.models.architectures import ARCHITECTURES, TAEF1, TAESD
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.sources import SHAPES_DIR, SHAPES_TINY_VAE
 from fastdiff.passes.base import Loading
@@ -284,12 +284,30 @@ def made_vae(plan: Any) -> Any:
     return loading.parts["vae"](loading.dtype)
 
 
+def test_flux_tiny_autoencoder_has_sixteen_channels() -> None:
+    vae = made_vae(planned("model=flux_schnell", "model.weights=random", "vae=tiny"))
+    assert (type(vae).__name__, vae.config.latent_channels) == ("AutoencoderTiny", 16)
+    assert sum(weight.numel() for weight in vae.parameters()) == TAEF1.parameters
+
+
 def test_an_unknown_architecture_gets_no_random_weights() -> None:
-    assert problems("model=flux_schnell", "model.weights=random", "vae=tiny") == [
+    flux = ("model=flux_schnell", "model.weights=random", "vae=tiny")
+    assert problems(*flux, "vae.id=org/name") == [
         (
             "vae=tiny",
-            "the architecture of madebyollin/taef1 is not in fastdiff's table, so it can't get random weights",
+            "the architecture of org/name is not in fastdiff's table, so it can't get random weights",
             "vae.path=DIR, or model.weights=hub, or vae=default",
+        )
+    ]
+
+
+def test_random_weights_for_other_latents_are_refused() -> None:
+    flux = ("model=flux_schnell", "model.weights=random", "vae=tiny")
+    assert problems(*flux, "vae.id=madebyollin/taesd") == [
+        (
+            "vae=tiny",
+            "madebyollin/taesd decodes latents of 4 channels, and this model's have 16",
+            OTHER_LATENTS,
         )
     ]
 
@@ -305,6 +323,13 @@ def test_latents_of_another_kind_are_refused_with_both_numbers() -> None:
         (
             "vae=tiny",
             "madebyollin/taesd decodes latents of 4 channels, and this model's have 16",
+            OTHER_LATENTS,
+        )
+    ]
+    assert problems("model=sdxl", "vae=tiny", "vae.id=madebyollin/taef1") == [
+        (
+            "vae=tiny",
+            "madebyollin/taef1 decodes latents of 16 channels, and this model's have 4",
             OTHER_LATENTS,
         )
     ]
@@ -402,16 +427,25 @@ def test_a_folder_that_is_not_there_is_refused() -> None:
     assert str(refused.value) == (
         f"no such folder: {missing}\n"
         f"  why: {missing.parent} holds no such name\n"
-        f"  instead: {SHAPES_TINY_VAE}"
+        f"  instead: vae.path={SHAPES_TINY_VAE}"
     )
 
 
-def test_a_whole_pipelines_folder_is_refused_with_the_one_inside_it() -> None:
+def test_a_whole_pipelines_folder_is_refused_with_the_one_inside_it_if_that_fits(
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(SHAPES_TINY_VAE, tmp_path / "vae")
     with pytest.raises(ModelError) as refused:
-        planned("vae=tiny", f"vae.path={SHAPES_DIR}")
+        planned("vae=tiny", f"vae.path={tmp_path}")
+    assert str(refused.value) == (
+        f"no single component: {tmp_path}\n  why: it has no config.json\n"
+        f"  instead: vae.path={tmp_path / 'vae'}"
+    )
+    with pytest.raises(ModelError) as refused:
+        planned("vae=tiny", f"vae.path={SHAPES_DIR}")  # an AutoencoderKL
     assert str(refused.value) == (
         f"no single component: {SHAPES_DIR}\n  why: it has no config.json\n"
-        f"  instead: {SHAPES_DIR / 'vae'}"
+        "  instead: name a folder that a model's own save_pretrained() wrote"
     )
 
 
@@ -498,8 +532,8 @@ def test_the_hubs_errors_are_in_plain_words(on_the_hub: Callable[[Any], None]) -
     with pytest.raises(ModelError) as refused:
         made_vae(plan)
     assert str(refused.value).endswith(
-        "  instead: accept it on https://huggingface.co/org/name and set HF_TOKEN, or vae.path=DIR, "
-        "or vae=default"
+        "  instead: accept it on https://huggingface.co/org/name, then set HF_TOKEN to your token, "
+        "or vae.path=DIR, or vae=default"
     )
     on_the_hub(ZeroDivisionError("not the hub's"))
     with pytest.raises(ZeroDivisionError):
