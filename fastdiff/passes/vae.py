@@ -254,7 +254,7 @@ class Replacement(Option, Pass):
             "component": name,
             "class": class_name,
             "parameters": parameters,
-            "from": str(self.origin(model_of(context.setting.run))),
+            "from": self._source_name(model_of(context.setting.run)),
             "summary": f"{class_name} of {parameters:,} parameters",
         }
         return Effect(self.key, changed, "component", details=details)
