@@ -69,7 +69,7 @@ def test_the_tiny_autoencoder_is_there_and_draws_nearly_the_same_picture(
     effect = tiny_run.effects(kernels={"flash": 14})["vae.tiny"]
     assert str(effect) == "vae.tiny 1 component, AutoencoderTiny of 290,663 parameters"
     assert effect.details["parameters"] == TINY_PARAMETERS
-    assert effect.details["from"] == str(SHAPES_TINY_VAE)
+    assert effect.details["from"] == SHAPES_TINY_VAE.name
     assert type(tiny_run.pipeline.vae) is AutoencoderTiny
     assert not tiny_run.pipeline.vae.training
     assert 24 < tiny_run.psnr_db(shapes_plain) < 45  # 28.7: sharp edges suffer
