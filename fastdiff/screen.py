@@ -34,6 +34,17 @@ def row(label: str, text: str) -> str:
     )
 
 
+def headline(text: str) -> str:
+    """The first line of a screen: what it is about."""
+    return textwrap.fill(
+        f"fastdiff  {text}",
+        WIDTH,
+        subsequent_indent=" " * 10,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def summary(report: dict[str, Any], folder: Path, title: str) -> str:
     """The end of a run."""
     config, environment = report["config"], report["environment"]
@@ -43,7 +54,7 @@ def summary(report: dict[str, Any], folder: Path, title: str) -> str:
         if where == "cpu"
         else f", {environment['device_name']}"
     )
-    lines = [f"fastdiff  {title} on {where}: {words.choices(config)}"]
+    lines = [headline(f"{title} on {where}: {words.choices(config)}")]
     if report["status"] != "ok":
         lines.append(row("status", str(report["status"])))
         message = report["error"]["message"] or ""
@@ -104,7 +115,7 @@ def ladder_text(data: dict[str, Any], folder: Path) -> str:
     console = Console(width=WIDTH, color_system=None)
     with console.capture() as captured:
         console.print(table)
-    lines = [f"fastdiff  ladder {ladder_page.title(data)}", "", captured.get().rstrip(), ""]
+    lines = [headline(f"ladder {ladder_page.title(data)}"), "", captured.get().rstrip(), ""]
     lines += [row("note", note) for note in ladder_page.notes(data)]
     lines += [row(name, reason) for name, reason in ladder_page.reasons(data)]
     if data["state"] != "complete":
@@ -148,8 +159,9 @@ def plan_text(plan: Plan) -> str:
     config = run.to_dict()
     model = model_of(run)
     lines = [
-        f"fastdiff  plan for {model.title} on {environment.describe(plan.device)}: "
-        f"{words.choices(config)}"
+        headline(
+            f"plan for {model.title} on {environment.describe(plan.device)}: {words.choices(config)}"
+        )
     ]
     for number, step in enumerate(plan.steps, 1):
         where = f" ({', '.join(step.components)})" if step.components else ""
