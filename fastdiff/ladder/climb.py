@@ -62,11 +62,11 @@ def read_how(words: Sequence[str]) -> tuple[How, list[str]]:
             near = nearest(name, known)
             hint = f"did you mean: ladder.{near}" if near else f"it has: {', '.join(known)}"
             raise UsageError(f"ladder has no key '{name}'\n  {hint}")
-        given[name] = _number(key, name, value)
+        given[name] = _value(key, name, value)
     return How(**given), others
 
 
-def _number(key: str, name: str, value: str) -> Any:
+def _value(key: str, name: str, value: str) -> Any:
     if name == "dir":
         if not value:
             raise UsageError(
