@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The documents' three ladders on the embedded model, and the SDXL tutorial's with the real SDXL architecture and random
+# The documents' ladders on the embedded model, and the SDXL tutorial's with the real SDXL architecture and random
 # weights at 512x512 in two steps, on a CPU. Tables and reports go to benchmarks/results/cpu/.
 #
-#   benchmarks/ladders.sh          # the embedded model: about half an hour on two cores
+#   benchmarks/ladders.sh          # the embedded model: about an hour on one core
 #   benchmarks/ladders.sh sdxl     # the real architecture: 20 GB of memory, half an hour a round on one core
 #
 # In fp32 where the tutorial has bf16 (leave precision=fp32 out on a processor that computes in bf16), and without frozen
@@ -32,5 +32,8 @@ else
   climb sd15_guide sd15_guide model=shapes "ladder.rounds=${ROUNDS:-3}"
   climb distilled_guide distilled_guide model=shapes precision=fp32 "ladder.rounds=${ROUNDS:-3}"
   climb sdxl_tutorial sdxl_tutorial model=shapes "ladder.rounds=${ROUNDS:-3}"
+  # For processors that don't compute in bf16 or fp16.
+  climb sdxl_tutorial_fp32 sdxl_tutorial model=shapes precision=fp32 "ladder.rounds=${ROUNDS:-3}"
+  climb guide_fp32 guide model=shapes precision=fp32 bench=once "ladder.rounds=${ROUNDS:-1}"
 fi
 exit "$code"

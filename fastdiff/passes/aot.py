@@ -73,7 +73,9 @@ class Package:
     run: Callable[..., Any] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "run"}
+        """Plain data for the report; of the folder its name, which finds it in any cache."""
+        plain = {name: value for name, value in self.__dict__.items() if name != "run"}
+        return plain | {"folder": Path(self.folder).name}
 
 
 @dataclass
