@@ -16,7 +16,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from fastdiff.errors import FastdiffError, UsageError
+from fastdiff.errors import FastdiffError, PlanError, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complain(text: str, error: BaseException) -> None:
     """The message; with HYDRA_FULL_ERROR=1 the traceback too."""
     said = f"fastdiff: {text}"
-    print(_in_columns(said) if isinstance(error, UsageError) else said, file=sys.stderr)
+    own = isinstance(error, PlanError)  # which lays out its lines itself
+    print(said if own else _in_columns(said), file=sys.stderr)
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
 
