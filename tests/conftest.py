@@ -290,6 +290,30 @@ def _saved(factory: pytest.TempPathFactory, name: str, make: Callable[[], Any]) 
 
 
 @pytest.fixture(scope="session")
+def smallest_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline whose UNet is one block down and one up, without attention: quick to compile."""
+
+    def make() -> Any:
+        from diffusers import UNet2DConditionModel
+
+        pipeline = _stable_diffusion(_autoencoder_tiny())
+        pipeline.unet = UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(8,),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D",),
+            mid_block_type=None,
+            up_block_types=("UpBlock2D",),
+            cross_attention_dim=32,
+            attention_head_dim=2,
+        )
+        return pipeline
+
+    return _saved(tmp_path_factory, "smallest-sd", make)
+
+
+@pytest.fixture(scope="session")
 def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved StableDiffusionPipeline, 32x32, a few thousand weights."""
     return _saved(tmp_path_factory, "tiny-sd", lambda: _stable_diffusion(_autoencoder_kl()))

@@ -37,27 +37,9 @@ AOT = ("compile=aot", "compile.targets=[denoiser]")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline whose UNet is one block down and one up, without attention: quick to compile."""
-
-    def make() -> Any:
-        from diffusers import UNet2DConditionModel
-
-        pipeline = conftest._stable_diffusion(conftest._autoencoder_tiny())
-        pipeline.unet = UNet2DConditionModel(
-            sample_size=16,
-            block_out_channels=(8,),
-            layers_per_block=1,
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D",),
-            mid_block_type=None,
-            up_block_types=("UpBlock2D",),
-            cross_attention_dim=32,
-            attention_head_dim=2,
-        )
-        return pipeline
-
-    return conftest._saved(tmp_path_factory, "smallest-sd", make)
+def folder(smallest_folder: Path) -> Path:
+    """Quick to compile."""
+    return smallest_folder
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import conftest
 import pytest
 
 from fastdiff.bench.observing import compile_counters
@@ -226,30 +225,6 @@ def test_another_size_compiles_once_more_and_a_third_not_at_all(
 
 
 # All sizes at once ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def smallest_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline whose UNet is one block down and one up, without attention."""
-
-    def make() -> Any:
-        from diffusers import UNet2DConditionModel
-
-        pipeline = conftest._stable_diffusion(conftest._autoencoder_tiny())
-        pipeline.unet = UNet2DConditionModel(
-            sample_size=16,
-            block_out_channels=(8,),
-            layers_per_block=1,
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D",),
-            mid_block_type=None,
-            up_block_types=("UpBlock2D",),
-            cross_attention_dim=32,
-            attention_head_dim=2,
-        )
-        return pipeline
-
-    return conftest._saved(tmp_path_factory, "smallest-sd", make)
 
 
 SIZES = ((64, 64, 1), (96, 64, 1), (64, 96, 1), (128, 96, 1), (64, 64, 2))
