@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 
 from fastdiff.errors import FastdiffError, UsageError
 from fastdiff.planning import Plan
+from fastdiff.protocol import PARENT, Request
 from fastdiff.report import blank_report
 from fastdiff.result import Status, read_json, write_json, write_text
-from fastdiff.worker import PARENT, Request
 
 LEAST_FREE_BYTES = 50_000_000
 """A run's folder holds pictures, a log and reports: a few megabytes. Below this the disk counts as full."""

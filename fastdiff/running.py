@@ -30,9 +30,9 @@ from fastdiff.process import (
     report_failure,
     run_in_process,
 )
+from fastdiff.protocol import Request
 from fastdiff.report import run_id
 from fastdiff.result import Status
-from fastdiff.worker import Request
 
 REFERENCES = Path("outputs") / "references"
 

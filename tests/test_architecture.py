@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fastdiff"
 
 LAYERS = (
     ("errors", "config", "environment", "result", "verbs", "cache_folder"),
-    ("models", "autocast"),
+    ("models", "autocast", "protocol"),
     ("passes",),
     ("options", "experiments"),
     ("explaining",),
@@ -22,6 +22,7 @@ LAYERS = (
     ("planning",),
     ("report",),
     ("engine", "bench"),
+    ("measuring",),
     ("worker",),
     ("process",),
     ("pages",),
@@ -54,6 +55,9 @@ WITHOUT_TORCH = (
     "models.architectures",
     "passes",
     "report",
+    "protocol",
+    "measuring",
+    "worker",
     "process",
     "running",
     "pages.run",

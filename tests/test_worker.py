@@ -21,13 +21,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fastdiff import process, worker
+from fastdiff import measuring, process
 from fastdiff.errors import InvalidOutputError, ModelError, NoEffectError, PlanError, Problem
+from fastdiff.measuring import refuse_if_too_large
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.process import RefusedByWorker, run_in_process
+from fastdiff.protocol import Events, Request, describe
 from fastdiff.result import Status
 from fastdiff.running import find_reference
-from fastdiff.worker import Events, Request, describe, refuse_if_too_large
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -311,7 +312,7 @@ def test_a_run_whose_pass_did_nothing_fails_and_says_so_everywhere(runs: Runs) -
 def test_without_a_comparison_quality_is_null_with_the_reason(shapes_plan: Any) -> None:
     found = find_reference(shapes_plan("quality=none"), [], SimpleNamespace())  # type: ignore[arg-type]
     said: list[str] = []
-    quality = worker._quality(
+    quality = measuring._quality(
         SimpleNamespace(pictures=[Image.new("RGB", (16, 16))]),  # type: ignore[arg-type]
         found.to_dict(),
         SimpleNamespace(say=said.append),  # type: ignore[arg-type]
@@ -346,7 +347,7 @@ def test_a_picture_that_cannot_be_compared_is_said_and_the_run_stays(
 ) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "small.png")
     (tmp_path / "torn.png").write_bytes(b"not a picture")
-    quality = worker._quality(
+    quality = measuring._quality(
         SimpleNamespace(pictures=[Image.new("RGB", (32, 32))]),  # type: ignore[arg-type]
         {"run_id": None, "reason": None, "pictures": [str(tmp_path / name)]},
         SimpleNamespace(say=lambda message: None),  # type: ignore[arg-type]

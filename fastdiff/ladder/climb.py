@@ -23,9 +23,9 @@ from fastdiff.models.sources import model_of
 from fastdiff.pages.ladder import write_ladder_page
 from fastdiff.pages.run import write_run_page
 from fastdiff.process import Progress, RefusedByWorker, run_in_process
+from fastdiff.protocol import Request
 from fastdiff.report import run_id, weights_identity
 from fastdiff.result import Status, read_json, write_json
-from fastdiff.worker import Request
 
 LADDERS = Path("outputs") / "ladders"
 OUT_OF_TIME = 75

@@ -1,0 +1,107 @@
+"""The line between a run's process and whoever started it: what is asked, what is told, and how both end together.
+
+A run folder holds `request.json`. Standard output carries events, one JSON object a line; everything that libraries
+print goes to standard error, which is the run's log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from fastdiff.errors import FastdiffError, InvalidOutputError, ModelError, PlanError
+from fastdiff.result import Status, read_json, write_json
+
+PARENT = "FASTDIFF_PARENT"
+"""Environment variable with the process id of whoever started the worker."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run folder asks for.
+
+    reference: what the pictures are compared with, written by the parent: {"run_id", "pictures", "reason"}.
+    only_pictures: draw once and measure nothing, for a reference.
+    """
+
+    config: dict[str, Any]
+    overrides: list[str]
+    reference: dict[str, Any]
+    only_pictures: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> Request:
+        return cls(**read_json(folder / "request.json"))
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / "request.json", self.__dict__)
+
+
+class Events:
+    """The worker's side of the line to its parent."""
+
+    def __init__(self, line: TextIO) -> None:
+        self._line = line
+
+    def send(self, **event: Any) -> None:
+        # The parent may be gone; the run goes on to its report all the same.
+        with contextlib.suppress(BrokenPipeError):
+            self._line.write(json.dumps(event) + "\n")
+            self._line.flush()
+
+    def say(self, message: str) -> None:
+        self.send(say=message)
+
+    def tell(self, phase: str, done: int, of: int) -> None:
+        self.send(phase=phase, done=done, of=of)
+
+
+def own_standard_output() -> TextIO:
+    """Keep the pipe to the parent for events; whoever prints now prints into the log."""
+    line = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return line
+
+
+def end_with_parent() -> None:
+    """On Linux: be ended when the parent is, so that no orphan goes on computing."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        if os.getppid() != int(os.environ.get(PARENT, os.getppid())):
+            sys.exit(1)  # it was gone before the signal was asked for
+
+
+def quiet_and_safe() -> None:
+    """What has to be set before diffusers and the hub's client are imported."""
+    os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An error as the parent needs it: status, message, exit code."""
+    status = Status.FAILED
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, InvalidOutputError):
+        status = Status.INVALID_OUTPUT
+    elif isinstance(error, (ModelError, PlanError)):
+        status = Status.INCOMPATIBLE
+    elif _is_out_of_memory(error):
+        status = Status.OOM
+    if not isinstance(error, FastdiffError):
+        text = f"{type(error).__name__}: {text}"
+    return {"status": status.value, "message": text, "exit_code": getattr(error, "exit_code", 1)}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+    return named or any(word in str(error).lower() for word in words)
