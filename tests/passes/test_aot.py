@@ -21,8 +21,8 @@ from fastdiff.bench.pictures import draw
 from fastdiff.cache_folder import VARIABLE, cache_folder
 from fastdiff.environment import this_machine
 from fastdiff.errors import PlanError, RunError
-from fastdiff.passes import aot
-from fastdiff.passes.aot import (
+from fastdiff.passes.compile import packages as aot
+from fastdiff.passes.compile.packages import (
     MANIFEST,
     MOST,
     PACKAGE,
@@ -465,10 +465,22 @@ def test_a_cache_folder_that_cannot_be_had_is_refused(
     assert problem.instead == "FASTDIFF_CACHE_DIR=DIR, a folder of your own"
 
 
-def test_a_compiler_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastdiff.passes import compile as slot
+def test_a_file_in_the_place_of_the_cache_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "file"))
+    (problem,) = refused_for("compile=aot")
+    assert problem.reason == (
+        f"keeps its packages in {tmp_path / 'file'}, which is a file, not a folder"
+    )
+    assert problem.instead == "FASTDIFF_CACHE_DIR=DIR, a folder of your own"
 
-    monkeypatch.setattr(slot, "has_cpp_compiler", lambda: False)
+
+def test_a_compiler_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastdiff.passes.compile import inductor
+
+    monkeypatch.setattr(inductor, "has_cpp_compiler", lambda: False)
     (problem,) = refused_for("compile=aot")
     assert problem.reason == "needs a C++ compiler (g++ or clang++), and none is on the PATH"
 
@@ -481,7 +493,7 @@ def test_xformers_cannot_be_exported() -> None:
 def test_what_a_package_depends_on_beside_weights_and_inputs(
     tmp_path: Path, folder: Path, local_plan: Any
 ) -> None:
-    from fastdiff.passes.compile import _made_for
+    from fastdiff.passes.compile.aot import _made_for
 
     def made_for(*overrides: str, **machine: Any) -> Any:
         setting = local_plan(folder, *AOT, *overrides).setting

@@ -17,17 +17,17 @@ from fastdiff.bench.observing import compile_counters
 from fastdiff.bench.pictures import draw
 from fastdiff.composition import compose
 from fastdiff.environment import this_machine
-from fastdiff.errors import NoEffectError, PlanError
+from fastdiff.errors import NoEffectError, PlanError, RunError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.passes.base import Setting
-from fastdiff.passes.compile import (
+from fastdiff.passes.compile.inductor import has_cpp_compiler
+from fastdiff.passes.compile.regional import Regional
+from fastdiff.passes.compile.whole import (
     CompiledGraphs,
     Default,
     Dynamic,
     MaxAutotune,
     ReduceOverhead,
-    Regional,
-    has_cpp_compiler,
 )
 from fastdiff.planning import make_plan
 from fastdiff.result import Observed
@@ -501,6 +501,35 @@ def test_each_folder_is_cold_once_and_inductors_own_stays_empty(tmp_path: Path) 
     assert said == ["cold", "warm", "cold"]
     assert (tmp_path / "one" / "fxgraph").is_dir()
     assert [path for path in temporary.glob("torchinductor_*/**/*") if path.is_file()] == []
+
+
+def test_a_file_where_a_cache_keeps_its_index_is_refused(tmp_path: Path, shapes_plan: Any) -> None:
+    (tmp_path / "fxgraph").write_text("")
+    with pytest.raises(PlanError) as caught:
+        shapes_plan("compile=default", f"compile.cache_dir={tmp_path}")
+    (problem,) = caught.value.problems
+    assert problem.choice == f"compile.cache_dir={tmp_path}"
+    assert problem.reason == "its fxgraph is a file, not a folder"
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_compiler_that_fails_on_a_filled_cache_names_the_cache(
+    held: bool, tmp_path: Path
+) -> None:
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    if held:
+        (tmp_path / "fxgraph").mkdir()
+    enter = Default(cache_dir=str(tmp_path)).around_calls(on_cpu())
+    with pytest.raises((RunError, BackendCompilerFailed)) as caught, enter():
+        raise BackendCompilerFailed(len, RuntimeError("C++ compile error"), None)
+    assert isinstance(caught.value, RunError) is held
+    if held:
+        assert str(caught.value).startswith(
+            f"compile.default: compiling failed, and {tmp_path} held compiled code already, which may be damaged\n"
+            "  instead: remove that folder, or compile.cache_dir=DIR, an empty one\n"
+        )
+        assert "C++ compile error" in str(caught.value)
 
 
 # Flags around the calls, with functions that compile in a second ------------------------------------

@@ -1,0 +1,109 @@
+"""AOTInductor as an option: what a package depends on. The packages themselves are `packages.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fastdiff.cache_folder import VARIABLE, cache_folder, distrust, unwritable
+from fastdiff.errors import MachineProblem, Problem
+from fastdiff.models.sources import model_of
+from fastdiff.passes.base import Conflict, Context, Notice, Setting
+from fastdiff.passes.compile.inductor import Inductor
+from fastdiff.passes.compile.packages import Packages, packages_folder
+from fastdiff.result import Pending
+
+
+@dataclass
+class Aot(Inductor):
+    """AOTInductor: a package of native code for each input size, kept in fastdiff's cache folder for later runs.
+
+    The weights are constants of the package, frozen or not. There are no CUDA graphs.
+    """
+
+    key: ClassVar[str] = "compile.aot"
+    does: ClassVar[str] = "AOTInductor packages, built at the first call or taken from the cache"
+    source: ClassVar[str | None] = (
+        "https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html"
+    )
+    conflicts: ClassVar[tuple[Conflict, ...]] = (
+        Conflict(
+            "attention=xformers",
+            "can't be combined with attention=xformers: its kernels can't be exported",
+            "attention=sdpa, or compile=default",
+        ),
+    )
+
+    def needs_cpp_compiler(self, setting: Setting) -> bool:
+        return True
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
+        for folder in (cache_folder(), packages_folder()):
+            doubt = distrust(folder)
+            reason = f"{doubt}, and code would be loaded from there" if doubt else None
+            reason = reason or unwritable(folder)
+            if reason:
+                way = f"chmod go-w {folder}, or " if doubt == "can be written by others" else ""
+                yield MachineProblem(
+                    "compile=aot",
+                    f"keeps its packages in {folder}, which {reason}",
+                    f"{way}{VARIABLE}=DIR, a folder of your own",
+                )
+                break
+        if setting.device == "cuda":
+            yield Notice("compile=aot", "a package has no CUDA graphs; compile=max_autotune does")
+
+    def apply(self, pipeline: Any, context: Context) -> Pending:
+        setting = context.setting
+        options = self.inductor_options() | {"freezing": self.freezes(setting)}
+        around = self.around_calls(setting)
+        packages = Packages(self.key, _made_for(setting, options), options, around)
+        for name, part in context.parts(pipeline, self.components(setting)).items():
+            denoises = setting.denoiser is not None and name == setting.denoiser.name
+            called = "forward" if denoises else "decode"
+            target = "denoiser" if denoises else "vae_decode"
+            setattr(part, called, packages.serving(target, part, getattr(part, called)))
+        return packages
+
+
+def _made_for(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a package depends on beside its weights and inputs: choices, model, machine, versions; plain data.
+
+    The number of threads is among it, because Inductor writes it into the code.
+    """
+    import torch
+
+    from fastdiff import __version__
+
+    machine, run = setting.environment, setting.run
+    without = (
+        "model",
+        "bench",
+        "quality",
+        "generation",
+        "experiment",
+        "allow_no_effect",
+        "profile",
+        "compile",
+    )
+    return {
+        "choices": {name: keys for name, keys in run.to_dict().items() if name not in without},
+        "options": dict(options),
+        "model": model_of(run).identity(),
+        "machine": {
+            "device": setting.device,
+            "gpus": [[gpu.name, list(gpu.capability)] for gpu in machine.gpus],
+            "cpu": machine.cpu,
+            "cpu_flags": sorted(machine.cpu_flags),
+            "os": machine.os,
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {
+            **machine.versions,
+            "python": machine.python,
+            "cuda": machine.torch_cuda,
+            "fastdiff": __version__,
+        },
+    }

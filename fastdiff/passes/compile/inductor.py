@@ -1,0 +1,274 @@
+"""What every option of `compile` shares: its keys, what freezing means, and the flags around each call.
+
+Compiling is lazy: flags have to hold at the first call. Those that travel with the module go into `options`; freezing
+and the cache's tag are read from torch's global configuration and the cache's folder from the environment, so they are
+set around each call and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fastdiff.cache_folder import unwritable
+from fastdiff.errors import MachineProblem, Problem, RunError, nearest
+from fastdiff.models.facts import Component
+from fastdiff.passes.base import Fidelity, Notice, Option, Pass, Setting, Stage
+from fastdiff.passes.precision import upcasts_vae
+
+GUIDE = "https://huggingface.co/docs/diffusers/optimization/fp16#torchcompile"
+TARGETS = ("denoiser", "vae_decode")
+_INSIDE = ("fxgraph", "aotautograd", "triton", "fastdiff")
+"""Folders in a cache's folder: Inductor's two indexes, Triton's own, and how long compiling took."""
+
+
+@dataclass
+class Inductor(Option, Pass):
+    """Base of the options.
+
+    targets: what is compiled, of `denoiser` and `vae_decode`.
+    freezing: bake the weights into the graph, prepacked; `auto` is true on a CPU that computes in the run's
+        precision itself. Costs memory for the packed weights, and they can't change afterwards.
+    conv_1x1_as_mm, coordinate_descent_tuning, coordinate_descent_check_all_directions, epilogue_fusion: Inductor's
+        flags of these names; null leaves Inductor's own.
+    force_fuse_int_mm_with_mul: the same, for int8 products (quant=int8) on CUDA.
+    use_mixed_mm: a flag of the documents that today's Inductor ignores, so it isn't passed on.
+    cache_dir: a folder for what Inductor and Triton compile, so that a later run finds it; relative paths start
+        where the command is typed, null is Inductor's own. What lies there is run: trust it as you trust code. The
+        C++ compiler's precompiled headers stay in Inductor's own folder.
+    """
+
+    slot: ClassVar[str] = "compile"
+    stage: ClassVar[Stage] = Stage.COMPILE
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+    source: ClassVar[str | None] = GUIDE
+    mode: ClassVar[str] = "default"
+    cuda_graphs: ClassVar[bool] = False
+    flags: ClassVar[tuple[str, ...]] = (
+        "conv_1x1_as_mm",
+        "coordinate_descent_tuning",
+        "coordinate_descent_check_all_directions",
+        "epilogue_fusion",
+        "force_fuse_int_mm_with_mul",
+    )
+
+    targets: list[str] = field(default_factory=lambda: list(TARGETS))
+    freezing: Any = "auto"
+    conv_1x1_as_mm: bool | None = None
+    coordinate_descent_tuning: bool | None = None
+    coordinate_descent_check_all_directions: bool | None = None
+    epilogue_fusion: bool | None = None
+    force_fuse_int_mm_with_mul: bool | None = None
+    use_mixed_mm: bool | None = None
+    cache_dir: str | None = None
+
+    def components(self, setting: Setting) -> tuple[str, ...]:
+        return tuple(
+            part.name
+            for name, part in parts_of(setting).items()
+            if part
+            and name in self.targets
+            and not (name == "vae_decode" and self._loses_vae(setting))
+        )
+
+    def _loses_vae(self, setting: Setting) -> bool:
+        """Whether the VAE's weights move in every call although CUDA graphs or frozen weights need them to stay."""
+        graphs = self.cuda_graphs and setting.device == "cuda"
+        return (graphs or self.freezes(setting)) and upcasts_vae(setting)
+
+    def explain(self, setting: Setting) -> str:
+        return f"{self.does}, {'weights frozen' if self.freezes(setting) else 'weights not frozen'}"
+
+    def freezes(self, setting: Setting) -> bool:
+        """Whether weights are frozen in this run.
+
+        `auto` freezes on a CPU, but not in a precision that the processor has no arithmetic for: the prepacked
+        bf16 convolutions of such a processor took 18 times as long as the unfrozen ones (one call each, 4.5 s to 0.24 s).
+        """
+        if self.freezing != "auto":
+            return bool(self.freezing)
+        precision = setting.run.choices["precision"]
+        return setting.device == "cpu" and setting.environment.processor_computes_in(precision)
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        choice = setting.chosen("compile")
+        for target in self.targets:
+            if target not in TARGETS:
+                near = nearest(target, TARGETS)
+                yield Problem(
+                    f"compile.targets=[{target}]",
+                    f"there is no such target; there are {', '.join(TARGETS)}",
+                    f"compile.targets=[{near or TARGETS[0]}]",
+                )
+        if not self.targets:
+            yield Problem("compile.targets=[]", "nothing would be compiled", "compile=none")
+        for target, part in parts_of(setting).items():
+            if target in self.targets and setting.facts and not part:
+                rest = [other for other in self.targets if other != target]
+                name = "VAE" if target == "vae_decode" else "denoiser that is known"
+                yield Problem(
+                    f"compile.targets=[{','.join(self.targets)}]",
+                    f"{setting.facts.pipeline} has no {name}",
+                    f"compile.targets=[{','.join(rest)}]" if rest else "compile=none",
+                )
+        if self.freezing not in ("auto", True, False):
+            yield Problem(
+                f"compile.freezing={self.freezing}",
+                "is not true, false or auto",
+                "compile.freezing=auto",
+            )
+        elif "vae_decode" in self.targets and self._loses_vae(setting):
+            moves = "every call converts the VAE to fp32 (force_upcast)"
+            if self.targets == ["vae_decode"]:
+                yield Problem(
+                    "compile.targets=[vae_decode]",
+                    f"nothing would be compiled: {moves}, "
+                    "which CUDA graphs and frozen weights don't survive",
+                    "precision=bf16, or compile=default with compile.freezing=false",
+                )
+            else:
+                yield Notice(
+                    choice,
+                    f"leaves the VAE's decode eager: {moves}, which CUDA graphs and frozen weights "
+                    "don't survive; precision=bf16 compiles it",
+                )
+        if self.needs_cpp_compiler(setting) and not has_cpp_compiler():
+            yield MachineProblem(
+                choice,
+                "needs a C++ compiler (g++ or clang++), and none is on the PATH",
+                "compile=none, or install one (Debian: apt-get install g++)",
+            )
+        if self.use_mixed_mm:
+            yield Notice(
+                "compile.use_mixed_mm=true",
+                "is deprecated and ignored by today's Inductor, so it isn't passed on",
+            )
+        reason = self._cache_unusable()
+        if reason:
+            yield Problem(
+                f"compile.cache_dir={self.cache_dir}",
+                reason,
+                "compile.cache_dir=DIR, a folder of your own, or null for Inductor's",
+            )
+        if self.force_fuse_int_mm_with_mul and setting.device != "cuda":
+            yield Notice(
+                "compile.force_fuse_int_mm_with_mul=true",
+                f"has no effect here: CUDA only; device={setting.device}",
+            )
+        if setting.device == "mps":
+            yield Notice(choice, "Inductor's support for mps is young; compare with compile=none")
+        if self.cuda_graphs and setting.device == "cpu":
+            yield Notice(choice, "CUDA graphs don't exist on a CPU; the rest of the mode holds")
+
+    def needs_cpp_compiler(self, setting: Setting) -> bool:
+        return setting.device == "cpu"
+
+    def cache_folder(self) -> Path | None:
+        return Path(self.cache_dir).expanduser().absolute() if self.cache_dir else None
+
+    def _cache_unusable(self) -> str | None:
+        """Why nothing could be kept in `cache_dir`, or in a folder in it that Inductor or Triton would use."""
+        folder = self.cache_folder()
+        if folder is None:
+            return None
+        if reason := unwritable(folder):
+            return reason
+        inside = ((name, unwritable(folder / name)) for name in _INSIDE)
+        return next((f"its {name} {reason}" for name, reason in inside if reason), None)
+
+    def inductor_options(self) -> dict[str, Any]:
+        """The mode's own options and the flags that were set, as `torch.compile(options=...)` takes them."""
+        import torch
+
+        options = dict(torch._inductor.list_mode_options(self.mode))
+        given = {flag: getattr(self, flag) for flag in self.flags}
+        return options | {flag: value for flag, value in given.items() if value is not None}
+
+    def around_calls(self, setting: Setting) -> Callable[[], AbstractContextManager[Any]]:
+        """What has to hold around each call of something that is compiled when it is called."""
+        import torch
+        import torch._dynamo.config
+        import torch._inductor.config
+        import torch.compiler.config
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        freezing = self.freezes(setting)
+        config: Any = torch.compiler.config
+        attention = setting.chosen("attention")
+        folder = self.cache_folder()
+        kept_in = folder or Path(cache_dir())
+        filled = (kept_in / "fxgraph").is_dir()
+        # Triton keeps its own under Inductor's; both ask for their variable whenever they compile.
+        variables = {
+            "TORCHINDUCTOR_CACHE_DIR": str(folder),
+            "TRITON_CACHE_DIR": str(folder and folder / "triton"),
+        }
+
+        def enter() -> AbstractContextManager[Any]:
+            stack = ExitStack()
+            if filled:
+                stack.enter_context(_doubting(self.key, kept_in))
+            if folder:
+                stack.enter_context(_environment(variables))
+            if freezing:
+                stack.enter_context(torch._inductor.config.patch(freezing=True))
+            # A forced SDPA kernel is compiled in, but the caches' own key knows nothing of it.
+            tags = (config.cache_key_tag, attention)
+            tag = ",".join(filter(None, tags))
+            stack.enter_context(config.patch(cache_key_tag=tag))
+            # Past its limit Dynamo would go on in eager mode with nothing but a warning.
+            stack.enter_context(torch._dynamo.config.patch(fail_on_recompile_limit_hit=True))
+            return stack
+
+        return enter
+
+
+def parts_of(setting: Setting) -> dict[str, Component | None]:
+    """The component behind each target."""
+    return {"denoiser": setting.denoiser, "vae_decode": setting.vae}
+
+
+def has_cpp_compiler() -> bool:
+    """Whether a C++ compiler is on the PATH, as Inductor needs on a CPU; no program is started to find out."""
+    asked = shlex.split(os.environ.get("CXX", ""))[:1]
+    known = ("g++", "clang++", "c++", *(("cl",) if os.name == "nt" else ()))
+    return any(shutil.which(program) for program in (*asked, *known))
+
+
+@contextmanager
+def _doubting(key: str, folder: Path) -> Iterator[None]:
+    """Within it, a compiler that fails is reported with the cache that it took from.
+
+    Inductor compiles again where an entry of its index can't be read, but fails with any error at all where the code
+    that an entry names was cut short: its messages speak of C++ then, not of the cache.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        raise RunError(
+            f"{key}: compiling failed, and {folder} held compiled code already, which may be damaged\n"
+            f"  instead: remove that folder, or compile.cache_dir=DIR, an empty one\n{error}"
+        ) from error
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Within it, these environment variables are set."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

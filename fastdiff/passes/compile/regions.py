@@ -1,0 +1,144 @@
+"""accelerate's `compile_regions`: the documents' other way to compile by region, and the models that it breaks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from fastdiff.errors import NoEffectError, Problem, RunError
+from fastdiff.passes.base import Context, Notice, Setting
+from fastdiff.passes.compile.inductor import parts_of
+from fastdiff.passes.compile.whole import Compile, CompiledGraphs
+from fastdiff.passes.wrapping import around_forward
+from fastdiff.result import Pending
+
+
+@dataclass
+class Regions(Compile):
+    """accelerate's `compile_regions`: every block of a list of like blocks, and each part beside them, on its own.
+
+    It returns another module around the same submodules, which takes the first one's place in the pipeline. What
+    earlier passes did to submodules is therefore kept. Can't be frozen, as compile=regional.
+
+    Torch's own layers beside the blocks (a first convolution, a last norm) share one piece of code to Dynamo, so all but
+    the first of them are counted as recompiles, and a model with more than nine different ones is past Dynamo's limit.
+    """
+
+    key: ClassVar[str] = "compile.regions"
+    source: ClassVar[str | None] = (
+        "https://huggingface.co/docs/diffusers/optimization/fp16#regional-compilation"
+    )
+
+    targets: list[str] = field(default_factory=lambda: ["denoiser"])
+    freezing: Any = False
+
+    @property
+    def does(self) -> str:  # type: ignore[override]
+        return "accelerate's compile_regions, repeated blocks and the parts beside them"
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
+        for target, part in parts_of(setting).items():
+            if part is None or target not in self.targets:
+                continue
+            if part.class_name in _ASKS_WHETHER_PARTS_ARE_TRUE:
+                other = "compile.targets=[vae_decode], or " if "vae_decode" in self.targets else ""
+                yield Problem(
+                    "compile=regions",
+                    f"accelerate's compile_regions crashes on {part.class_name}, which asks "
+                    "`if self.conv_norm_out:`: a compiled part answers that with its length, and a norm has none",
+                    f"{other}compile=regional",
+                    self.source,
+                )
+            elif part.class_name == "AutoencoderTiny":
+                yield Problem(
+                    "compile.targets=[vae_decode]",
+                    "AutoencoderTiny has no list of like blocks, so compile_regions leaves its decode eager",
+                    "compile=default",
+                    self.source,
+                )
+            elif part.class_name not in _TRIED_BY_REGIONS:
+                yield Notice(
+                    "compile=regions",
+                    f"compile_regions hasn't been tried on {part.class_name}; compare its pictures with compile=none",
+                )
+        if self.freezes(setting):
+            yield Problem(
+                "compile.freezing=true",
+                "can't be combined with compile=regions: frozen weights make every block its own graph",
+                "compile.freezing=false, or compile=default",
+            )
+
+    def apply(self, pipeline: Any, context: Context) -> Pending:
+        from accelerate.utils import compile_regions
+        from torch._dynamo.eval_frame import OptimizedModule
+
+        setting = context.setting
+        enter = self.around_calls(setting)
+        regions = {}
+        for name, part in context.parts(pipeline, self.components(setting)).items():
+            denoises = setting.denoiser is not None and name == setting.denoiser.name
+            called = "forward" if denoises else "decode"
+            if called in vars(part):
+                raise RunError(
+                    f"compile.regions: an earlier pass put something around the {called} of {name}, and "
+                    "compile_regions would lose what it compiles there\n"
+                    "  instead: compile=regional, or leave the other pass out"
+                )
+            whole = compile_regions(part, fullgraph=self.fullgraph, options=self.inductor_options())
+            if isinstance(whole, OptimizedModule):
+                raise NoEffectError(
+                    f"compile.regions: {type(part).__name__} has no list of like blocks\n"
+                    "  instead: compile=default"
+                )
+            setattr(pipeline, name, whole)
+            if denoises:
+                around_forward(whole, enter)
+            else:
+                whole.decode = _within(enter, whole.decode)
+            regions[name] = sum(isinstance(m, OptimizedModule) for m in whole.modules())
+        details = {"components": regions, "freezing": False}
+        return CompiledGraphs(self.key, sum(regions.values()), details)
+
+
+_ASKS_WHETHER_PARTS_ARE_TRUE = (
+    "UNet2DConditionModel",
+    "UNet3DConditionModel",
+    "UNetMotionModel",
+)
+"""diffusers' classes that ask for the truth of a submodule, which is its length where it is compiled."""
+
+_TRIED_BY_REGIONS = frozenset(
+    {
+        "AuraFlowTransformer2DModel",
+        "AutoencoderKL",
+        "AutoencoderKLFlux2",
+        "ChromaTransformer2DModel",
+        "CogVideoXTransformer3DModel",
+        "Flux2Transformer2DModel",
+        "FluxTransformer2DModel",
+        "HunyuanDiT2DModel",
+        "PixArtTransformer2DModel",
+        "QwenImageTransformer2DModel",
+        "SD3Transformer2DModel",
+        "SanaTransformer2DModel",
+        "WanTransformer3DModel",
+    }
+)
+"""Classes of which a tiny model computed the same before and after compile_regions, with fullgraph."""
+
+
+def _within(
+    enter: Callable[[], AbstractContextManager[Any]], function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The function, every call of it inside a fresh context from `enter`."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with enter():
+            return function(*args, **kwargs)
+
+    return call

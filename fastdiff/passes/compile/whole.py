@@ -1,0 +1,173 @@
+"""torch.compile on the whole denoiser and the VAE's decode, in each of its modes; for one size or for all."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from fastdiff.errors import Problem
+from fastdiff.passes.base import Context, Notice, Setting
+from fastdiff.passes.compile.inductor import Inductor
+from fastdiff.result import Effect, Observed, Pending
+
+
+@dataclass(frozen=True)
+class CompiledGraphs(Pending):
+    """Tells how many graphs the first call compiled."""
+
+    key: str
+    regions: int
+    details: dict[str, Any]
+
+    def effect(self, observed: Observed) -> Effect:
+        breaks, again = observed.graph_breaks, observed.recompiles
+        details = {
+            **self.details,
+            "regions": self.regions,
+            "graph_breaks": breaks,
+            "recompiles": again,
+            "reasons": list(observed.break_reasons),
+            "cache": observed.cache,
+            "summary": f"{breaks} breaks"
+            + (f", {again} recompile{'s' * (again > 1)}" if again else ""),
+        }
+        return Effect(self.key, observed.graphs, "graphs", details=details)
+
+
+@dataclass
+class Compile(Inductor):
+    """Base of the options that torch.compile carries out.
+
+    fullgraph: a graph break is an error.
+    cpp_wrapper: Inductor's generated call sequence in C++ instead of Python.
+    """
+
+    flags: ClassVar[tuple[str, ...]] = ("cpp_wrapper", *Inductor.flags)
+    dynamic: ClassVar[bool | None] = None
+
+    fullgraph: bool = True
+    cpp_wrapper: bool = False
+
+    @property
+    def does(self) -> str:  # type: ignore[override]
+        return f"torch.compile, mode {self.mode}"
+
+    def explain(self, setting: Setting) -> str:
+        frozen = "weights frozen" if self.freezes(setting) else "weights not frozen"
+        whole = "no graph breaks" if self.fullgraph else "graph breaks allowed"
+        return f"{self.does}, {whole}, {frozen}"
+
+    def compiled(self, function: Callable[..., Any], setting: Setting) -> Callable[..., Any]:
+        """The function compiled, with the flags around its calls and its CUDA graphs' outputs copied."""
+        import torch
+
+        inner = torch.compile(
+            function,
+            fullgraph=self.fullgraph,
+            dynamic=self.dynamic,
+            options=self.inductor_options(),
+        )
+        enter = self.around_calls(setting)
+        graphs = self.cuda_graphs and setting.device == "cuda"
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not graphs:
+                with enter():
+                    return inner(*args, **kwargs)
+            torch.compiler.cudagraph_mark_step_begin()
+            with enter():
+                return _copied(inner(*args, **kwargs))
+
+        return call
+
+    def apply(self, pipeline: Any, context: Context) -> Pending:
+        setting, names = context.setting, self.components(context.setting)
+        for name, part in context.parts(pipeline, names).items():
+            if setting.denoiser and name == setting.denoiser.name:
+                part.forward = self.compiled(part.forward, setting)
+            else:
+                part.decode = self.compiled(part.decode, setting)
+        details = {"components": list(names), "freezing": self.freezes(setting)}
+        return CompiledGraphs(self.key, len(names), details)
+
+
+def _copied(output: Any) -> Any:
+    """Tensors of an output, copied: the next replay of a CUDA graph overwrites its outputs in place."""
+    import torch
+    from torch.utils import _pytree
+
+    return _pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, output)
+
+
+@dataclass
+class Default(Compile):
+    key: ClassVar[str] = "compile.default"
+
+
+@dataclass
+class ReduceOverhead(Compile):
+    key: ClassVar[str] = "compile.reduce_overhead"
+    mode: ClassVar[str] = "reduce-overhead"
+    cuda_graphs: ClassVar[bool] = True
+
+
+@dataclass
+class MaxAutotune(Compile):
+    key: ClassVar[str] = "compile.max_autotune"
+    mode: ClassVar[str] = "max-autotune"
+    cuda_graphs: ClassVar[bool] = True
+
+
+@dataclass
+class MaxAutotuneNoCudagraphs(Compile):
+    key: ClassVar[str] = "compile.max_autotune_no_cudagraphs"
+    mode: ClassVar[str] = "max-autotune-no-cudagraphs"
+
+
+@dataclass
+class Dynamic(Compile):
+    """One graph for every picture size and batch, its sizes variables: slower than graphs of their own.
+
+    Without `use_duck_shape` off, a size that equals another one at the first call would be taken for the same variable:
+    a square picture first, and the next one that isn't compiles again. A dimension of 1 (a VAE's batch of one picture)
+    is a constant all the same.
+    """
+
+    key: ClassVar[str] = "compile.dynamic"
+    dynamic: ClassVar[bool | None] = True
+    source: ClassVar[str | None] = (
+        "https://huggingface.co/docs/diffusers/optimization/fp16#dynamic-shape-compilation"
+    )
+
+    targets: list[str] = field(default_factory=lambda: ["denoiser"])
+
+    @property
+    def does(self) -> str:  # type: ignore[override]
+        return "torch.compile, sizes as variables"
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
+        if "vae_decode" in self.targets:
+            yield Notice(
+                setting.chosen("compile"),
+                "the VAE decodes a batch of one picture by a graph of its own, and on a CPU small and large pictures "
+                "take different convolutions: expect it to be compiled up to three times",
+            )
+
+    def around_calls(self, setting: Setting) -> Callable[[], AbstractContextManager[Any]]:
+        import torch.fx.experimental._config as shapes
+
+        config: Any = shapes
+        inner = super().around_calls(setting)
+
+        def enter() -> AbstractContextManager[Any]:
+            stack = ExitStack()
+            stack.enter_context(inner())
+            stack.enter_context(config.patch(use_duck_shape=False))
+            return stack
+
+        return enter
