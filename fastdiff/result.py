@@ -108,7 +108,7 @@ class Pending(Protocol):
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall-clock times, in seconds. Samples are kept; statistics are derived."""
+    """Times of the same thing again and again, in seconds. Samples are kept; statistics are derived."""
 
     samples_s: tuple[float, ...]
 
@@ -138,13 +138,15 @@ class Latency:
 
     def to_dict(self) -> dict[str, Any]:
         if not self.samples_s:
-            return {"samples": [], "median": None, "p10": None, "p90": None, "ci95": None}
+            return {"samples": []} | dict.fromkeys(("median", "p10", "p90", "p99", "ci95"))
         ci95 = self.ci95_s()
+        enough_for_p99 = len(self.samples_s) >= 100
         return {
             "samples": list(self.samples_s),
             "median": self.median_s,
             "p10": self.quantile_s(0.1),
             "p90": self.quantile_s(0.9),
+            "p99": self.quantile_s(0.99) if enough_for_p99 else None,
             "ci95": list(ci95) if ci95 else None,
         }
 

@@ -111,7 +111,13 @@ def test_samples_are_kept_as_they_came() -> None:
     told = Latency((3.0, 1.0, 2.0)).to_dict()
     assert told["samples"] == [3.0, 1.0, 2.0]
     assert told["ci95"] is None
-    assert set(told) == {"samples", "median", "p10", "p90", "ci95"}
+    assert set(told) == {"samples", "median", "p10", "p90", "p99", "ci95"}
+
+
+def test_there_is_no_p99_below_a_hundred_samples() -> None:
+    assert Latency((1.0,) * 99).to_dict()["p99"] is None
+    assert Latency(tuple(float(n) for n in range(101))).to_dict()["p99"] == 99.0
+    assert Latency((1.0,) * 100).to_dict()["p99"] == 1.0
 
 
 def test_nothing_measured_is_null() -> None:
@@ -120,6 +126,7 @@ def test_nothing_measured_is_null() -> None:
         "median": None,
         "p10": None,
         "p90": None,
+        "p99": None,
         "ci95": None,
     }
 
