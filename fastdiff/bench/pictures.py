@@ -14,6 +14,7 @@ from fastdiff.errors import RunError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 OnStep = Callable[[int, Any], None]
 """Told the step's number (from 0) and its latents, whenever a denoising step ends."""
@@ -104,6 +105,23 @@ def draw(pipeline: Any, generation: Generation, on_step: OnStep | None = None) -
     generator = torch.Generator("cpu").manual_seed(generation.seed)
     pictures: list[Image] = pipeline(**given, generator=generator).images
     return pictures
+
+
+class LastLatents:
+    """Keeps the latents that the last step told: what the VAE decodes. Told as `OnStep`."""
+
+    def __init__(self) -> None:
+        self._latents: Tensor | None = None
+
+    def __call__(self, index: int, latents: Any) -> None:
+        self._latents = latents
+
+    def copied(self) -> Tensor | None:
+        """The latents in fp32 on the CPU, in the pipeline's own shape; None if no step told any.
+
+        Copying waits for the device: not to be called while a clock runs.
+        """
+        return None if self._latents is None else self._latents.detach().float().cpu().clone()
 
 
 def _tells_steps(pipeline: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fastdiff.bench.pictures import arguments, draw, what_is_wrong
+from fastdiff.bench.pictures import LastLatents, arguments, draw, what_is_wrong
 from fastdiff.bench.timing import first_call
 from fastdiff.config import Generation
 from fastdiff.errors import InvalidOutputError, RunError
@@ -181,3 +181,40 @@ def test_steps_are_told_as_they_end_and_a_pipeline_that_tells_none_is_drawn_all_
     told.clear()
     assert len(draw(Silent(), Generation("a", steps=3), lambda i, x: told.append((i, x)))) == 1
     assert told == []
+
+
+def test_the_last_steps_latents_are_kept_in_fp32() -> None:
+    import torch
+
+    told = [torch.full((1, 4, 2, 2), float(step), dtype=torch.float16) for step in range(3)]
+    last = LastLatents()
+    draw(Fake(coloured(), latents=told), Generation("a", steps=3), last)
+    kept = last.copied()
+    assert kept is not None
+    assert kept.dtype == torch.float32
+    assert kept.tolist() == told[2].tolist()
+    told[2].zero_()  # a buffer that the next call writes over
+    assert float(kept.max()) == 2.0
+
+
+def test_a_pipeline_that_tells_no_latents_leaves_none() -> None:
+    last = LastLatents()
+    draw(Fake(coloured()), Generation("a", steps=2), last)
+    assert last.copied() is None
+
+
+def test_the_latents_kept_are_what_is_decoded(sd_folder: Any, local_plan: Any) -> None:
+    import torch
+
+    from fastdiff.engine import build
+
+    plan = local_plan(sd_folder)
+    pipeline = build(plan).pipeline
+    last = LastLatents()
+    with torch.no_grad():
+        pictures = draw(pipeline, plan.setting.run.generation, last)
+        kept = last.copied()
+        assert kept is not None
+        decoded = pipeline.vae.decode(kept / pipeline.vae.config.scaling_factor).sample
+    again = pipeline.image_processor.postprocess(decoded)[0]
+    assert again.tobytes() == pictures[0].tobytes()

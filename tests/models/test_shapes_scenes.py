@@ -10,6 +10,7 @@ import numpy
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
+from fastdiff.models.shapes.judging import Score, Verdict, judge
 from fastdiff.models.shapes.scenes import (
     PALETTE,
     SHAPES,
@@ -21,7 +22,7 @@ from fastdiff.models.shapes.scenes import (
     random_scene,
     training_scenes,
 )
-from fastdiff.models.shapes.score import BATCH, Score, Verdict, contact_sheet, judge, score
+from fastdiff.models.shapes.score import BATCH, contact_sheet, score
 
 TWO = Scene((Thing("green", "square"), Thing("purple", "ring")), "black")
 ONE = Scene((Thing("red", "circle"),), "white")

@@ -14,8 +14,10 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
 
 SIZE = 64
 """Side of a picture, in pixels."""
@@ -134,6 +136,8 @@ def exam_scenes(count: int, seed: int) -> list[Scene]:
 
 def draw(scene: Scene, rng: random.Random) -> Image.Image:
     """The scene as an RGB picture of `SIZE` x `SIZE` pixels, drawn four times larger and reduced."""
+    from PIL import Image, ImageDraw
+
     scale = 4
     picture = Image.new("RGB", (SIZE * scale, SIZE * scale), PALETTE[scene.background])
     pen = ImageDraw.Draw(picture)
