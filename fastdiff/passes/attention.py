@@ -10,6 +10,7 @@ from fastdiff.errors import MachineProblem, NoEffectError, Problem
 from fastdiff.passes.base import (
     Conflict,
     Context,
+    Fidelity,
     Notice,
     Option,
     Pass,
@@ -65,6 +66,7 @@ class Attention(Option, Pass):
 
     slot: ClassVar[str] = "attention"
     stage: ClassVar[Stage] = Stage.ATTENTION
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
 
     def components(self, setting: Setting) -> tuple[str, ...]:
         return (setting.denoiser.name if setting.denoiser else "denoiser",)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.config import RunConfig, Slot
@@ -37,6 +37,19 @@ class Stage(IntEnum):
     PLACE = 11  # onto the device
     COMPILE = 12
     CALL = 13  # around each call of the compiled denoiser
+
+
+class Fidelity(Enum):
+    """What a pass does to the numbers that denoiser and VAE compute from the same inputs.
+
+    MODEL: it chooses what is computed (weights, number format, scheduler); without it another model ran.
+    EXACT: the same arithmetic in another order or place. Only rounding may differ.
+    LOSSY: numbers are rounded further, skipped or approximated, so that there is no exact value to hold them to.
+    """
+
+    MODEL = "model"
+    EXACT = "exact"
+    LOSSY = "lossy"
 
 
 @dataclass(frozen=True)
@@ -168,11 +181,15 @@ class Context:
 
 
 class Pass:
-    """One step of a plan. Derived classes say what they do in `does` and when in `stage`."""
+    """One step of a plan. Derived classes say what they do in `does` and when in `stage`.
+
+    fidelity: what it does to the numbers. Every pass declares it; one that doesn't is held to be exact.
+    """
 
     key: ClassVar[str]
     stage: ClassVar[Stage]
     does: ClassVar[str]
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     source: ClassVar[str | None] = None
 
     def components(self, setting: Setting) -> tuple[str, ...]:

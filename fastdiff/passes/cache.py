@@ -19,7 +19,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.errors import Problem
-from fastdiff.passes.base import Context, Notice, Option, Pass, Requirement, Setting, Stage
+from fastdiff.passes.base import (
+    Context,
+    Fidelity,
+    Notice,
+    Option,
+    Pass,
+    Requirement,
+    Setting,
+    Stage,
+)
 from fastdiff.result import Effect, Observed, Pending
 
 if TYPE_CHECKING:
@@ -126,6 +135,7 @@ class Cache(Option, Pass):
 
     slot: ClassVar[str] = "cache"
     stage: ClassVar[Stage] = Stage.CACHE
+    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     classes: ClassVar[tuple[str, ...]] = ()
     outside_blocks: ClassVar[bool] = False
     """Whether what is skipped lies outside the repeated blocks, so that these can be compiled."""

@@ -26,7 +26,17 @@ from fastdiff.models.hub import (
 )
 from fastdiff.models.reading import read_component_shapes, read_shapes
 from fastdiff.models.sources import Folder, ShapesStudent, first_line, model_of
-from fastdiff.passes.base import Context, Loading, Notice, Option, Pass, Requirement, Setting, Stage
+from fastdiff.passes.base import (
+    Context,
+    Fidelity,
+    Loading,
+    Notice,
+    Option,
+    Pass,
+    Requirement,
+    Setting,
+    Stage,
+)
 from fastdiff.result import Effect
 
 _LCM = "https://huggingface.co/docs/diffusers/using-diffusers/inference_with_lcm_lora"
@@ -215,6 +225,7 @@ class Adapter(Option, Pass):
 
     slot: ClassVar[str] = "lora"
     stage: ClassVar[Stage] = Stage.ADAPT
+    fidelity: ClassVar[Fidelity] = Fidelity.MODEL
     source: ClassVar[str | None] = _PEFT
     requires: ClassVar[tuple[Requirement, ...]] = (
         Requirement(module="peft", pip="peft", instead="lora=none", source=_PEFT),

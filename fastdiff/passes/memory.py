@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.errors import MachineProblem, Problem, RunError
 from fastdiff.models.facts import Component
-from fastdiff.passes.base import Context, Notice, Option, Pass, Requirement, Setting, Stage
+from fastdiff.passes.base import (
+    Context,
+    Fidelity,
+    Notice,
+    Option,
+    Pass,
+    Requirement,
+    Setting,
+    Stage,
+)
 from fastdiff.passes.precision import Precision
 from fastdiff.result import Effect
 
@@ -43,6 +52,11 @@ class VaeSplitting(Pass):
     key = "memory.vae"
     stage = Stage.MEMORY
     source = _GUIDE
+
+    @property
+    def fidelity(self) -> Fidelity:  # type: ignore[override]
+        """Tiles are normed and attended to one by one, and blended where they overlap; slices are whole pictures."""
+        return Fidelity.LOSSY if self.tiling else Fidelity.EXACT
 
     @property
     def does(self) -> str:  # type: ignore[override]
@@ -162,6 +176,7 @@ class Layerwise(Memory, Pass):
 
     key: ClassVar[str] = "memory.layerwise"
     stage: ClassVar[Stage] = Stage.MEMORY
+    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     does: ClassVar[str] = "keep the denoiser's layers in fp8, cast each one while it computes"
     source: ClassVar[str | None] = f"{_GUIDE}#layerwise-casting"
 
@@ -239,6 +254,7 @@ class Offload(Memory, Pass):
     """Base of the options that keep weights in the host's memory."""
 
     stage: ClassVar[Stage] = Stage.PLACE
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     places: ClassVar[bool] = True
     requires: ClassVar[tuple[Requirement, ...]] = (
         Requirement(device="cuda", instead="memory=none, or memory=layerwise", source=_GUIDE),

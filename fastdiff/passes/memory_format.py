@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fastdiff.errors import Problem
-from fastdiff.passes.base import Context, Notice, Option, Pass, Setting, Stage
+from fastdiff.passes.base import Context, Fidelity, Notice, Option, Pass, Setting, Stage
 from fastdiff.result import Effect
 
 
@@ -25,6 +25,7 @@ class ChannelsLast(Option, Pass):
     slot: ClassVar[str] = "memory_format"
     key: ClassVar[str] = "memory_format.channels_last"
     stage: ClassVar[Stage] = Stage.LAYOUT
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     does: ClassVar[str] = "store 4-D weights channels last"
     source: ClassVar[str | None] = "https://huggingface.co/docs/diffusers/tutorials/fast_diffusion"
 

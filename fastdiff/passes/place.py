@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastdiff.passes.base import Context, Pass, Setting, Stage
+from fastdiff.passes.base import Context, Fidelity, Pass, Setting, Stage
 from fastdiff.result import Effect
 
 
 class Place(Pass):
     key = "device"
     stage = Stage.PLACE
+    fidelity = Fidelity.EXACT
     does = "move every component onto the device"
 
     def components(self, setting: Setting) -> tuple[str, ...]:

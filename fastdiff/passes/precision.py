@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fastdiff.errors import MachineProblem, Problem
-from fastdiff.passes.base import Context, Loading, Notice, Option, Pass, Requirement, Setting, Stage
+from fastdiff.passes.base import (
+    Context,
+    Fidelity,
+    Loading,
+    Notice,
+    Option,
+    Pass,
+    Requirement,
+    Setting,
+    Stage,
+)
 from fastdiff.result import Effect
 
 _GUIDE = "https://huggingface.co/docs/diffusers/optimization/fp16"
@@ -41,6 +51,7 @@ class Tf32Flag(Pass):
 
     key = "precision.tf32"
     stage = Stage.FLAGS
+    fidelity = Fidelity.MODEL
     does = "allow TensorFloat-32 in CUDA matrix products, for the whole process"
     source = _GUIDE
 
@@ -60,6 +71,7 @@ class Precision(Option, Pass):
 
     slot: ClassVar[str] = "precision"
     stage: ClassVar[Stage] = Stage.LOAD
+    fidelity: ClassVar[Fidelity] = Fidelity.MODEL
     source: ClassVar[str | None] = _GUIDE
     dtype: ClassVar[str] = "float32"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fastdiff.errors import Problem
-from fastdiff.passes.base import Context, Notice, Option, Pass, Setting, Stage
+from fastdiff.passes.base import Context, Fidelity, Notice, Option, Pass, Setting, Stage
 from fastdiff.result import Effect
 
 
@@ -28,6 +28,7 @@ class Fused(Option, Pass):
     slot: ClassVar[str] = "qkv"
     key: ClassVar[str] = "qkv.fused"
     stage: ClassVar[Stage] = Stage.FUSE
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     does: ClassVar[str] = "join the attention blocks' query, key and value projections"
     source: ClassVar[str | None] = "https://huggingface.co/docs/diffusers/tutorials/fast_diffusion"
 

@@ -12,7 +12,16 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.errors import Problem
-from fastdiff.passes.base import Context, Notice, Option, Pass, Requirement, Setting, Stage
+from fastdiff.passes.base import (
+    Context,
+    Fidelity,
+    Notice,
+    Option,
+    Pass,
+    Requirement,
+    Setting,
+    Stage,
+)
 from fastdiff.passes.precision import upcasts_vae
 from fastdiff.result import Effect
 
@@ -51,6 +60,7 @@ class Quant(Option, Pass):
 
     slot: ClassVar[str] = "quant"
     stage: ClassVar[Stage] = Stage.QUANTIZE
+    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     requires: ClassVar[tuple[Requirement, ...]] = (_TORCHAO,)
     source: ClassVar[str | None] = _TUTORIAL
 

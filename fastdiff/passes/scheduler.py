@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from fastdiff.config import RunConfig
 from fastdiff.errors import Problem, RunError
 from fastdiff.models.facts import Component, ModelFacts
-from fastdiff.passes.base import Context, Notice, Option, Pass, Setting, Stage
+from fastdiff.passes.base import Context, Fidelity, Notice, Option, Pass, Setting, Stage
 from fastdiff.result import Effect
 
 _GUIDE = "https://huggingface.co/docs/diffusers/using-diffusers/schedulers"
@@ -51,6 +51,7 @@ class Scheduler(Option, Pass):
 
     slot: ClassVar[str] = "scheduler"
     stage: ClassVar[Stage] = Stage.ADAPT
+    fidelity: ClassVar[Fidelity] = Fidelity.MODEL
     source: ClassVar[str | None] = _GUIDE
     class_name: ClassVar[str]
 

@@ -23,7 +23,7 @@ from fastdiff.models.hub import (
 )
 from fastdiff.models.reading import read_component
 from fastdiff.models.sources import Model, model_of
-from fastdiff.passes.base import Context, Loading, Notice, Option, Pass, Setting, Stage
+from fastdiff.passes.base import Context, Fidelity, Loading, Notice, Option, Pass, Setting, Stage
 from fastdiff.result import Effect
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Replacement(Option, Pass):
 
     slot: ClassVar[str] = "vae"
     stage: ClassVar[Stage] = Stage.REPLACE
+    fidelity: ClassVar[Fidelity] = Fidelity.MODEL
     class_name: ClassVar[str]
     title: ClassVar[str]
     replaces: ClassVar[tuple[str, ...]]  # classes that it can stand in for
