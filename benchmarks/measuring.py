@@ -1,81 +1,28 @@
-"""What the benchmarks share: orders that cancel drift, ratios with intervals, the machine, and results on disk."""
+"""What the benchmarks share: commands that are timed, the machine, and results on disk; ratios are fastdiff's own."""
 
 from __future__ import annotations
 
-import math
 import os
-import random
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from fastdiff.environment import this_machine
+from fastdiff.ratios import Ratio as Ratio
+from fastdiff.ratios import counterbalanced as counterbalanced
+from fastdiff.ratios import paired_ratio as paired_ratio
 from fastdiff.report import git_commit
 from fastdiff.result import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 _WHAT_IS_MEASURED = ("fastdiff", "conf", "pyproject.toml", "benchmarks/*.py")
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times longer one thing takes than another, with the 95 % interval of that figure."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def to_dict(self) -> dict[str, float]:
-        return {"ratio": self.value, "ci95_low": self.low, "ci95_high": self.high}
-
-
-def paired_ratio(
-    numerators: Sequence[float], denominators: Sequence[float], resamples: int = 10_000
-) -> Ratio:
-    """Median of the pairs' ratios, with its percentile bootstrap interval over the pairs (seed 0).
-
-    numerators, denominators: times > 0; the i-th of both were taken side by side.
-    Raises ValueError if there are fewer than two pairs, or not as many of one as of the other.
-
-    Ratios are taken as logarithms, so that exchanging both sides gives exactly the inverse.
-    """
-    if len(numerators) != len(denominators):
-        raise ValueError(f"{len(numerators)} numerators for {len(denominators)} denominators")
-    if len(numerators) < 2:
-        raise ValueError(f"an interval needs two pairs or more, not {len(numerators)}")
-    logs = numpy.log(numpy.asarray(numerators, float)) - numpy.log(
-        numpy.asarray(denominators, float)
-    )
-    draws = numpy.random.default_rng(0).choice(logs, (resamples, len(logs)))
-    low, high = numpy.quantile(numpy.median(draws, axis=1), [0.025, 0.975])
-    return Ratio(math.exp(float(numpy.median(logs))), math.exp(float(low)), math.exp(float(high)))
-
-
-def counterbalanced(names: Sequence[str], rounds: int, seed: int) -> Iterator[list[str]]:
-    """An order of the names for every round: a random one, then the same backwards (ABBA).
-
-    Whatever drifts evenly over two rounds falls on all names alike.
-    """
-    generator = random.Random(seed)
-    order = list(names)
-    for index in range(rounds):
-        if index % 2 == 0:
-            generator.shuffle(order)
-            yield list(order)
-        else:
-            yield list(reversed(order))
 
 
 @dataclass(frozen=True)

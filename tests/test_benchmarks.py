@@ -27,75 +27,12 @@ def measuring() -> ModuleType:
     return module
 
 
-def test_a_constant_ratio_has_an_interval_of_no_width(measuring: ModuleType) -> None:
-    ratio = measuring.paired_ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
-    assert ratio.value == pytest.approx(2.0)
-    assert ratio.low == pytest.approx(2.0)
-    assert ratio.high == pytest.approx(2.0)
+def test_ratios_and_orders_are_fastdiffs_own(measuring: ModuleType) -> None:
+    from fastdiff import ratios
 
-
-def test_the_ratio_is_the_median_of_the_pairs_and_ignores_one_disturbed_process(
-    measuring: ModuleType,
-) -> None:
-    ratio = measuring.paired_ratio([1.0, 1.1, 1.2, 1.3, 50.0], [1.0] * 5)
-    assert ratio.value == pytest.approx(1.2)
-    assert ratio.low == pytest.approx(1.0)
-    assert ratio.high == pytest.approx(50.0)
-
-
-def test_drift_that_both_of_a_pair_share_cancels(measuring: ModuleType) -> None:
-    drift = numpy.linspace(1.0, 3.0, 10)
-    ratio = measuring.paired_ratio(list(drift * 1.05), list(drift))
-    assert ratio.low == pytest.approx(1.05)
-    assert ratio.high == pytest.approx(1.05)
-
-
-def test_noise_alone_gives_an_interval_that_holds_one(measuring: ModuleType) -> None:
-    generator = numpy.random.default_rng(3)
-    first, second = generator.lognormal(0.0, 0.05, (2, 20))
-    ratio = measuring.paired_ratio(list(first), list(second))
-    assert ratio.low < 1.0 < ratio.high
-    assert ratio.low > 0.9
-    assert ratio.high < 1.1
-
-
-def test_a_clear_slowdown_lies_wholly_above_two_percent(measuring: ModuleType) -> None:
-    generator = numpy.random.default_rng(4)
-    quick = generator.lognormal(0.0, 0.01, 10)
-    slow = 1.10 * generator.lognormal(0.0, 0.01, 10)
-    ratio = measuring.paired_ratio(list(slow), list(quick))
-    assert ratio.low > 1.02
-    assert ratio.low <= ratio.value <= ratio.high
-
-
-def test_exchanging_both_sides_inverts_the_ratio_and_its_interval(measuring: ModuleType) -> None:
-    first, second = [1.0, 1.3, 0.9, 1.2], [1.1, 1.0, 1.0, 0.8]
-    ratio = measuring.paired_ratio(first, second)
-    inverse = measuring.paired_ratio(second, first)
-    assert inverse.value == pytest.approx(1 / ratio.value)
-    assert inverse.low == pytest.approx(1 / ratio.high)
-    assert inverse.high == pytest.approx(1 / ratio.low)
-
-
-def test_the_interval_is_the_same_every_time(measuring: ModuleType) -> None:
-    first, second = [1.0, 1.3, 0.9, 1.2], [1.1, 1.0, 1.0, 0.8]
-    assert measuring.paired_ratio(first, second) == measuring.paired_ratio(first, second)
-
-
-def test_pairs_that_are_no_pairs_are_refused(measuring: ModuleType) -> None:
-    with pytest.raises(ValueError, match="2 numerators for 1 denominators"):
-        measuring.paired_ratio([1.0, 2.0], [1.0])
-    with pytest.raises(ValueError, match="two pairs or more, not 1"):
-        measuring.paired_ratio([1.0], [1.0])
-
-
-def test_every_two_rounds_are_an_order_and_its_reverse(measuring: ModuleType) -> None:
-    rounds = list(measuring.counterbalanced(["a", "b", "c"], 20, seed=0))
-    assert len(rounds) == 20
-    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
-    for there, back in zip(rounds[::2], rounds[1::2], strict=True):
-        assert back == there[::-1]
-    assert len({tuple(order) for order in rounds}) > 2, "the orders are random"
+    assert measuring.Ratio is ratios.Ratio
+    assert measuring.paired_ratio is ratios.paired_ratio
+    assert measuring.counterbalanced is ratios.counterbalanced
 
 
 def test_a_command_is_shown_as_typed_at_the_top_of_the_checkout(measuring: ModuleType) -> None:
@@ -162,3 +99,41 @@ def test_the_handwritten_script_draws_fastdiffs_picture(tmp_path: Path) -> None:
         difference = numpy.asarray(theirs).astype(int) - numpy.asarray(picture).astype(int)
     assert difference.shape == (64, 64, 3)
     assert not difference.any()
+
+
+@pytest.fixture(scope="module")
+def startup(measuring: ModuleType) -> ModuleType:
+    """benchmarks/startup.py, which imports measuring.py as a script does."""
+    spec = importlib.util.spec_from_file_location("startup", BENCHMARKS / "startup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_start_is_too_slow_only_if_the_whole_interval_lies_above_its_goal(
+    startup: ModuleType, measuring: ModuleType
+) -> None:
+    ratios = {
+        "plan": measuring.Ratio(4.2, 3.9, 4.5),
+        "--help": measuring.Ratio(4.5, 4.1, 4.9),
+        "plan -m, 50 cells": measuring.Ratio(39.0, 38.0, 41.0),
+    }
+    assert startup.missed(ratios, {}, []) == [
+        "--help: 4.500 [4.100, 4.900] times import hydra, the goal is 4"
+    ]
+
+
+def test_a_start_that_needs_too_much_memory_is_a_goal_missed(startup: ModuleType) -> None:
+    peaks = {"plan": 100_000_001, "--help": 99_000_000, "misspelled option": None}
+    assert startup.missed({}, peaks, []) == ["plan: 100 MB, the goal is 100 MB"]
+
+
+def test_the_planned_grid_of_the_benchmark_has_50_cells(startup: ModuleType) -> None:
+    from fastdiff.grid import read_grid
+
+    words = startup.COMMANDS["plan -m, 50 cells"].words
+    assert words[:4] == ("-m", "fastdiff", "plan", "-m")
+    assert len(read_grid(words[4:]).cells) == 50

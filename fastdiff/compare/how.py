@@ -1,0 +1,59 @@
+"""How a comparison is measured, as typed: `compare.pairs=30` and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from fastdiff.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class How:
+    """How a comparison is measured.
+
+    pairs: calls of each side, every one beside a call of the other; a verdict needs six.
+    seed: of the order within the rounds. dir: where results are kept; null names a folder by what is compared.
+    """
+
+    pairs: int = 20
+    seed: int = 0
+    dir: str | None = None
+
+
+def read_how(words: Sequence[str]) -> tuple[How, list[str]]:
+    """`compare.key=value` words, and the others. Raises UsageError."""
+    given: dict[str, Any] = {}
+    others = []
+    known = [f.name for f in fields(How)]
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key.startswith("compare."):
+            others.append(word)
+            continue
+        name = key.removeprefix("compare.")
+        if name not in known or not equals:
+            near = nearest(name, known)
+            hint = f"did you mean: compare.{near}" if near else f"it has: {', '.join(known)}"
+            raise UsageError(f"compare has no key '{name}'\n  {hint}")
+        given[name] = _folder(value) if name == "dir" else _count(key, value)
+    return How(**given), others
+
+
+def _folder(value: str) -> str | None:
+    if not value:
+        raise UsageError(
+            "compare.dir= names no folder\n  instead: compare.dir=DIR, or compare.dir=null"
+        )
+    return None if value == "null" else value
+
+
+def _count(key: str, value: str) -> int:
+    low = 1 if key == "compare.pairs" else 0
+    number = int(value) if value.isascii() and value.isdigit() else -1
+    if number < low:
+        raise UsageError(
+            f"{key}={value} is not a whole number of at least {low}\n  for example: {key}=20"
+        )
+    return number

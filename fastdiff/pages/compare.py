@@ -1,0 +1,176 @@
+"""A comparison for people: the lines on the screen, and `comparison.md`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from fastdiff.pages import words
+from fastdiff.result import write_text
+
+
+def write_comparison_page(folder: Path, data: dict[str, Any]) -> None:
+    """Write `comparison.md` beside `comparison.json`."""
+    write_text(folder / "comparison.md", render(data))
+
+
+def title(data: dict[str, Any]) -> str:
+    """What was compared, and where."""
+    environment = data["environment"]
+    if not environment:
+        return f"compare on {data['model']}: nothing measured yet"
+    where = environment["device"]
+    cpu = where == "cpu"
+    where += f", {_threads(environment)}" if cpu else f", {environment['device_name']}"
+    return f"compare on {data['model']}: {where}"
+
+
+def _threads(environment: dict[str, Any]) -> str:
+    count = environment["threads"]
+    return f"{count} thread{'s' if count != 1 else ''}"
+
+
+def lines(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """Labels and texts, the same on the screen and on the page: what was measured, and what it says."""
+    found = [(name, _side(side)) for name, side in data["sides"].items()]
+    if data["same_run"]:
+        found.append(("", "both sides are the same run: this compares it with itself"))
+    if data["state"] == "complete":
+        found += [("result", result(data)), *_noise(data)]
+    else:
+        found.append(("state", f"{data['state']}: no verdict; {_counted(data)} were measured"))
+    found.append(("turns", turns(data)))
+    if data["quality"]:
+        found.append(("quality", f"B: {words.quality(data['quality'])}"))
+    for name, side in data["sides"].items():
+        if side["applied"]:
+            found.append((f"applied, {name}", "; ".join(_worth_showing(side))))
+    found += [("notice", text) for text in _notices(data)]
+    return found
+
+
+def _side(side: dict[str, Any]) -> str:
+    latency = side["latency_s"]
+    if latency["median"] is None:
+        return f"{side['title']}: not timed"
+    spread = f"p10 {words.seconds(latency['p10'])}, p90 {words.seconds(latency['p90'])}"
+    memory = words.device_peak(side["peak_memory_bytes"])
+    return f"{side['title']}: {words.seconds(latency['median'])} ({spread}), {memory}"
+
+
+def result(data: dict[str, Any]) -> str:
+    """The verdict in words."""
+    ratio = data["ratio"]
+    if ratio is None:
+        return (
+            f"no verdict: {data['pairs']} pairs are too few; from {data['fewest_pairs']} on there is "
+            "an interval"
+        )
+    if data["verdict"] == "no difference":
+        return f"no difference: the interval of the ratio holds 1: {_interval(ratio)}"
+    if data["verdict"] == "unclear":
+        return (
+            f"can't be told: B is {_interval(ratio)} times as fast as A, and the machine is too noisy: "
+            "A strays as far from itself"
+        )
+    if data["verdict"] == "faster":
+        return f"B is {_interval(ratio)} times as fast as A"
+    slower = {
+        "ratio": 1 / ratio["ratio"],
+        "ci95_low": 1 / ratio["ci95_high"],
+        "ci95_high": 1 / ratio["ci95_low"],
+    }
+    return f"B takes {_interval(slower)} times as long as A"
+
+
+def _interval(ratio: dict[str, float]) -> str:
+    return f"{ratio['ratio']:.3f} [{ratio['ci95_low']:.3f}, {ratio['ci95_high']:.3f}]"
+
+
+def _noise(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """A against itself, and what that means."""
+    noise = data["noise"]
+    if noise is None:
+        return []
+    said = f"A against itself {_interval(noise)}"
+    if not noise["ci95_low"] <= 1 <= noise["ci95_high"]:
+        said += (
+            ": that doesn't hold 1, so something else was going on; doubt differences of this size"
+        )
+    return [("noise floor", said)]
+
+
+def turns(data: dict[str, Any]) -> str:
+    """How the turns were taken, and why not with all processes alive."""
+    if data["seats"] == "all live":
+        return f"{data['pairs']} pairs of calls; A, B and A again live, each round in random order, the next backwards"
+    if data["seats"] == "two live at a time":
+        return (
+            f"{data['pairs']} pairs of calls of A and B, then as many of A and A again, two live at a time: "
+            f"all three don't fit: {data['seats_reason']}"
+        )
+    return (
+        f"{len(data['rounds'])} pairs of visits, one process after the other, each with "
+        f"{data['calls_a_turn']} calls: both don't fit: {data['seats_reason']}"
+    )
+
+
+def _counted(data: dict[str, Any]) -> str:
+    """How many rounds are whole."""
+    whole = [r for r in data["rounds"] if len(r["seconds"]) == len(r["order"])]
+    return f"{len(whole)} of {data['pairs']} pairs"
+
+
+def _worth_showing(side: dict[str, Any]) -> list[str]:
+    """Effects in words, the move to the device left out."""
+    return [text for text in side["applied"] if not text.startswith("device ")]
+
+
+def _notices(data: dict[str, Any]) -> list[str]:
+    """Of both sides, those of both said once."""
+    ours, theirs = (data["sides"][name]["notices"] for name in ("A", "B"))
+    found = [text if text in theirs else f"A: {text}" for text in ours]
+    found += [f"B: {text}" for text in theirs if text not in ours]
+    if data["again"]["identical"] is False:
+        found.append(
+            "A draws another picture in a second process: it doesn't repeat itself exactly"
+        )
+    return found
+
+
+def render(data: dict[str, Any]) -> str:
+    """The comparison as Markdown."""
+    page = [f"# {title(data)}", ""]
+    page += [f"- **{label}** {text}" if label else f"- {text}" for label, text in lines(data)]
+    if data["error"]:
+        page += ["", "## What went wrong", "", str(data["error"]["message"]), "", "```"]
+        page += [*data["error"]["log_tail"], "```"]
+    page += ["", "## Every turn, in seconds", "", *_table(data["rounds"])]
+    if data["noise_rounds"]:
+        page += ["", "A against itself:", "", *_table(data["noise_rounds"])]
+    page += ["", "## Pictures", ""]
+    for name, side in data["sides"].items():
+        page += [f"![{name}]({image['path']})" for image in side["images"]]
+    page += ["", "## Again", "", "```", _command(data), "```", ""]
+    return "\n".join(page)
+
+
+def _table(rounds: list[dict[str, Any]]) -> list[str]:
+    if not rounds:
+        return ["None."]
+    names = sorted(rounds[0]["order"])
+    head = ["| order | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+    return head + [
+        f"| {', '.join(r['order'])} | "
+        + " | ".join(f"{r['seconds'][n]:.4f}" if n in r["seconds"] else "-" for n in names)
+        + " |"
+        for r in rounds
+    ]
+
+
+def _command(data: dict[str, Any]) -> str:
+    typed = [" ".join(map(shlex.quote, data["sides"][name]["overrides"])) for name in ("A", "B")]
+    command = ["python -m fastdiff compare", *map(shlex.quote, typed)]
+    command.append(f"compare.pairs={data['pairs']}")
+    return " ".join(command + ([f"compare.seed={data['seed']}"] if data["seed"] else []))

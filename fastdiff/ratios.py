@@ -1,0 +1,67 @@
+"""Orders that cancel drift, and ratios of paired times with their intervals. Pure."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times longer one thing takes than another, with the 95 % interval of that figure."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def to_dict(self) -> dict[str, float]:
+        return {"ratio": self.value, "ci95_low": self.low, "ci95_high": self.high}
+
+    @property
+    def holds_one(self) -> bool:
+        """Whether the interval holds 1: no difference is shown."""
+        return self.low <= 1 <= self.high
+
+
+def paired_ratio(
+    numerators: Sequence[float], denominators: Sequence[float], resamples: int = 10_000
+) -> Ratio:
+    """Median of the pairs' ratios, with its percentile bootstrap interval over the pairs (seed 0).
+
+    numerators, denominators: times > 0; the i-th of both were taken side by side.
+    Raises ValueError if there are fewer than two pairs, or not as many of one as of the other.
+
+    Ratios are taken as logarithms, so that exchanging both sides gives exactly the inverse.
+    """
+    if len(numerators) != len(denominators):
+        raise ValueError(f"{len(numerators)} numerators for {len(denominators)} denominators")
+    if len(numerators) < 2:
+        raise ValueError(f"an interval needs two pairs or more, not {len(numerators)}")
+    import numpy
+
+    logs = numpy.log(numpy.asarray(numerators, float)) - numpy.log(
+        numpy.asarray(denominators, float)
+    )
+    draws = numpy.random.default_rng(0).choice(logs, (resamples, len(logs)))
+    low, high = numpy.quantile(numpy.median(draws, axis=1), [0.025, 0.975])
+    return Ratio(math.exp(float(numpy.median(logs))), math.exp(float(low)), math.exp(float(high)))
+
+
+def counterbalanced(names: Sequence[str], rounds: int, seed: int) -> Iterator[list[str]]:
+    """An order of the names for every round: a random one, then the same backwards (ABBA).
+
+    Whatever drifts evenly over two rounds falls on all names alike.
+    """
+    generator = random.Random(seed)
+    order = list(names)
+    for index in range(rounds):
+        if index % 2 == 0:
+            generator.shuffle(order)
+            yield list(order)
+        else:
+            yield list(reversed(order))

@@ -1,0 +1,51 @@
+"""`compare.key=value` as typed."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastdiff.compare.how import How, read_how
+from fastdiff.errors import UsageError
+
+
+def test_keys_are_read_and_the_other_words_left() -> None:
+    how, others = read_how(["", "compile=regional", "compare.pairs=30", "compare.seed=4", "x=1"])
+    assert how == How(pairs=30, seed=4)
+    assert others == ["", "compile=regional", "x=1"]
+    assert read_how(["compare.dir=here"])[0].dir == "here"
+    assert read_how(["compare.dir=null"])[0].dir is None
+    assert read_how([])[0] == How(pairs=20, seed=0, dir=None)
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("compare.pair=3", "compare has no key 'pair'\n  did you mean: compare.pairs"),
+        ("compare.xyz=3", "compare has no key 'xyz'\n  it has: pairs, seed, dir"),
+        ("compare.pairs", "compare has no key 'pairs'\n  did you mean: compare.pairs"),
+        (
+            "compare.pairs=0",
+            "compare.pairs=0 is not a whole number of at least 1\n  for example: compare.pairs=20",
+        ),
+        (
+            "compare.pairs=-3",
+            "compare.pairs=-3 is not a whole number of at least 1\n  for example: compare.pairs=20",
+        ),
+        (
+            "compare.pairs=2.5",
+            "compare.pairs=2.5 is not a whole number of at least 1\n  for example: compare.pairs=20",
+        ),
+        (
+            "compare.seed=x",
+            "compare.seed=x is not a whole number of at least 0\n  for example: compare.seed=20",
+        ),
+        (
+            "compare.dir=",
+            "compare.dir= names no folder\n  instead: compare.dir=DIR, or compare.dir=null",
+        ),
+    ],
+)
+def test_what_can_not_be_read_is_refused(word: str, text: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        read_how([word])
+    assert str(raised.value) == text

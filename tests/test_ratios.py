@@ -1,0 +1,89 @@
+"""Paired ratios with intervals, and orders in which drift cancels."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+
+from fastdiff.ratios import Ratio, counterbalanced, paired_ratio
+
+
+def test_a_constant_ratio_has_an_interval_of_no_width() -> None:
+    ratio = paired_ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert ratio.value == pytest.approx(2.0)
+    assert ratio.low == pytest.approx(2.0)
+    assert ratio.high == pytest.approx(2.0)
+
+
+def test_the_ratio_is_the_median_of_the_pairs_and_ignores_one_disturbed_process() -> None:
+    ratio = paired_ratio([1.0, 1.1, 1.2, 1.3, 50.0], [1.0] * 5)
+    assert ratio.value == pytest.approx(1.2)
+    assert ratio.low == pytest.approx(1.0)
+    assert ratio.high == pytest.approx(50.0)
+
+
+def test_drift_that_both_of_a_pair_share_cancels() -> None:
+    drift = numpy.linspace(1.0, 3.0, 10)
+    ratio = paired_ratio(list(drift * 1.05), list(drift))
+    assert ratio.low == pytest.approx(1.05)
+    assert ratio.high == pytest.approx(1.05)
+
+
+def test_noise_alone_gives_an_interval_that_holds_one() -> None:
+    generator = numpy.random.default_rng(3)
+    first, second = generator.lognormal(0.0, 0.05, (2, 20))
+    ratio = paired_ratio(list(first), list(second))
+    assert ratio.low < 1.0 < ratio.high
+    assert ratio.low > 0.9
+    assert ratio.high < 1.1
+
+
+def test_a_clear_slowdown_lies_wholly_above_two_percent() -> None:
+    generator = numpy.random.default_rng(4)
+    quick = generator.lognormal(0.0, 0.01, 10)
+    slow = 1.10 * generator.lognormal(0.0, 0.01, 10)
+    ratio = paired_ratio(list(slow), list(quick))
+    assert ratio.low > 1.02
+    assert ratio.low <= ratio.value <= ratio.high
+
+
+def test_exchanging_both_sides_inverts_the_ratio_and_its_interval() -> None:
+    first, second = [1.0, 1.3, 0.9, 1.2], [1.1, 1.0, 1.0, 0.8]
+    ratio = paired_ratio(first, second)
+    inverse = paired_ratio(second, first)
+    assert inverse.value == pytest.approx(1 / ratio.value)
+    assert inverse.low == pytest.approx(1 / ratio.high)
+    assert inverse.high == pytest.approx(1 / ratio.low)
+
+
+def test_the_interval_is_the_same_every_time() -> None:
+    first, second = [1.0, 1.3, 0.9, 1.2], [1.1, 1.0, 1.0, 0.8]
+    assert paired_ratio(first, second) == paired_ratio(first, second)
+
+
+def test_pairs_that_are_no_pairs_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 numerators for 1 denominators"):
+        paired_ratio([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="two pairs or more, not 1"):
+        paired_ratio([1.0], [1.0])
+
+
+def test_every_two_rounds_are_an_order_and_its_reverse() -> None:
+    rounds = list(counterbalanced(["a", "b", "c"], 20, seed=0))
+    assert len(rounds) == 20
+    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
+    for there, back in zip(rounds[::2], rounds[1::2], strict=True):
+        assert back == there[::-1]
+    assert len({tuple(order) for order in rounds}) > 2, "the orders are random"
+
+
+def test_an_interval_that_ends_at_one_holds_it() -> None:
+    assert Ratio(1.02, 1.0, 1.04).holds_one
+    assert Ratio(0.98, 0.96, 1.0).holds_one
+    assert not Ratio(1.02, 1.001, 1.04).holds_one
+
+
+def test_a_ratio_is_shown_and_written_with_its_interval() -> None:
+    ratio = Ratio(1.0514, 1.0, 1.1)
+    assert str(ratio) == "1.051 [1.000, 1.100]"
+    assert ratio.to_dict() == {"ratio": 1.0514, "ci95_low": 1.0, "ci95_high": 1.1}
