@@ -1,14 +1,14 @@
-"""What really ran: Dynamo's and Inductor's counters, attention kernels of one denoiser call, peak memory."""
+"""What really ran: Dynamo's and Inductor's counters, and the attention kernels of one denoiser call."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from fastdiff.bench.pictures import draw
+from fastdiff.bench.parts import at_first_denoiser_call
 from fastdiff.config import Generation
 from fastdiff.result import Observed
 
@@ -71,32 +71,16 @@ def attention_kernels(pipeline: Any, denoiser: str, generation: Generation) -> d
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available() and next(part.parameters()).is_cuda:
         activities.append(ProfilerActivity.CUDA)
-    inner = part.forward
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with profile(activities=activities) as profiled:
-            inner(*args, **kwargs)
+    def profiled(call: Callable[..., Any], args: Any, kwargs: Any) -> Counter[str]:
+        with profile(activities=activities) as events:
+            call(*args, **kwargs)
             if len(activities) > 1:
                 torch.cuda.synchronize()
-        raise _Enough(profiled)
+        return Counter(event.name for event in events.events())
 
-    part.forward = forward
-    try:
-        draw(pipeline, generation)
-    except _Enough as enough:
-        return count_kernels(Counter(event.name for event in enough.profiled.events()))
-    finally:
-        part.forward = inner
-        pipeline.maybe_free_model_hooks()  # what a whole call does at its end: offload, empty step caches
-    return {}
-
-
-class _Enough(Exception):
-    """Leaves a pipeline's call once its denoiser has been profiled."""
-
-    def __init__(self, profiled: Any) -> None:
-        super().__init__("profiled")
-        self.profiled = profiled
+    names = at_first_denoiser_call(pipeline, denoiser, generation, profiled)
+    return count_kernels(names) if names else {}
 
 
 def count_kernels(events: Counter[str]) -> dict[str, int]:
@@ -117,28 +101,3 @@ def count_kernels(events: Counter[str]) -> dict[str, int]:
         found["xformers"] += events[_INNER]
     # A replayed CUDA graph has no operators any more, only the kernels that it launches.
     return dict((found or on_device).most_common())
-
-
-def peak_memory_bytes(device: str) -> dict[str, int | None]:
-    """Peaks since the process began: of the device's allocator, and of the process in host memory."""
-    import torch
-
-    cuda = device == "cuda"
-    return {
-        "device_allocated": torch.cuda.max_memory_allocated() if cuda else None,
-        "device_reserved": torch.cuda.max_memory_reserved() if cuda else None,
-        "host": host_peak_bytes(),
-    }
-
-
-def host_peak_bytes() -> int | None:
-    """This process's peak resident memory; None where the system doesn't say."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
-    return int(found.group(1)) * 1024 if found else None

@@ -186,7 +186,7 @@ def test_the_student_of_a_random_model_is_random_too() -> None:
 
 _MEASURE = """
 import torch, diffusers
-from fastdiff.bench.observing import host_peak_bytes
+from fastdiff.bench.memory import host_peak_bytes
 from fastdiff.models.architectures import ARCHITECTURES
 from fastdiff.models.random_weights import build_component
 from pathlib import Path

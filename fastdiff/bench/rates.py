@@ -1,0 +1,260 @@
+"""What this machine can do at best: its rate of matrix products and of copying, measured once and kept.
+
+A rate is kept under everything that it depends on. What else computes meanwhile makes it lower, and fractions that are
+taken of it higher; so on a CPU it is kept only if this process had the processors to itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastdiff.bench.timing import synchronize
+from fastdiff.cache_folder import VARIABLE, cache_folder, distrust, make_private, unwritable
+from fastdiff.config import fingerprint
+from fastdiff.environment import this_machine
+from fastdiff.errors import RunError
+from fastdiff.result import read_json, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+RECIPE = 1
+"""Changes with how rates are measured: others are then not taken for these."""
+
+_PRODUCTS_S = 0.7
+_COPIES_S = 0.5
+"""Seconds that one kind of measurement may take."""
+
+_BUSY = 0.75
+"""Below this part of its threads' time, a process has shared the processors with others."""
+
+_LARGEST = {"cuda": 8192}
+_BUFFER = {"cuda": 2**29}
+"""By device: rows of the largest square matrices, 4096 elsewhere; bytes that are copied, 2**28 elsewhere, which is more
+than caches of the last level hold. A processor's cache for a whole socket may hold more than a virtual machine shows."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured rates of one device in one dtype.
+
+    matmul_flops_per_s: of square matrix products, the best size; a product and an addition are two.
+    int8_ops_per_s: of the same in int8 with sums in int32; None where torch can't.
+    copy_bytes_per_s: read and written, both counted; int8 and other dtypes move at the same rate.
+    processor_share: of its threads' time, what this process computed while it measured; None off the CPU.
+    made_for: what they hold for; measured_at: ISO 8601, UTC. notices: what a reader has to know.
+    """
+
+    matmul_flops_per_s: float
+    int8_ops_per_s: float | None
+    copy_bytes_per_s: float
+    processor_share: float | None
+    made_for: Mapping[str, Any]
+    measured_at: str
+    notices: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as it is kept."""
+        return {name: value for name, value in asdict(self).items() if name != "notices"}
+
+
+def rates_folder() -> Path:
+    return cache_folder() / "machines"
+
+
+def machine_rates(device: str, dtype: torch.dtype) -> Rates:
+    """This machine's rates: the kept ones, or measured now, which takes about two seconds.
+
+    Raises RunError if they can't be kept in a folder that the user named.
+    """
+    wanted = made_for(device, dtype)
+    path = rates_folder() / f"{fingerprint(wanted)}.json"
+    notices = []
+    reason = _not_private()
+    if reason is None:
+        kept, doubt = _kept(path, wanted)
+        if kept is not None:
+            return kept
+        if doubt:
+            notices.append(f"this machine's rates were measured again: {path} {doubt}")
+    rates = measure(device, dtype, wanted)
+    share = rates.processor_share
+    if share is not None and share < _BUSY:
+        notices.append(
+            f"the machine was busy while its rates were measured ({share:.0%} of the processors' time was left): "
+            "they are too low, and not kept"
+        )
+    elif reason := reason or _keep(path, rates):
+        notices.append(f"this machine's rates can't be kept, each run measures them: {reason}")
+    return replace(rates, notices=tuple(notices))
+
+
+def made_for(device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What rates depend on, as plain data."""
+    import torch
+
+    machine, cuda = this_machine(), device == "cuda"
+    return {
+        "recipe": RECIPE,
+        "device": device,
+        "name": torch.cuda.get_device_name() if cuda else machine.cpu,
+        "flags": [] if cuda else machine.to_dict()["cpu_flags"],
+        "processors": machine.threads,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": str(dtype).removeprefix("torch."),
+        "tf32": cuda and torch.backends.cuda.matmul.allow_tf32,
+    }
+
+
+def unkeepable() -> str | None:
+    """Why rates can't be kept in the folder that the user named; None if they can, or if none was named. Knows no torch."""
+    if not os.environ.get(VARIABLE):
+        return None
+    folders = (cache_folder(), rates_folder())
+    return next((f"{f} {reason}" for f in folders if (reason := unwritable(f))), None)
+
+
+def _not_private() -> str | None:
+    """Make the folder; why it can't be trusted or used, if so. Raises RunError if the user named it and it can't be used."""
+    reason = unkeepable()
+    if reason is None:
+        try:
+            for folder in (cache_folder(), rates_folder()):
+                make_private(folder)
+                doubt = distrust(folder)
+                if doubt:
+                    return f"{folder} {doubt}"
+        except OSError as error:
+            reason = f"{rates_folder()} can't be made ({error.strerror})"
+            if not os.environ.get(VARIABLE):
+                return reason
+    if reason:
+        raise RunError(
+            f"{VARIABLE}: {reason}, and this machine's rates would be kept there\n"
+            f"  instead: {VARIABLE}=DIR, a folder of your own, or unset it"
+        )
+    return None
+
+
+def _kept(path: Path, wanted: Mapping[str, Any]) -> tuple[Rates | None, str | None]:
+    """What is kept; or None and why it can't be taken, if there is something."""
+    if not os.path.lexists(path):
+        return None, None
+    doubt = distrust(path)
+    if doubt:
+        return None, doubt
+    try:
+        found = read_json(path)
+        if found["made_for"] != wanted:
+            return None, "holds another machine's"
+        rates = Rates(**found)
+        figures = (rates.matmul_flops_per_s, rates.copy_bytes_per_s, rates.int8_ops_per_s or 1.0)
+        if not all(0 < float(figure) < math.inf for figure in figures):
+            return None, "holds no rates"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None, "can't be read"
+    return rates, None
+
+
+def _keep(path: Path, rates: Rates) -> str | None:
+    """Write the rates down; why that couldn't be done, if so."""
+    try:
+        write_json(path, json.loads(json.dumps(rates.to_dict())))
+    except OSError as error:
+        return f"{path.parent} can't be written ({error.strerror})"
+    return None
+
+
+def measure(device: str, dtype: torch.dtype, wanted: Mapping[str, Any]) -> Rates:
+    """Measure all rates of a device in a dtype."""
+    import torch
+
+    started_s, computed_s = time.perf_counter(), time.process_time()
+    with torch.no_grad():
+        products = best_rate(Product(device, dtype, torch.mm))
+        try:
+            in_int8 = best_rate(Product(device, torch.int8, torch._int_mm))
+        except (RuntimeError, NotImplementedError):
+            in_int8 = None
+        copies = copy_rate(device, dtype)
+    taken_s = max(time.perf_counter() - started_s, 1e-9)
+    share = (time.process_time() - computed_s) / taken_s / torch.get_num_threads()
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Rates(products, in_int8, copies, share if device == "cpu" else None, wanted, now)
+
+
+@dataclass(frozen=True)
+class Product:
+    """The product of two square matrices; called with their rows, it gives the seconds that one takes."""
+
+    device: str
+    dtype: torch.dtype
+    multiply: Callable[[Any, Any], Any]
+
+    @property
+    def largest(self) -> int:
+        return _LARGEST.get(self.device, 4096)
+
+    def prepared(self, rows: int) -> Callable[[], Any]:
+        """What is to be timed. The numbers are random, because zeros are multiplied in less time on a GPU."""
+        import torch
+
+        generator = torch.Generator(self.device).manual_seed(0)
+        drawn = torch.empty(2, rows, rows, device=self.device).uniform_(-8, 8, generator=generator)
+        left, right = drawn.to(self.dtype)
+        return lambda: self.multiply(left, right)
+
+
+def best_rate(product: Product) -> float:
+    """Operations a second of growing products, the best of all; ends before it would take more than about a second."""
+    best, rows, left_s = 0.0, 256, _PRODUCTS_S
+    while True:
+        operations = 2 * rows**3
+        seconds, taken_s = shortest(product.prepared(rows), product.device, left_s / 2)
+        best, left_s = max(best, operations / seconds), left_s - taken_s
+        rows *= 2
+        # Eight times the work, once to warm up and once to time; a naive kernel slows down besides.
+        if rows > product.largest or 2 * 8 * seconds > left_s:
+            return best
+
+
+def copy_rate(device: str, dtype: torch.dtype) -> float:
+    """Bytes a second of copying a buffer, those read and those written."""
+    import torch
+
+    memory = this_machine().available_memory_bytes if device == "cpu" else None
+    size = min(_BUFFER.get(device, 2**28), (memory or 2**40) // 8)
+    count = max(1, size // dtype.itemsize)
+    source = torch.ones(count, dtype=dtype, device=device)
+    target = torch.empty_like(source)
+    seconds, _ = shortest(lambda: target.copy_(source), device, _COPIES_S)
+    return 2 * source.nbytes / seconds
+
+
+def shortest(work: Callable[[], Any], device: str, limit_s: float) -> tuple[float, float]:
+    """Seconds of the quickest of up to ten calls after one that isn't timed, and of all of them.
+
+    No call begins once limit_s has passed, but one is always timed. A clock that stands still gives a nanosecond.
+    """
+    begun = time.perf_counter()
+    work()
+    synchronize(device)
+    best = math.inf
+    for _ in range(10):
+        started = time.perf_counter()
+        work()
+        synchronize(device)
+        ended = time.perf_counter()
+        best = min(best, ended - started)
+        if ended - begun >= limit_s:
+            break
+    return max(best, 1e-9), time.perf_counter() - begun
