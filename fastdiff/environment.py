@@ -179,7 +179,12 @@ def _torch_cuda() -> str | None:
 
 
 def _nvidia_gpus() -> tuple[Gpu, ...]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves, asked of the driver's NVML library."""
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, asked of the driver's NVML library, in NVML's order.
+
+    NVML counts by PCI address. So does CUDA with CUDA_DEVICE_ORDER=PCI_BUS_ID; without it CUDA puts what it takes for
+    the fastest first, which can't be known here: of different GPUs in one machine another one may then be the first.
+    A run records the one that it had. Names of MIG instances aren't looked up: all GPUs count as visible.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1" if sys.platform != "win32" else "nvml.dll")
@@ -191,13 +196,30 @@ def _nvidia_gpus() -> tuple[Gpu, ...]:
         count = ctypes.c_uint()
         nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
         found = {i: gpu for i in range(count.value) if (gpu := _ask_nvml(nvml, i))}
+        by_name = visible is not None and "GPU-" in visible
+        uuids = {i: _uuid(nvml, i) for i in found} if by_name else {}
     finally:
         nvml.nvmlShutdown()
-    if visible is None or "-" in visible.strip("-1, "):  # unset, or names such as GPU-8932f937
+    if visible is None or "MIG-" in visible:
         return tuple(found.values())
-    chosen = [int(part) if part.strip().isdigit() else -1 for part in visible.split(",")]
-    # CUDA looks no further than the first number that names no GPU.
+    # CUDA looks no further than the first entry that names no GPU.
+    chosen = (_index(part.strip(), uuids) for part in visible.split(","))
     return tuple(found[index] for index in takewhile(found.__contains__, chosen))
+
+
+def _index(named: str, uuids: Mapping[int, str]) -> int:
+    """Which GPU an entry of CUDA_VISIBLE_DEVICES names, by number or by the beginning of its UUID; -1 if none."""
+    if named.isdigit():
+        return int(named)
+    fitting = [index for index, uuid in uuids.items() if named and uuid.startswith(named)]
+    return fitting[0] if len(fitting) == 1 else -1
+
+
+def _uuid(nvml: ctypes.CDLL, index: int) -> str:
+    handle, name = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+    nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
+    nvml.nvmlDeviceGetUUID(handle, name, len(name))
+    return name.value.decode()
 
 
 def _ask_nvml(nvml: ctypes.CDLL, index: int) -> Gpu | None:

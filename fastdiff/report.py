@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdiff import __version__
+from fastdiff import __version__, machine, software
 from fastdiff.config import RunConfig, fingerprint
 from fastdiff.environment import this_machine
 from fastdiff.models.sources import files_identity, model_of
 from fastdiff.planning import Plan
 from fastdiff.result import SCHEMA, Latency
+from fastdiff.software import git_commit
+
+_NOTHING = "nothing was measured"
 
 
 def run_id(config: RunConfig, device: str) -> str:
     """Hash of the resolved config and of what in the environment changes a result."""
-    machine = this_machine()
-    gpu = machine.gpus[0].name if device == "cuda" and machine.gpus else None
-    versions = {**machine.versions, "fastdiff": __version__}
-    choices = {key: value for key, value in config.to_dict().items() if key != "experiment"}
-    return fingerprint([choices, device, gpu or machine.cpu, machine.threads, versions])
+    here = this_machine()
+    gpu = here.gpus[0].name if device == "cuda" and here.gpus else None
+    versions = {**here.versions, "fastdiff": __version__}
+    choices = {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in ("experiment", "profile")
+    }
+    return fingerprint([choices, device, gpu or here.cpu, here.threads, versions])
 
 
 def weights_identity(run: RunConfig) -> str:
@@ -58,7 +64,9 @@ def blank_report(
         "first_call_s": None,
         "compile_s": None,
         "warmup_s": [],
+        "warmup": {"asked": None, "calls": 0, "most": None, "steady": None},
         "latency_s": nothing,
+        "device_latency_s": nothing,
         "step_latency_s": nothing,
         "throughput_images_per_s": None,
         "peak_memory_bytes": {"device_allocated": None, "device_reserved": None, "host": None},
@@ -69,17 +77,39 @@ def blank_report(
             "reasons": [],
             "cache": "none",
             "graphs_while_timing": 0,
+            "cold_compile_s": None,
+            "saved_s": None,
+            "saved_reason": _NOTHING,
         },
-        "syncs": {"per_step": None, "places": [], "reason": "nothing was measured"},
+        "conditions": {"host": None, "gpu": None},
+        "memory_bytes": {"reasons": {"all": _NOTHING}},
+        "parts_s": {"whole": None, "reason": _NOTHING},
+        "roofline": {"fraction_of_limit": None, "reason": _NOTHING},
+        "profile": {"trace": None, "heaviest": [], "reason": _NOTHING},
+        "exactness": {"checked": False, "passed": None, "reason": _NOTHING},
+        "syncs": {"per_step": None, "places": [], "reason": _NOTHING},
         "repeatable": {"identical": None, "max_abs_difference": None},
         "quality": {
             "reference_run_id": None,
             "reference": None,
-            "reason": "nothing was measured",
+            "reason": _NOTHING,
             "identical": None,
             "psnr_db": None,
             "ssim": None,
+            "ms_ssim": None,
             "max_abs_difference": None,
+            "max_abs_difference_latents": None,
+            "lpips": None,
+            "reasons": {},
+            "caption": {
+                "of": None,
+                "pictures": None,
+                "right": None,
+                "shapes_right": None,
+                "score": None,
+                "reason": _NOTHING,
+            },
+            "missed": [],
         },
         "images": [],
         "environment": _without_torch(device),
@@ -89,18 +119,18 @@ def blank_report(
 
 
 def _without_torch(device: str) -> dict[str, Any]:
-    machine = this_machine()
-    gpu = machine.gpus[0] if device == "cuda" and machine.gpus else None
+    here = this_machine()
+    gpu = here.gpus[0] if device == "cuda" and here.gpus else None
     return {
         "device": device,
-        "device_name": gpu.name if gpu else machine.cpu,
+        "device_name": gpu.name if gpu else here.cpu,
         "capability": ".".join(map(str, gpu.capability)) if gpu else None,
-        **{name: machine.versions.get(name) for name in machine.versions},
-        "python": machine.python,
-        "os": machine.os,
-        "threads": machine.threads,
-        "cpu": machine.cpu,
-        "memory_bytes": machine.memory_bytes,
+        **here.versions,
+        "python": here.python,
+        "os": here.os,
+        "threads": here.threads,
+        "cpu": here.cpu,
+        "memory_bytes": here.memory_bytes,
         "git": git_commit(),
     }
 
@@ -114,35 +144,42 @@ class MeasuredOn:
     def to_dict(self) -> dict[str, Any]:
         import torch
 
+        files = machine.Files()
         seen = _without_torch(self.device) | {"threads": torch.get_num_threads()}
-        seen["process_flags"] = {
-            "matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
-            "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
-        }
-        seen["environment_variables"] = {
-            name: os.environ[name]
-            for name in sorted(os.environ)
-            if re.match(
-                r"(OMP|MKL|KMP)_|TORCH(INDUCTOR|DYNAMO)_|CUDA_VISIBLE_DEVICES|PYTORCH_", name
-            )
-        }
+        seen |= software.git_state()
+        seen["system"] = machine.system(files, os.environ)
+        seen["processor"] = machine.processor(files)
+        seen["host_memory"] = machine.host_memory(files)
+        seen["gpu"] = _gpu() if self.device == "cuda" else None
+        seen["packages"] = software.packages()
+        seen["torch_build"] = software.torch_build()
+        seen["torch_settings"] = software.torch_settings()
+        seen["process_flags"] = software.process_flags()
+        seen["cpp_compiler"] = software.cpp_compiler(os.environ)
+        seen["environment_variables"] = software.variables(os.environ)
         if self.device == "cuda":
             seen["device_name"] = torch.cuda.get_device_name()
+            seen["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
         return seen
 
 
-def git_commit() -> str | None:
-    """Commit of fastdiff's own checkout; None for an installed wheel."""
-    folder = Path(__file__).parent.parent / ".git"
-    try:
-        head = (folder / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        reference = folder / head.removeprefix("ref: ")
-        if reference.is_file():
-            return reference.read_text().strip()
-        packed = (folder / "packed-refs").read_text()
-    except OSError:
-        return None
-    found = re.search(rf"^(\w+) {re.escape(head.removeprefix('ref: '))}$", packed, re.MULTILINE)
-    return found.group(1) if found else None
+def _gpu() -> dict[str, Any]:
+    """The GPU that torch computes on: CUDA's numbers say nothing of which one that is, its UUID does."""
+    import torch
+
+    properties = torch.cuda.get_device_properties()
+    bare = str(getattr(properties, "uuid", "")).removeprefix("GPU-").removeprefix("MIG-")
+    parts: list[Any] = [
+        getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")
+    ]
+    address = None if None in parts else "{:04x}:{:02x}:{:02x}.0".format(*parts)
+    names = [f"GPU-{bare}", f"MIG-{bare}"] if bare else []
+    names += [address] if address else []
+    return {
+        "uuid": f"GPU-{bare}" if bare else None,
+        "pci_address": address,
+        "memory_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "visible": torch.cuda.device_count(),
+        **machine.gpu(machine.load_nvml(), names),
+    }

@@ -206,6 +206,10 @@ class Nvml:
         name.value = self.gpus[handle.value - 1].name.encode()
         return 0
 
+    def nvmlDeviceGetUUID(self, handle: Any, name: Any, size: int) -> int:
+        name.value = f"GPU-{handle.value - 1}a-uuid".encode()
+        return 0
+
     def nvmlDeviceGetCudaComputeCapability(self, handle: Any, major: Any, minor: Any) -> int:
         major._obj.value, minor._obj.value = self.gpus[handle.value - 1].capability
         return 0
@@ -226,7 +230,11 @@ class Nvml:
         ("-1", ()),
         ("0,9,1", (H100,)),
         ("1,-1,0", (A100,)),
-        ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", (H100, A100, T4)),
+        ("GPU-1a-uuid", (A100,)),
+        ("GPU-2, GPU-0a", (T4, H100)),
+        ("GPU-0a,GPU-9", (H100,)),
+        ("GPU-", ()),  # which one is it?
+        ("MIG-8932f937-d72c-4106-c12f-20bd9faed9f6", (H100, A100, T4)),
     ],
 )
 def test_gpus_are_those_that_cuda_would_show(
