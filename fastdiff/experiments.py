@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from fastdiff.config import CONF_DIR, NO_EXPERIMENT, Experiment
@@ -19,12 +18,13 @@ from fastdiff.errors import UsageError, nearest
 class ExperimentFile:
     """One YAML.
 
-    name: as typed, `sdxl_tutorial/int8`. choices: the option that it takes in each slot it names. published: its
-    place in its ladder, and what its document says.
+    name: as typed, `sdxl_tutorial/int8`. choices: the option that it takes in each slot it names. keys: what it sets
+    in them, and outside them. published: its place in its ladder, and what its document says.
     """
 
     name: str
     choices: dict[str, str]
+    keys: dict[str, Any]
     comment: str
     published: Experiment
 
@@ -38,27 +38,41 @@ class ExperimentFile:
         return self.name.rpartition("/")[2]
 
 
+FOLDER = CONF_DIR / "experiment"
+
+
 @cache
 def experiments() -> dict[str, ExperimentFile]:
     """Every experiment by name, ladder by ladder, in the order of the rungs."""
-    folder = CONF_DIR / "experiment"
-    found = [_read(folder, path) for path in sorted(folder.glob("*/*.yaml"))]
+    found = [read_experiment(name) for name in names()]
     return {e.name: e for e in sorted(found, key=lambda e: (e.ladder, e.published.rung))}
 
 
-def _read(folder: Path, path: Path) -> ExperimentFile:
+@cache
+def names() -> tuple[str, ...]:
+    """Names of the experiments; none of them is read."""
+    return tuple(
+        path.relative_to(FOLDER).with_suffix("").as_posix()
+        for path in sorted(FOLDER.glob("*/*.yaml"))
+    )
+
+
+@cache
+def read_experiment(name: str) -> ExperimentFile:
+    """The experiment of a name that `names` has."""
     from omegaconf import OmegaConf
 
+    path = FOLDER / f"{name}.yaml"
     _, *lines = path.read_text(encoding="utf-8").splitlines()  # the first says where the keys go
     comment = [line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
     choices = {
         slot.removeprefix("override /"): option
-        for entry in content["defaults"]
+        for entry in content.pop("defaults")
         for slot, option in entry.items()
     }
-    name = str(path.relative_to(folder).with_suffix(""))
-    return ExperimentFile(name, choices, " ".join(comment), Experiment(**content["experiment"]))
+    published = Experiment(**content["experiment"])
+    return ExperimentFile(name, choices, content, " ".join(comment), published)
 
 
 def ladders() -> list[str]:
@@ -81,7 +95,7 @@ def ladder(name: str) -> list[ExperimentFile]:
 
 def check_experiment(name: str) -> None:
     """Raises UsageError unless there is an experiment of that name."""
-    if name == NO_EXPERIMENT or name in experiments():
+    if name == NO_EXPERIMENT or name in names():
         return
     if name in ladders():
         hint = f"it is a ladder: python -m fastdiff ladder {name}; its rungs: "

@@ -14,7 +14,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from fastdiff.config import SCALARS, SLOTS, Generation, RunConfig
 from fastdiff.errors import UsageError, nearest
-from fastdiff.experiments import check_experiment, experiments
+from fastdiff.experiments import check_experiment, names, read_experiment
 from fastdiff.options import default_options, keys_of, option_files, schemas
 
 LITERAL_KEYS = (
@@ -135,19 +135,33 @@ def refuse_sweep(overrides: Sequence[str]) -> None:
     raise_all(list(dict.fromkeys(said)) or _grammar(overrides))
 
 
+def every_combination(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of every cell of a grid, in the order in which Hydra's sweeper runs them: the last key changes first.
+
+    Raises HydraException for a grammar that `refuse_sweep` refuses, and for an interval, which nobody can count.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    (cells,) = BasicSweeper.split_arguments(parsed, None)  # no batch size, so one batch
+    return [list(cell) for cell in cells]
+
+
+def hydras_own(overrides: Sequence[str]) -> list[str]:
+    """Those of the overrides that say something to Hydra, and nothing of the run."""
+    return [override for override in overrides if _HYDRAS_OWN.match(override)]
+
+
 def combinations(overrides: Sequence[str]) -> list[list[str]]:
     """The runs of a grid, those left out that can't be refused for anything new.
 
     Whether a key can be read depends on the option that has it, and on nothing else that is chosen.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    own = [o for o in overrides if _HYDRAS_OWN.match(o)]
-    parsed = OverridesParser.create().parse_overrides([o for o in overrides if o not in own])
+    own = hydras_own(overrides)
     seen: set[tuple[str, str]] = set()
     found: list[list[str]] = []
-    for run in BasicSweeper.split_arguments(parsed, None)[0]:
+    for run in every_combination([o for o in overrides if o not in own]):
         pairs = {(_owner(override, run), override) for override in run}
         if not found or not pairs <= seen:
             found.append([*own, *run])
@@ -335,9 +349,11 @@ def _chosen_option(slot: str, overrides: Sequence[str]) -> str:
         if override.startswith(f"{slot}="):
             return override.split("=", 1)[1]
     for override in reversed(overrides):
-        experiment = experiments().get(override.removeprefix("experiment="))
-        if experiment and override.startswith("experiment=") and slot in experiment.choices:
-            return experiment.choices[slot]
+        name = override.removeprefix("experiment=")
+        if override.startswith("experiment=") and name in names():
+            choices = read_experiment(name).choices
+            if slot in choices:
+                return choices[slot]
     return default_options()[slot]
 
 
@@ -412,6 +428,7 @@ _EXAMPLES = {
     "width": "512",
     "runs": "5",
     "warmup": "1",
+    "min_psnr_db": "30",
     "min_in_features": "17",
     "targets": "[denoiser]",
     "skip_on_cuda": "[time_embedding]",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from fastdiff.config import CONF_DIR, SLOTS, Bench, NoQuality, Reference, Slot
 from fastdiff.models import MODELS
 from fastdiff.passes import OPTIONS
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def schemas() -> dict[str, dict[str, type[Slot]]]:
@@ -46,16 +50,31 @@ class OptionFile:
         found = re.search(r"/schema/(\w+)/(\w+)@_here_", self.path.read_text(encoding="utf-8"))
         return schemas()[found.group(1)].get(found.group(2)) if found else None
 
-    def option(self, **changed: Any) -> Slot:
-        """The option as its file describes it, with some keys changed. Costs no composition."""
-        from omegaconf import DictConfig, OmegaConf
+    def node(self, changed: Mapping[str, Any]) -> DictConfig:
+        """The option as its file describes it, typed by its schema, with some keys changed."""
+        from omegaconf import OmegaConf
 
-        values = OmegaConf.create({**cast(DictConfig, OmegaConf.load(self.path))})
-        values.pop("defaults", None)
-        whole = OmegaConf.merge(OmegaConf.structured(self.schema), values, changed)
-        option = OmegaConf.to_object(whole)
+        values = {key: value for key, value in content(self.path).items() if key != "defaults"}
+        whole = OmegaConf.merge(OmegaConf.structured(self.schema), values, dict(changed))
+        return cast("DictConfig", whole)
+
+    def option(self, **changed: Any) -> Slot:
+        """The same as an object. Costs no composition."""
+        from omegaconf import OmegaConf
+
+        option = OmegaConf.to_object(self.node(changed))
         assert isinstance(option, Slot)
         return option
+
+
+@cache
+def content(path: Path) -> dict[str, Any]:
+    """What a YAML of `conf/` says, as plain data. Not to be changed: it is read once."""
+    from omegaconf import OmegaConf
+
+    found = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(found, dict)
+    return cast(dict[str, Any], found)
 
 
 @cache

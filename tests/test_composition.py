@@ -11,9 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fastdiff.composition import check_sweep, compose, quote_literal, restore, with_option
+from fastdiff.assembling import assembled
+from fastdiff.composition import (
+    check_sweep,
+    compose,
+    composed_by_hydra,
+    quote_literal,
+    restore,
+    with_option,
+)
 from fastdiff.config import SLOTS, Generation, RunConfig, fingerprint
 from fastdiff.errors import UsageError, nearest
+from fastdiff.experiments import experiments
 from fastdiff.explaining import LITERAL_KEYS, combinations
 from fastdiff.models import MODELS
 from fastdiff.models.sources import Shapes
@@ -70,7 +79,7 @@ def test_every_key_of_a_file_is_a_key_of_its_schema(choice: str) -> None:
 @pytest.mark.parametrize("choice", EVERY_OPTION)
 def test_reading_an_options_file_alone_gives_what_hydra_composes(choice: str) -> None:
     slot, name = choice.split("=")
-    assert option_files()[slot][name].option() == getattr(compose([choice]), slot)
+    assert option_files()[slot][name].option() == getattr(composed_by_hydra([choice]), slot)
 
 
 @pytest.mark.parametrize("choice", EVERY_OPTION)
@@ -123,6 +132,76 @@ def test_the_last_override_of_a_slot_holds() -> None:
 def test_schemas_cover_every_slot() -> None:
     assert set(schemas()) == set(SLOTS)
     assert schemas()["model"] == MODELS
+
+
+# The two ways to compose ---------------------------------------------------------------------------
+
+TOGETHER = (
+    *([choice] for choice in EVERY_OPTION),
+    *([f"experiment={name}"] for name in experiments()),
+    *(
+        [f"experiment={name}", "model=sdxl", "model.student.id=a/b", "generation.steps=3"]
+        for name in experiments()
+    ),
+    ["experiment=sdxl_tutorial/int8", "experiment=none"],
+    ["experiment=sdxl_tutorial/int8", "quant=fp8", "quant.granularity=per_tensor"],
+    ["experiment=none", "experiment=guide/fp16", "precision=fp32"],
+    ["quant=int8", "quant=fp8", "quant= int8", "quant.skip_shapes=[[1,2]]"],
+    ["quant=int8", "quant.min_in_features=1", "quant.min_in_features=2"],
+    ["model=sdxl", "model.student={id: c/d}", "model.generation.steps=3", "model.role=student"],
+    ["generation.prompt=[a cat, 'a, dog']", "generation.seed=7", "generation.guidance_scale=1e-1"],
+    ['generation.prompt="it\'s"', "generation.negative_prompt=null", "generation.steps=null"],
+    ["device=1", "allow_no_effect=yes", "bench.runs=2", "quality.reference='a b.png'"],
+    ["compile=max_autotune", "compile.freezing=true", "compile.targets=[denoiser, vae]"],
+)
+
+
+@pytest.mark.parametrize("overrides", TOGETHER, ids=" ".join)
+def test_assembling_gives_what_hydra_composes(overrides: list[str]) -> None:
+    ours, theirs = assembled(overrides), composed_by_hydra(overrides)
+    assert ours == theirs
+    assert repr(ours) == repr(theirs)
+    assert ours is not None
+    assert list(ours.choices.items()) == list(theirs.choices.items())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["generation.steps=abc"],
+        ["generation.steps=1,2"],
+        ["generation.steps=(1"],
+        ["generation.seed=null"],
+        ["device=[1]"],
+        ["bench.runs=1.5"],
+        ["model=sdxl", "model.student=x"],
+        ["experiment=sdxl_tutorial/int8", "compile=none"],
+        ["generation.steps=${bench.runs}"],
+        ["hydra.run.dir=x"],
+        ["hydra/job_logging=default"],
+    ],
+    ids=" ".join,
+)
+def test_what_can_not_be_assembled_is_left_to_hydra(overrides: list[str]) -> None:
+    assert assembled(overrides) is None
+
+
+def test_what_is_assembled_twice_shares_nothing() -> None:
+    one = assembled(["quant=int8", "generation.prompt=[a cat]"])
+    assert one is not None
+    one.quant.skip_shapes.clear()  # type: ignore[attr-defined]
+    one.generation.prompt.clear()
+    other = assembled(["quant=int8", "generation.prompt=[a cat]"])
+    assert other == composed_by_hydra(["quant=int8", "generation.prompt=[a cat]"])
+
+
+def test_a_usual_run_is_composed_without_hydras_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    def searched(*_: object) -> None:
+        raise AssertionError("Hydra was asked")
+
+    monkeypatch.setattr("fastdiff.composition.composed_by_hydra", searched)
+    run = compose(["experiment=sdxl_tutorial/int8", "model=shapes", "generation.steps=3"])
+    assert (run.choices["quant"], run.generation.steps) == ("int8", 3)
 
 
 # What is drawn -------------------------------------------------------------------------------------

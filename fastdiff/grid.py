@@ -1,0 +1,94 @@
+"""A grid of overrides → its cells: each a run, or every reason why its overrides make none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from fastdiff.composition import compose
+from fastdiff.config import RunConfig, fingerprint
+from fastdiff.errors import UsageError
+from fastdiff.explaining import every_combination, hydras_own, refusals, refuse_sweep
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination.
+
+    overrides: in Hydra's grammar, one a key; those that are the same in every cell are among them.
+    run: what they describe; None where `reasons` say why they describe nothing.
+    """
+
+    overrides: tuple[str, ...]
+    run: RunConfig | None
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> str | None:
+        """Equal for cells that are the same run, however they were typed; None where there is no run."""
+        if self.run is None:
+            return None
+        data = self.run.to_dict()
+        return fingerprint({key: value for key, value in data.items() if key != "experiment"})
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells in the order in which Hydra's sweeper runs them, and the keys that tell them apart."""
+
+    cells: tuple[Cell, ...]
+    varied: tuple[str, ...]
+
+
+def read_grid(overrides: Sequence[str]) -> Grid:
+    """Every cell of a grid. Raises UsageError for what can't be read in any cell: a misspelled option, a bracket left open."""
+    from hydra.errors import HydraException
+
+    refuse_sweep(overrides)
+    own = hydras_own(overrides)
+    if own:
+        compose(own, literal=False)  # Hydra alone knows whether it has such keys
+    try:
+        found = every_combination([o for o in overrides if o not in own])
+    except HydraException as error:
+        raise UsageError(
+            f"{error}\n  instead: list the values, as in generation.steps=10,20,30"
+        ) from error
+    values: dict[str, set[str]] = {}
+    for cell in found:
+        for override in cell:
+            key, _, value = override.partition("=")
+            values.setdefault(key, set()).add(value)
+    varied = tuple(key for key, of_key in values.items() if len(of_key) > 1)
+    return Grid(tuple(_cell(tuple(cell)) for cell in found), varied)
+
+
+def _cell(overrides: tuple[str, ...]) -> Cell:
+    reasons = refusals(overrides) or _refused_parts(overrides)
+    if not reasons:
+        try:
+            return Cell(overrides, compose(overrides, literal=False))
+        except UsageError as error:
+            reasons = [str(error)]
+    return Cell(overrides, None, tuple(reasons))
+
+
+def _refused_parts(overrides: tuple[str, ...]) -> list[str]:
+    """Why single options can't have the keys that are set: what a cell shares with others is asked once."""
+    experiment = [o for o in overrides if o.startswith("experiment=")]
+    parts: dict[str, list[str]] = {}
+    for override in overrides:
+        root = override.partition("=")[0].partition(".")[0]
+        if root != "experiment":
+            parts.setdefault(root, list(experiment)).append(override)
+    return [reason for part in parts.values() if (reason := _refusal(tuple(part)))]
+
+
+@cache
+def _refusal(overrides: tuple[str, ...]) -> str | None:
+    try:
+        compose(overrides, literal=False)
+    except UsageError as error:
+        return str(error)
+    return None

@@ -1,0 +1,120 @@
+"""What would come of a run here: its plan, or every reason why not. For one run, and for the cells of a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastdiff.config import RunConfig, fingerprint
+from fastdiff.errors import FastdiffError, ModelError, PlanError, Problem
+from fastdiff.grid import Cell, Grid
+from fastdiff.models.facts import ModelFacts
+from fastdiff.models.sources import model_of
+from fastdiff.planning import ModelAndPlanError, Plan, make_plan
+
+FactsOf = Callable[[RunConfig], ModelFacts | None]
+
+
+def facts_of(run: RunConfig) -> ModelFacts | None:
+    """What is known of a run's model before it is loaded. Raises ModelError."""
+    return model_of(run).facts()
+
+
+def planned(run: RunConfig, facts_of: FactsOf = facts_of) -> Plan:
+    """The plan of a composed run on this machine. Raises PlanError or ModelError, with the problems of both."""
+    from fastdiff.environment import (
+        this_machine,
+    )  # looked up late, so that a test can name another machine
+
+    machine = this_machine()
+    try:
+        facts = facts_of(run)
+    except ModelError as error:
+        try:
+            make_plan(run, machine, None)
+        except PlanError as more:
+            raise ModelAndPlanError(error, more) from error
+        raise
+    return make_plan(run, machine, facts)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What would come of a cell.
+
+    problems: why it can't run; a Problem whose `choice` is empty is about no single choice.
+    same_as: the place in the grid, from 0, of the first cell that is the same run.
+    """
+
+    cell: Cell
+    problems: tuple[Problem, ...]
+    same_as: int | None = None
+
+    @property
+    def status(self) -> str:
+        return "incompatible" if self.problems else "ok"
+
+    def to_dict(self) -> dict[str, Any]:
+        problems = [asdict(p) | {"choice": p.choice or None} for p in self.problems]
+        return {
+            "overrides": list(self.cell.overrides),
+            "status": self.status,
+            "problems": problems,
+            "same_as": self.same_as,
+        }
+
+
+def outlooks(grid: Grid) -> list[Outlook]:
+    """Every cell's outlook, in the grid's order. What is known of a model is read once for all cells that have it."""
+    facts = _once_a_model()
+    first: dict[str, int] = {}
+    found: list[Outlook] = []
+    for place, cell in enumerate(grid.cells):
+        identity = cell.identity
+        before = first.setdefault(identity, place) if identity else place
+        if before < place:
+            found.append(Outlook(cell, found[before].problems, before))
+        else:
+            found.append(Outlook(cell, _problems(cell, facts)))
+    return found
+
+
+def _problems(cell: Cell, facts: FactsOf) -> tuple[Problem, ...]:
+    if cell.run is None:
+        return tuple(_in_parts(reason) for reason in cell.reasons)
+    try:
+        planned(cell.run, facts)
+    except ModelAndPlanError as error:
+        return _in_parts(error.model), *error.problems
+    except PlanError as error:
+        return error.problems
+    except FastdiffError as error:
+        return (_in_parts(str(error)),)
+    return ()
+
+
+def _in_parts(message: str) -> Problem:
+    """A message of several lines: the first ones say what is wrong, the last one the way out."""
+    *reason, way_out = message.split("\n") if "\n" in message else (message, "")
+    said = " ".join(line.strip() for line in reason)
+    return Problem("", said, way_out.strip().removeprefix("instead: "))
+
+
+def _once_a_model() -> FactsOf:
+    """`facts_of` that asks a model once, its refusals included."""
+    known: dict[str, ModelFacts | ModelError | None] = {}
+
+    def facts_once(run: RunConfig) -> ModelFacts | None:
+        model = fingerprint([run.choices["model"], run.to_dict()["model"]])
+        if model not in known:
+            try:
+                known[model] = facts_of(run)
+            except ModelError as error:
+                known[model] = error
+        facts = known[model]
+        if isinstance(facts, ModelError):
+            raise facts
+        return facts
+
+    return facts_once
