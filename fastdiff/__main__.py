@@ -81,15 +81,18 @@ def _dispatch(words: list[str]) -> int:
         print(f"fastdiff {__version__}")
         return 0
     verb = words[0] if words and "=" not in words[0] and not words[0].startswith("-") else None
-    if verb == "plan":
-        return _plan(words[1:])
-    if verb == "ladder":
-        return _ladder(words[1:])
-    if verb == "doctor":
-        return _doctor(words[1:])
+    verbs = {
+        "plan": _plan,
+        "ladder": _ladder,
+        "compare": _compare,
+        "diff-env": _diff_env,
+        "doctor": _doctor,
+    }
+    if verb in verbs:
+        return verbs[verb](words[1:])
     flags = [word for word in words if word.startswith("-")]
     overrides = [word for word in words if not word.startswith("-")]
-    unknown = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    unknown = [flag for flag in flags if flag not in _SWEEPS]
     if unknown:
         raise UsageError(
             f"there is no option {unknown[0]}\n  there are: -m (every combination), --help, --version"
@@ -97,25 +100,39 @@ def _dispatch(words: list[str]) -> int:
     return _sweep(overrides) if flags else _run(overrides)
 
 
+_SWEEPS = ("-m", "--multirun")
+
+
 def _plan(words: list[str]) -> int:
-    """`plan`: what would happen, and why not."""
-    from fastdiff.composition import compose
-    from fastdiff.errors import PlanError
-    from fastdiff.models.sources import model_of
-    from fastdiff.planning import ModelAndPlanError
-
-    as_json = "--json" in words
-    unknown = [word for word in words if word.startswith("-") and word != "--json"]
+    """`plan`: what would happen, and why not; with -m of every combination."""
+    flags = [word for word in words if word.startswith("-")]
+    overrides = [word for word in words if not word.startswith("-")]
+    unknown = [flag for flag in flags if flag not in (*_SWEEPS, "--json")]
     if unknown:
-        raise UsageError(f"plan has no option {unknown[0]}\n  there is: --json")
-    overrides = [word for word in words if word != "--json"]
-    if not as_json:
-        from fastdiff.screen import plan_text
+        raise UsageError(
+            f"plan has no option {unknown[0]}\n  there are: -m (every combination), --json"
+        )
+    as_json = "--json" in flags
+    if set(flags) & set(_SWEEPS):
+        return _plan_grid(overrides, as_json)
+    return _plan_json(overrides) if as_json else _plan_text(overrides)
 
-        print(plan_text(planned(compose(overrides))))
-        return 0
+
+def _plan_text(overrides: list[str]) -> int:
+    from fastdiff.composition import compose
+    from fastdiff.screen import plan_text
+
+    print(plan_text(planned(compose(overrides))))
+    return 0
+
+
+def _plan_json(overrides: list[str]) -> int:
     import json
     from dataclasses import asdict
+
+    from fastdiff.composition import compose
+    from fastdiff.models.sources import model_of
+    from fastdiff.planning import ModelAndPlanError
 
     try:
         plan = planned(compose(overrides))
@@ -138,22 +155,29 @@ def _plan(words: list[str]) -> int:
     return 0
 
 
+def _plan_grid(overrides: list[str], as_json: bool) -> int:
+    """Every combination's row; exit code 2 if none of them can run."""
+    from fastdiff.grid import read_grid
+    from fastdiff.outlook import outlooks
+
+    grid = read_grid(overrides)
+    rows = [outlook.to_dict() for outlook in outlooks(grid)]
+    if as_json:
+        import json
+
+        print(json.dumps(rows, indent=2))
+    else:
+        from fastdiff.pages.grid import grid_text
+
+        print(grid_text(rows, grid.varied))
+    return 0 if any(row["status"] == "ok" for row in rows) else UsageError.exit_code
+
+
 def planned(run: Any) -> Any:
     """The plan of a composed run on this machine. Raises PlanError or ModelError, with the problems of both."""
-    from fastdiff.environment import this_machine
-    from fastdiff.errors import ModelError, PlanError
-    from fastdiff.models.sources import model_of
-    from fastdiff.planning import ModelAndPlanError, make_plan
+    from fastdiff.outlook import planned as outlook
 
-    try:
-        facts = model_of(run).facts()
-    except ModelError as error:
-        try:
-            make_plan(run, this_machine(), None)
-        except PlanError as more:
-            raise ModelAndPlanError(error, more) from error
-        raise
-    return make_plan(run, this_machine(), facts)
+    return outlook(run)
 
 
 def _ladder(words: list[str]) -> int:
@@ -190,6 +214,51 @@ def _ladder(words: list[str]) -> int:
     data = climb.to_dict(state)
     print(ladder_text(data, folder))
     return exit_code(state, data["rows"])
+
+
+def _compare(words: list[str]) -> int:
+    """`compare A B`: both sides planned, then their processes taking turns, then the ratio."""
+    from fastdiff.compare.comparison import Comparison, exit_code, folder_of
+    from fastdiff.compare.how import read_how
+    from fastdiff.compare.sides import read_sides
+    from fastdiff.composition import compose
+    from fastdiff.process import check_folder
+    from fastdiff.screen import comparison_text, progress
+
+    how, others = read_how(words)
+    a, b = read_sides(others, lambda words: planned(compose(words)))
+    folder = folder_of(a, b, how)
+    check_folder(folder)
+    with progress() as shown:
+        comparison = Comparison(a, b, how, folder, shown)
+        state = comparison.go()
+    print(comparison_text(comparison.to_dict(state), folder))
+    return exit_code(state)
+
+
+def _diff_env(words: list[str]) -> int:
+    """`diff-env A B`: what two reports say differently of their machines, settings and choices."""
+    from fastdiff.diff_env import difference, read_report
+
+    unknown = [word for word in words if word.startswith("-") and word != "--json"]
+    if unknown:
+        raise UsageError(f"diff-env has no option {unknown[0]}\n  there is: --json")
+    named = [word for word in words if word != "--json"]
+    if len(named) != 2:
+        raise UsageError(
+            f"diff-env needs two reports, not {len(named)}\n"
+            "  instead: python -m fastdiff diff-env A/report.json B/report.json"
+        )
+    found = difference(read_report(named[0]), read_report(named[1]))
+    if "--json" in words:
+        import json
+
+        print(json.dumps(found, indent=2, allow_nan=False))
+        return 0
+    from fastdiff.pages.environment import render
+
+    print(render(named[0], named[1], found))
+    return 0
 
 
 def _doctor(words: list[str]) -> int:

@@ -31,11 +31,17 @@ class Slot:
 
 @dataclass
 class Bench(Slot):
-    """How often the whole call is repeated. `warmup` calls come after the first call and are not timed."""
+    """How often the whole call is repeated.
+
+    warmup: calls after the first one that are kept apart from the timed ones; 0 is none at all.
+    runs: timed calls, at least 1.
+    most_warmup: how far the warm-up may go on while calls still get faster; below `warmup` it goes no further than that.
+    """
 
     slot: ClassVar[str] = "bench"
     warmup: int = 1
     runs: int = 5
+    most_warmup: int = 10
 
 
 @dataclass
@@ -47,9 +53,38 @@ class Quality(Slot):
 
 @dataclass
 class Reference(Quality):
-    """Compare with a reference: `auto` makes it (fp32, SDPA, nothing else), a path names a picture."""
+    """Compare with a reference: `auto` makes it (fp32, SDPA, nothing else), a path names a picture.
+
+    exact: hold passes that only reorder arithmetic to PyTorch's rule, in fp64, and end with `invalid_output` if they break it.
+    lpips: also measure LPIPS, which needs torchvision and the weights of its AlexNet.
+    captions: so many held-out captions are drawn and judged, of the embedded model only; 0 judges the run's own prompt.
+    The others are budgets; null sets none, and a run that misses one ends with the status `invalid_output`:
+    min_psnr_db: in dB, more is nearer. min_ssim, min_ms_ssim: at most 1. max_lpips: 0 is the same picture.
+    max_abs_difference: of pixels, in [0, 1]; max_abs_difference_latents: of the last step's latents.
+    min_caption_score: of the pictures judged, the part with the right colours at the right places.
+    """
+
+    ms_ssim_side: ClassVar[int] = 176
+    """Pixels a side that torchmetrics' MS-SSIM needs: at a 16th of the size its window of 11 must fit."""
+    lpips_side: ClassVar[int] = 31
+    """Pixels a side that LPIPS needs: below it AlexNet's second pooling has nothing to pool."""
 
     reference: str = "auto"
+    exact: bool = True
+    lpips: bool = False
+    captions: int = 0
+    min_psnr_db: float | None = None
+    min_ssim: float | None = None
+    min_ms_ssim: float | None = None
+    max_lpips: float | None = None
+    max_abs_difference: float | None = None
+    max_abs_difference_latents: float | None = None
+    min_caption_score: float | None = None
+
+    def budgets(self) -> dict[str, float]:
+        """The budgets that are set, by key."""
+        keys = [f.name for f in fields(self) if f.name.startswith(("min_", "max_"))]
+        return {key: limit for key in keys if (limit := getattr(self, key)) is not None}
 
 
 @dataclass
@@ -123,6 +158,7 @@ class RunConfig:
     experiment: Experiment = field(default_factory=Experiment)
     device: str = "auto"
     allow_no_effect: bool = False
+    profile: bool = False
     choices: dict[str, str] = field(default_factory=dict)
 
     def options(self) -> Iterator[tuple[str, str, Slot]]:
@@ -139,6 +175,7 @@ class RunConfig:
         data["generation"] = asdict(self.generation)
         data["device"] = self.device
         data["allow_no_effect"] = self.allow_no_effect
+        data["profile"] = self.profile
         data["experiment"] = {"name": self.choices.get("experiment", NO_EXPERIMENT)}
         data["experiment"] |= asdict(self.experiment)
         return data
@@ -155,7 +192,7 @@ SLOTS = tuple(f.name for f in fields(RunConfig) if f.type == "Slot")
 NO_EXPERIMENT = "none"
 """The name that stands for a run outside the documents."""
 
-SCALARS = ("device", "allow_no_effect")
+SCALARS = ("device", "allow_no_effect", "profile")
 """Keys of a run that belong to no slot."""
 
 

@@ -1,19 +1,21 @@
-"""One run from its request to its report: build, first call, what ran, steady state, quality."""
+"""One run from its request to its report: build, first call, what ran, steady state, where time and memory went, quality."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdiff.bench.memory import FIRST_CALL, IMPORT, LOAD, STEADY, PeakMemory
+from fastdiff.config import Bench, Reference
 from fastdiff.protocol import Events, Request
 from fastdiff.report import MeasuredOn, blank_report
-from fastdiff.result import Latency, Status, sha256_of, write_json
+from fastdiff.result import Latency, Observed, Status, sha256_of, write_json
 
 if TYPE_CHECKING:
+    from fastdiff.bench.exactness import Captured
     from fastdiff.bench.timing import Timed
     from fastdiff.config import RunConfig
     from fastdiff.engine import Built
@@ -26,34 +28,45 @@ def run(folder: Path, request: Request, events: Events) -> None:
 
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     config = restore(request.config)
-    plan = _plan_with_facts(config, events)
+    plan = plan_with_facts(config, events)
     if request.only_pictures:
         refuse_if_too_large(plan)
     events.say("importing torch and diffusers")
+    memory = PeakMemory(plan.device)
+    with memory.phase(IMPORT):
+        import_s = import_libraries(plan)
     from fastdiff.bench.pictures import float32_noise
+    from fastdiff.bench.quality import save_latents
     from fastdiff.bench.timing import first_call
     from fastdiff.engine import build
 
-    import_s = import_libraries(plan)
-    built = build(plan, events.say)
-    generation, device = config.generation, plan.device
+    with memory.phase(LOAD):
+        built = build(plan, events.say)
     events.say("compiling" if config.choices["compile"] != "none" else "first call")
     with float32_noise(built.pipeline):
-        timed = first_call(built.pipeline, generation, device, events.tell)
-        images = _save(timed, folder)
+        with memory.phase(FIRST_CALL):
+            timed = first_call(built.pipeline, config.generation, plan.device, events.tell)
+        images = save_pictures(timed, folder)
+        save_latents(folder, timed.latents)
         if request.only_pictures:
             return
         report = blank_report(config, plan, request.overrides, started_at)
-        report |= _measure(built, timed, plan, events) | {"import_s": import_s}
-    report["quality"] = _quality(timed, request.reference, events)
-    report["images"] = images
-    report["environment"] = MeasuredOn(device).to_dict()
-    report["status"] = Status.OK.value
+        report |= {"images": images, "import_s": import_s}
+        observed, found = what_ran(built, plan, events)
+        report |= found
+        report |= _times(built, timed, plan, observed, memory, events, report["compile"])
+        report |= _where_it_went(built, timed, plan, folder, events, report["notices"])
+        report["quality"] = _quality(built.pipeline, config, timed, request.reference, events)
+        captured = _captured(built, plan)
+    del built  # the exactness check wants its memory
+    report["exactness"] = _exactness(captured, plan, events)
+    report["environment"] = MeasuredOn(plan.device).to_dict()
+    report |= _judgement(report, config)
     report["finished_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(folder / "report.json", report)
 
 
-def _plan_with_facts(config: RunConfig, events: Events) -> Plan:
+def plan_with_facts(config: RunConfig, events: Events) -> Plan:
     """Plan again where the model is: a hub model's configuration is fetched first, its weights later."""
     from fastdiff.environment import this_machine
     from fastdiff.models.hub import Hub
@@ -99,7 +112,7 @@ def import_libraries(plan: Plan) -> float:
     return time.perf_counter() - started
 
 
-def _save(timed: Timed, folder: Path) -> list[dict[str, Any]]:
+def save_pictures(timed: Timed, folder: Path) -> list[dict[str, Any]]:
     """Write the pictures as PNG; names and hashes for the report."""
     saved = []
     for index, picture in enumerate(timed.pictures):
@@ -109,60 +122,80 @@ def _save(timed: Timed, folder: Path) -> list[dict[str, Any]]:
     return saved
 
 
-def _measure(built: Built, timed: Timed, plan: Plan, events: Events) -> dict[str, Any]:
-    """Look at what ran in the first call, so that a pass without effect ends here, then time the steady state."""
-    from fastdiff.bench.observing import attention_kernels, compile_counters, peak_memory_bytes
-    from fastdiff.bench.quality import compare
-    from fastdiff.bench.syncs import syncs_of_a_step
-    from fastdiff.bench.timing import steady_calls
-    from fastdiff.config import Bench
+def what_ran(built: Built, plan: Plan, events: Events) -> tuple[Observed, dict[str, Any]]:
+    """What was seen of the first call and of one step, and what the report says of it.
 
-    config, device = plan.setting.run, plan.device
-    assert isinstance(config.bench, Bench)
+    A pass without effect ends the run here, before anything is timed. Raises NoEffectError.
+    """
+    from fastdiff.bench.compile_times import compile_times
+    from fastdiff.bench.observing import attention_kernels, compile_counters
+
+    run, denoiser = plan.setting.run, plan.setting.denoiser
     observed = compile_counters()
-    denoiser = plan.setting.denoiser
     if denoiser is not None:
         events.say("looking at the kernels of one step")
-        kernels = attention_kernels(built.pipeline, denoiser.name, config.generation)
+        kernels = attention_kernels(built.pipeline, denoiser.name, run.generation)
         observed = replace(observed, kernels=kernels)
     observed = built.observed(observed)
-    effects = built.effects(observed, allow_no_effect=config.allow_no_effect)
-    before = built.observed(compile_counters())
-    steady_calls(timed, built.pipeline, config.generation, config.bench, device, events.tell)
-    late = built.observed(compile_counters()).graphs - before.graphs
-    memory = peak_memory_bytes(device)
-    if device == "cuda":
-        events.say("looking for what waits for the GPU in one step")
-    syncs = syncs_of_a_step(built.pipeline, config.generation, device)
-    repeated = compare(timed.last_pictures, timed.pictures)
-    pictures = len(timed.pictures)
-    latency: Latency = timed.latency
-    return {
+    effects = built.effects(observed, allow_no_effect=run.allow_no_effect)
+    return observed, {
         "effects": [effect.to_dict() for effect in effects],
         "applied": [str(effect) for effect in effects],
-        "load_s": built.load_s,
-        "apply_s": built.apply_s,
-        "first_call_s": timed.first_call_s,
         "compile_s": observed.compile_s,
-        "warmup_s": timed.warmup_s,
-        "latency_s": latency.to_dict(),
-        "step_latency_s": timed.step_latency.to_dict(),
-        "throughput_images_per_s": pictures / latency.median_s,
-        "peak_memory_bytes": memory,
         "compile": {
             "graphs": observed.graphs,
             "graph_breaks": observed.graph_breaks,
             "recompiles": observed.recompiles,
             "reasons": list(observed.break_reasons),
             "cache": observed.cache,
-            "graphs_while_timing": late,
+            **compile_times(plan.setting, observed, built.outcomes),
         },
-        "syncs": syncs,
+    }
+
+
+def _times(
+    built: Built,
+    timed: Timed,
+    plan: Plan,
+    observed: Observed,
+    memory: PeakMemory,
+    events: Events,
+    compiled: dict[str, Any],
+) -> dict[str, Any]:
+    """The steady state, and all times and peaks up to its end."""
+    from fastdiff.bench.observing import compile_counters
+    from fastdiff.bench.parts import modules_of
+    from fastdiff.bench.quality import compare
+    from fastdiff.bench.timing import steady_calls
+
+    run = plan.setting.run
+    assert isinstance(run.bench, Bench)
+    before = built.observed(compile_counters())
+    with memory.phase(STEADY):
+        steady_calls(timed, built.pipeline, run.generation, run.bench, plan.device, events.tell)
+    late = built.observed(compile_counters()).graphs - before.graphs
+    repeated = compare(timed.last_pictures, timed.pictures)
+    latency: Latency = timed.latency
+    modules = modules_of(built.pipeline).values()
+    return {
+        "load_s": built.load_s,
+        "apply_s": built.apply_s,
+        "first_call_s": timed.first_call_s,
+        "warmup_s": timed.warmup_s,
+        "warmup": timed.warmup.to_dict(),
+        "latency_s": latency.to_dict(),
+        "device_latency_s": timed.device_latency.to_dict(),
+        "step_latency_s": timed.step_latency.to_dict(),
+        "throughput_images_per_s": len(timed.pictures) / latency.median_s,
+        "conditions": timed.conditions,
+        "peak_memory_bytes": memory.to_dict(),
+        "memory_bytes": memory.parts(modules, compiled=observed.graphs > 0),
+        "compile": {**compiled, "graphs_while_timing": late},
         "repeatable": {
             "identical": repeated.identical,
             "max_abs_difference": repeated.max_abs_difference,
         },
-        "notices": _notices(plan, late, repeated.max_abs_difference),
+        "notices": _notices(plan, late, repeated.max_abs_difference) + timed.notices,
     }
 
 
@@ -182,27 +215,83 @@ def _notices(plan: Plan, graphs_while_timing: int, difference: float) -> list[st
     return notices
 
 
-def _quality(timed: Timed, reference: dict[str, Any], events: Events) -> dict[str, Any]:
-    """The distance from the reference, or null with the reason."""
-    nothing = {"identical": None, "psnr_db": None, "ssim": None, "max_abs_difference": None}
-    known = {
-        "reference_run_id": reference.get("run_id"),
-        "reference": reference.get("name"),
-        "reason": reference.get("reason"),
+def _where_it_went(
+    built: Built, timed: Timed, plan: Plan, folder: Path, events: Events, notices: list[str]
+) -> dict[str, Any]:
+    """Where a call's time goes, in calls of their own that nobody times, and how near a step comes to the machine's limit."""
+    from fastdiff.bench.parts import calls_for, time_parts
+    from fastdiff.bench.profiling import not_profiled, profile_call
+    from fastdiff.bench.roofline import roofline
+    from fastdiff.bench.syncs import syncs_of_a_step
+
+    run, device, pipeline = plan.setting.run, plan.device, built.pipeline
+    if device == "cuda":
+        events.say("looking for what waits for the GPU in one step")
+    syncs = syncs_of_a_step(pipeline, run.generation, device)
+    events.say("looking where the time goes")
+    parts = time_parts(pipeline, run.generation, device, calls_for(timed.latency.median_s))
+    profile = not_profiled()
+    if run.profile:
+        events.say("profiling one call")
+        profile = profile_call(pipeline, run.generation, device, folder)
+    events.say("comparing a step with what the machine can do")
+    calls = parts["denoiser_calls"]
+    step_s = parts["denoiser"] / calls if calls else None
+    caches = run.choices["cache"] != "none"
+    found, more = roofline(pipeline, run.generation, device, step_s, caches=caches)
+    return {
+        "syncs": syncs,
+        "parts_s": parts,
+        "profile": profile,
+        "roofline": found,
+        "notices": [*notices, *more],
     }
-    paths = reference.get("pictures")
-    if not paths:
-        return known | nothing
-    events.say("comparing with the reference")
-    from PIL import Image
 
-    from fastdiff.bench.quality import compare
 
-    if paths == "own":
-        return known | compare(timed.pictures, timed.pictures).to_dict()
-    try:
-        with contextlib.ExitStack() as stack:
-            references = [stack.enter_context(Image.open(path)).convert("RGB") for path in paths]
-            return known | compare(timed.pictures, references).to_dict()
-    except (OSError, ValueError) as error:
-        return known | nothing | {"reason": str(error)}
+def _quality(
+    pipeline: Any, run: RunConfig, timed: Timed, reference: dict[str, Any], events: Events
+) -> dict[str, Any]:
+    """What the pictures are worth: how far from the reference, whether they show what their captions say."""
+    from fastdiff.bench.captions import caption_quality
+    from fastdiff.bench.quality import against
+
+    if reference.get("pictures"):
+        events.say("comparing with the reference")
+    lpips = isinstance(run.quality, Reference) and run.quality.lpips
+    found = against(reference, timed.pictures, timed.latents, lpips=lpips)
+    return found | {"caption": caption_quality(pipeline, run, timed.pictures, events.tell)}
+
+
+def _captured(built: Built, plan: Plan) -> Captured:
+    """One denoiser call and one decode of the optimized pipeline, for the exactness check."""
+    from fastdiff.bench.exactness import Captured, capture
+
+    run = plan.setting.run
+    if not isinstance(run.quality, Reference):
+        return Captured(reason="quality=none")
+    if not run.quality.exact:
+        return Captured(reason="quality.exact=false")
+    return capture(built.pipeline, plan, run.generation)
+
+
+def _exactness(captured: Captured, plan: Plan, events: Events) -> dict[str, Any]:
+    from fastdiff.bench.exactness import check
+    from fastdiff.engine import build
+
+    return check(captured, plan, build, events.say)
+
+
+def _judgement(report: dict[str, Any], run: RunConfig) -> dict[str, Any]:
+    """Status and error: figures that miss a budget, or an exact pass that isn't, are kept, but the run is no success."""
+    from fastdiff.bench.budgets import missed, refusal
+    from fastdiff.bench.exactness import failure
+
+    budgets = run.quality.budgets() if isinstance(run.quality, Reference) else {}
+    report["quality"]["missed"] = missed(report["quality"], budgets)
+    wrong = [refusal(report["quality"]["missed"])] if report["quality"]["missed"] else []
+    inexact = failure(report["exactness"])
+    wrong += [inexact] if inexact else []
+    if not wrong:
+        return {"status": Status.OK.value}
+    error = {"message": "\n".join(wrong), "log": "log.txt", "log_tail": []}
+    return {"status": Status.INVALID_OUTPUT.value, "error": error}

@@ -1,18 +1,24 @@
-"""(run, machine, model's facts) → the ordered passes, or every reason why not. Pure: beside its arguments it reads a picture's first bytes."""
+"""(run, machine, model's facts) → the ordered passes, or every reason why not. Pure: beside its arguments it reads a picture's first bytes,
+and looks whether LPIPS has its weights.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastdiff.cache_folder import VARIABLE, cache_folder, unwritable
 from fastdiff.config import Bench, Reference, RunConfig
 from fastdiff.environment import Environment
-from fastdiff.errors import ModelError, PlanError, Problem
+from fastdiff.errors import MachineProblem, ModelError, PlanError, Problem
 from fastdiff.models.facts import ModelFacts
+from fastdiff.models.shapes.scenes import Scene
+from fastdiff.models.sources import Shapes
 from fastdiff.passes.base import Notice, Option, Pass, Setting, Stage
 from fastdiff.passes.place import Place
 
@@ -107,6 +113,7 @@ def _findings(setting: Setting) -> Iterator[Problem | Notice]:
     yield from _generation(setting)
     yield from _bench(setting)
     yield from _reference(setting)
+    yield from _rates_folder()
     for slot, name, option in setting.run.options():
         if not isinstance(option, Option):
             continue
@@ -191,19 +198,138 @@ def _bench(setting: Setting) -> Iterator[Problem]:
         yield Problem(f"bench.runs={bench.runs}", "nothing would be timed", "bench.runs=1")
     if bench.warmup < 0:
         yield Problem(f"bench.warmup={bench.warmup}", "can't be negative", "bench.warmup=0")
+    if bench.most_warmup < 0:
+        yield Problem(
+            f"bench.most_warmup={bench.most_warmup}",
+            "can't be negative",
+            "bench.most_warmup=0, which makes no more calls than bench.warmup says",
+        )
 
 
-def _reference(setting: Setting) -> Iterator[Problem]:
+def _rates_folder() -> Iterator[Problem]:
+    """A cache folder that the user named and that can't be used; one that the system gives is a notice in the run."""
+    named, folder = os.environ.get(VARIABLE), cache_folder() / "machines"
+    if named and (reason := unwritable(folder)):
+        yield MachineProblem(
+            f"{VARIABLE}={named}",
+            f"{folder} {reason}, and this machine's rates would be kept there",
+            f"{VARIABLE}=DIR, a folder of your own, or unset it",
+        )
+
+
+def _reference(setting: Setting) -> Iterator[Problem | Notice]:
     quality = setting.run.quality
-    if not isinstance(quality, Reference) or quality.reference == "auto":
+    if not isinstance(quality, Reference):
         return
-    reason = _no_picture(quality.reference)
+    reason = None if quality.reference == "auto" else _no_picture(quality.reference)
     if reason:
         yield Problem(
             f"quality.reference={quality.reference}",
             reason,
             "quality.reference=auto, which draws it, or the path of a PNG or JPEG",
         )
+    yield from _budget_ranges(quality)
+    yield from _budget_figures(quality, setting)
+    yield from _perceptual(quality, setting)
+    yield from _caption_rules(quality, setting)
+
+
+_AT_MOST_ONE = ("min_ssim", "min_ms_ssim", "max_abs_difference", "min_caption_score")
+"""Budgets on figures that can't be above 1."""
+
+
+def _budget_ranges(quality: Reference) -> Iterator[Problem]:
+    """Budgets that say nothing: not a number, below what a figure can be, or above it."""
+    for key, limit in quality.budgets().items():
+        choice = f"quality.{key}={limit:g}"
+        if not math.isfinite(limit):
+            yield Problem(choice, "is not a finite number", f"quality.{key}=null, or a number")
+        elif limit < 0:
+            yield Problem(choice, "must be at least 0", f"quality.{key}=0, or null for no budget")
+        elif limit > 1 and key in _AT_MOST_ONE:
+            yield Problem(
+                choice, "must be at most 1: that figure is never above it", f"quality.{key}=1"
+            )
+
+
+def _budget_figures(quality: Reference, setting: Setting) -> Iterator[Problem]:
+    """Budgets on figures that this run can't have."""
+    asked, budgets = setting.run.generation, quality.budgets()
+    sides = [side for side in (asked.height, asked.width) if side is not None]
+    least = {
+        "min_ms_ssim": ("MS-SSIM", Reference.ms_ssim_side, "quality.min_ssim"),
+        "max_lpips": ("LPIPS", Reference.lpips_side, "quality.min_psnr_db"),
+    }
+    for key, (name, side, other) in least.items():
+        if key in budgets and sides and min(sides) < side:
+            yield Problem(
+                f"quality.{key}={budgets[key]:g}",
+                f"{name} needs {side} pixels a side, and the smaller side has {min(sides)}",
+                f"a budget on {other}, or larger pictures",
+            )
+    if "max_lpips" in budgets and not quality.lpips:
+        yield Problem(
+            f"quality.max_lpips={budgets['max_lpips']:g}",
+            "LPIPS is measured on demand only",
+            "quality.lpips=true beside it",
+        )
+    if "max_abs_difference_latents" in budgets and quality.reference != "auto":
+        yield Problem(
+            f"quality.max_abs_difference_latents={budgets['max_abs_difference_latents']:g}",
+            "the reference is a picture, and a picture has no latents",
+            "quality.reference=auto, or quality.max_abs_difference",
+        )
+
+
+def _perceptual(quality: Reference, setting: Setting) -> Iterator[Problem | Notice]:
+    if not quality.lpips:
+        return
+    if not setting.environment.has_module("torchvision"):
+        yield MachineProblem(
+            "quality.lpips=true",
+            "needs the package torchvision, which is not installed",
+            'pip install "fastdiff-inference[lpips]" (torchvision from where torch is from), or '
+            "quality.lpips=false",
+        )
+    elif not (weights := lpips_weights()).is_file():
+        yield Notice(
+            "quality.lpips=true",
+            f"the weights of its AlexNet (244 MB) come from download.pytorch.org: {weights.name} is not in "
+            "torch's hub folder",
+        )
+
+
+def lpips_weights() -> Path:
+    """Where torch's hub keeps the weights of the AlexNet that LPIPS looks through."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))
+    return Path(home).expanduser() / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+
+
+def _caption_rules(quality: Reference, setting: Setting) -> Iterator[Problem]:
+    """Captions are the language of the embedded model, which alone is judged by them."""
+    asked = {"captions": f"{quality.captions}"} if quality.captions else {}
+    if quality.captions < 0:
+        yield Problem(
+            f"quality.captions={quality.captions}", "can't be negative", "quality.captions=24"
+        )
+    if not isinstance(setting.run.model, Shapes):
+        limit = quality.min_caption_score
+        asked |= {"min_caption_score": f"{limit:g}"} if limit is not None else {}
+        for key, value in asked.items():
+            yield Problem(
+                f"quality.{key}={value}",
+                "only pictures of the embedded model can be judged by their captions",
+                f"leave out quality.{key}, or model=shapes",
+            )
+    elif quality.min_caption_score is not None and not quality.captions:
+        prompts = [p for p in setting.run.generation.prompts if isinstance(p, str)]
+        if not any(Scene.parse(prompt) for prompt in prompts):
+            yield Problem(
+                f"quality.min_caption_score={quality.min_caption_score:g}",
+                "the prompt is none of the captions that this model was taught, so nothing can be judged",
+                "quality.captions=24, which draws captions of its own",
+            )
 
 
 def _no_picture(name: str) -> str | None:

@@ -65,7 +65,8 @@ def run_in_process(
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     before = entries(folder)
     prepare_folder(folder)
-    (folder / "report.json").unlink(missing_ok=True)
+    for left in ("report.json", "trace.json.gz"):
+        (folder / left).unlink(missing_ok=True)
     request.write(folder)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(request.config)))
     write_json(folder / "plan.json", plan.to_dict())
@@ -186,22 +187,9 @@ def prepare_folder(folder: Path) -> None:
 def _watch(folder: Path, progress: Progress, variables: Mapping[str, str] = {}) -> Ending:
     """Start the worker, pass its events on, and say how it ended."""
     last_error: dict[str, Any] | None = None
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid()), **variables}
-    # The worker runs wherever the command was typed, so it must find this very package.
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    with (folder / "log.txt").open("ab") as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "fastdiff.worker", str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
-        )
+    worker = start("fastdiff.worker", folder, variables)
     try:
-        for event in _events(worker):
+        for event in events_of(worker):
             if "say" in event:
                 progress.say(event["say"])
             elif "phase" in event:
@@ -210,17 +198,41 @@ def _watch(folder: Path, progress: Progress, variables: Mapping[str, str] = {}) 
                 last_error = event["error"]
         code = worker.wait()
     except KeyboardInterrupt:
-        _end(worker)
+        end(worker)
         return Ending(Status.INTERRUPTED, "interrupted by Ctrl-C", 130)
     except BaseException:
-        _end(worker)
+        end(worker)
         raise
     if last_error is not None:
         return Ending(Status(last_error["status"]), last_error["message"], last_error["exit_code"])
-    return _ending_of(code)
+    return ending_of(code)
 
 
-def _events(worker: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+def start(
+    module: str, folder: Path, variables: Mapping[str, str], stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """Start a module of fastdiff's on a run folder; its events come out of its pipe, its log goes to `log.txt`.
+
+    stdin: where its standard input comes from; subprocess.PIPE keeps a line to it.
+    """
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid()), **variables}
+    # It runs wherever the command was typed, so it must find this very package.
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, str(folder)],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def events_of(worker: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+    """What a process says, line by line, until it ends."""
     assert worker.stdout is not None
     for line in worker.stdout:
         # A line cut short by the worker's death carries nothing.
@@ -228,7 +240,7 @@ def _events(worker: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _ending_of(code: int) -> Ending:
+def ending_of(code: int) -> Ending:
     """What an exit code without a word from the worker means."""
     if code == 0:
         return Ending(Status.OK)
@@ -246,7 +258,7 @@ def _ending_of(code: int) -> Ending:
     )
 
 
-def _end(worker: subprocess.Popen[bytes]) -> None:
+def end(worker: subprocess.Popen[bytes]) -> None:
     """End the worker and whatever it started, gently first."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):

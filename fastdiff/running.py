@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fastdiff.bench.quality import LATENTS
 from fastdiff.composition import with_option
 from fastdiff.config import (
     NO_EXPERIMENT,
@@ -59,12 +60,14 @@ class Found:
     """A reference: its pictures, `own` if the run is its own reference, or why there is none.
 
     name: what a person calls it, `fp32` for the one that fastdiff draws.
+    latents: the file that its last step's latents are in, which is missing where its pipeline tells none.
     """
 
     run_id: str | None = None
     pictures: list[str] | str | None = None
     reason: str | None = None
     name: str | None = None
+    latents: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,12 +100,15 @@ def find_reference(plan: Plan, overrides: list[str], progress: Progress) -> Foun
     pictures = sorted(folder.glob("image-*.png"), key=lambda p: int(p.stem.split("-")[1]))
     student = isinstance(run.model, Model) and run.model.role is Role.student
     name = "the teacher in fp32" if student else "fp32"
-    return Found(identity, [str(path) for path in pictures], name=name)
+    return Found(
+        identity, [str(path) for path in pictures], name=name, latents=str(folder / LATENTS)
+    )
 
 
 def _reference_folder(identity: str, run: RunConfig) -> Path:
     """Where a reference is kept: by what was asked for, the machine, and the model's own content."""
-    return (REFERENCES / fingerprint([identity, model_of(run).identity()])).absolute()
+    holds = ["pictures", LATENTS]  # one that was kept before it held both is drawn again
+    return (REFERENCES / fingerprint([identity, model_of(run).identity(), holds])).absolute()
 
 
 def plain_run(run: RunConfig) -> RunConfig:
@@ -112,7 +118,7 @@ def plain_run(run: RunConfig) -> RunConfig:
     for slot, option in options.items():
         if slot != "model":
             plain = with_option(plain, slot, option)
-    plain.allow_no_effect = False
+    plain.allow_no_effect = plain.profile = False
     assert isinstance(plain.model, Model)
     plain.model = replace(plain.model, role=Role.teacher)
     plain.experiment, plain.choices = Experiment(), {**plain.choices, "experiment": NO_EXPERIMENT}
@@ -122,7 +128,9 @@ def plain_run(run: RunConfig) -> RunConfig:
 def _how_measured(run: RunConfig) -> dict[str, Any]:
     """The part of a run that changes no picture."""
     whole = run.to_dict()
-    return {key: whole[key] for key in ("bench", "quality", "allow_no_effect", "experiment")}
+    return {
+        key: whole[key] for key in ("bench", "quality", "allow_no_effect", "profile", "experiment")
+    }
 
 
 def _picture(path: str) -> Path:

@@ -13,6 +13,7 @@ from fastdiff.environment import Environment
 from fastdiff.experiments import experiments, ladders
 from fastdiff.models.sources import model_of
 from fastdiff.options import default_options, keys_of, option_files, schemas
+from fastdiff.pages import compare as compare_page
 from fastdiff.pages import ladder as ladder_page
 from fastdiff.pages import words
 from fastdiff.planning import Plan
@@ -59,6 +60,8 @@ def summary(report: dict[str, Any], folder: Path, title: str) -> str:
         lines.append(row("status", str(report["status"])))
         message = report["error"]["message"] or ""
         lines += _shortened(message)
+        if report["status"] == "invalid_output" and report["quality"]["missed"]:
+            lines.append(row("quality", words.quality(report["quality"])))
         if report["status"] == "oom" and "instead: " not in message:
             lines.append(row("instead", _LESS_MEMORY))
         lines.append(row("log", f"{shown(folder)}/log.txt"))
@@ -66,7 +69,7 @@ def summary(report: dict[str, Any], folder: Path, title: str) -> str:
     latency, compiled = report["latency_s"], report["compile"]
     first = f"first call {words.seconds(report['first_call_s'])}"
     if compiled["graphs"]:
-        first += f" (compile {words.seconds(report['compile_s'])}, {compiled['cache']})"
+        first += f" (compile {words.compiling(report)})"
     load = f"{words.seconds(report['load_s'])}, passes {words.seconds(report['apply_s'])}"
     lines.append(row("load", f"{load}    {first}"))
     count = len(report["images"])
@@ -86,7 +89,11 @@ def summary(report: dict[str, Any], folder: Path, title: str) -> str:
             f"peak memory {words.device_peak(report['peak_memory_bytes'])}",
         )
     )
+    lines.append(row("where", words.parts(report["parts_s"])))
+    lines.append(row("roofline", words.roofline(report["roofline"])))
     lines.append(row("quality", words.quality(report["quality"])))
+    if report["exactness"]["checked"]:
+        lines.append(row("exact", words.exactness(report["exactness"])))
     lines += _published(config)
     if report["syncs"]["per_step"]:
         lines.append(row("GPU waits", words.syncs(report["syncs"])))
@@ -100,6 +107,14 @@ def _published(config: dict[str, Any]) -> list[str]:
     """What a document says of this run, if it is one of its experiments."""
     said = words.published(config["experiment"])
     return [row("experiment", said)] if said else []
+
+
+def comparison_text(data: dict[str, Any], folder: Path) -> str:
+    """The end of a comparison: both sides, what they say, and how it was measured."""
+    lines = [headline(compare_page.title(data))]
+    lines += [row(label, text) for label, text in compare_page.lines(data)]
+    lines.append(row("written", f"{shown(folder)}/comparison.md, comparison.json"))
+    return "\n".join(lines)
 
 
 def ladder_text(data: dict[str, Any], folder: Path) -> str:
@@ -187,6 +202,7 @@ def help_text() -> str:
         "",
         "  python -m fastdiff [slot=option ...] [slot.key=value ...]",
         "  python -m fastdiff -m slot=option,option ...   every combination in turn",
+        "  python -m fastdiff plan -m slot=option,option ...   which of them can run here",
         *_verbs(),
         "",
         "slots and their options",
@@ -211,7 +227,9 @@ def help_text() -> str:
         "also",
         row("device", "auto (default), cpu, cuda, mps"),
         row("ladder.", "rounds, limit_s, seed, dir: how `ladder` measures"),
+        row("compare.", "pairs, seed, dir: how `compare` measures"),
         row("", "allow_no_effect=true lets a run go on when a pass changed nothing"),
+        row("", "profile=true writes a trace for Perfetto and lists the heaviest operators"),
         row("examples", "python -m fastdiff precision=bf16 compile=max_autotune quant=int8"),
         row("", "python -m fastdiff plan model=sdxl precision=fp16 qkv=fused"),
         row("", "python -m fastdiff model=local model.path=DIR generation.steps=20"),

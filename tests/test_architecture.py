@@ -13,20 +13,21 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fastdiff"
 
 LAYERS = (
-    ("errors", "config", "environment", "result", "verbs", "cache_folder"),
-    ("models", "autocast", "protocol"),
+    ("errors", "config", "environment", "result", "verbs", "cache_folder", "ratios", "machine"),
+    ("models", "autocast", "protocol", "software", "diff_env"),
     ("passes",),
     ("options", "experiments"),
-    ("explaining",),
+    ("explaining", "assembling"),
     ("composition",),
-    ("planning",),
+    ("planning", "grid"),
+    ("outlook",),
     ("report",),
     ("engine", "bench"),
     ("measuring",),
     ("worker",),
     ("process",),
     ("pages",),
-    ("running", "ladder", "sweep", "recipe"),
+    ("running", "ladder", "compare", "sweep", "recipe"),
     ("screen",),
     ("doctor",),
     ("__main__",),
@@ -44,11 +45,22 @@ WITHOUT_TORCH = (
     "result",
     "planning",
     "composition",
+    "assembling",
+    "grid",
+    "outlook",
     "explaining",
     "options",
     "experiments",
     "ladder.climb",
     "ladder.rows",
+    "compare.comparison",
+    "compare.sides",
+    "compare.player",
+    "ratios",
+    "machine",
+    "software",
+    "diff_env",
+    "pages.environment",
     "models.facts",
     "models.sources",
     "models.published",
@@ -62,13 +74,15 @@ WITHOUT_TORCH = (
     "running",
     "pages.run",
     "pages.ladder",
+    "pages.compare",
+    "pages.grid",
     "screen",
     "doctor",
     "__main__",
 )
 LIBRARIES = ("torch", "torchao", "diffusers", "transformers", "accelerate", "torchmetrics", "PIL")
 
-PROGRAMS = ("models.shapes.train", "models.shapes.score", "models.shapes.scenes")
+PROGRAMS = ("models.shapes.train", "models.shapes.score")
 """Programs of their own, which make the embedded model; nothing imports them."""
 
 

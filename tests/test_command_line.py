@@ -104,7 +104,7 @@ def lines(*texts: str) -> str:
 
 KEYS = (
     "there are: model, precision, vae, scheduler, lora, attention, qkv, memory_format, quant, cache, "
-    "memory, compile, bench, quality, experiment, generation, device, allow_no_effect"
+    "memory, compile, bench, quality, experiment, generation, device, allow_no_effect, profile"
 )
 
 COMPILES = ", ".join(
@@ -174,7 +174,7 @@ MISSPELLED = {
         "  compile=none has no key 'freezing'",
         f"    it belongs to: {COMPILES}",
         "  bench=quick has no key 'modus'",
-        "    it has: warmup, runs",
+        "    it has: warmup, runs, most_warmup",
     ),
     ("-m", "generation.steps=3,abc", "bench.runs=1,x"): (
         "2 things can't be read",
@@ -208,7 +208,10 @@ MISSPELLED = {
         "model=shapes has no key 'path'",
         "  it belongs to: model=local, model=single_file",
     ),
-    ("bench.frequency=1",): ("bench=quick has no key 'frequency'", "  it has: warmup, runs"),
+    ("bench.frequency=1",): (
+        "bench=quick has no key 'frequency'",
+        "  it has: warmup, runs, most_warmup",
+    ),
     ("generation.promt=a cat",): (
         "generation has no key 'promt'",
         "  did you mean: generation.prompt",
@@ -245,7 +248,10 @@ MISSPELLED = {
         "there is no option --verbose",
         "  there are: -m (every combination), --help, --version",
     ),
-    ("plan", "--jason"): ("plan has no option --jason", "  there is: --json"),
+    ("plan", "--jason"): (
+        "plan has no option --jason",
+        "  there are: -m (every combination), --json",
+    ),
     ("doctor", "now"): (
         "doctor takes no arguments, not 'now'",
         "  instead: python -m fastdiff doctor",
@@ -1007,7 +1013,7 @@ def test_help_names_every_command_slot_and_option(
         assert f"  {slot:<14}{option} (default)" in said.splitlines() or (
             f"\n  {slot:<14}{option} (default), " in said
         )
-    assert "\n  bench.        warmup, runs\n" in said
+    assert "\n  bench.        warmup, runs, most_warmup\n" in said
     assert max(map(len, said.splitlines())) <= 80
 
 
@@ -1045,7 +1051,7 @@ def test_doctor_says_what_the_machine_lacks_and_not_what_the_model_does(
 ) -> None:
     everything = replace(CPU, modules={"peft": True, "DeepCache": True})
     monkeypatch.setattr("fastdiff.doctor.this_machine", lambda: everything)
-    monkeypatch.setattr("fastdiff.passes.compile.has_cpp_compiler", lambda: False)
+    monkeypatch.setattr("fastdiff.passes.compile.inductor.has_cpp_compiler", lambda: False)
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "  vae           default, tiny, fp16_fix\n" in said

@@ -15,14 +15,14 @@ import pytest
 from fastdiff.composition import compose, with_option
 from fastdiff.config import RunConfig
 from fastdiff.environment import Environment, Gpu
-from fastdiff.errors import PlanError, Problem
+from fastdiff.errors import PlanError, Problem, UsageError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.sources import Shapes
 from fastdiff.options import option_files
 from fastdiff.passes import OPTIONS
 from fastdiff.passes.base import Option, Pass, Setting, Stage
 from fastdiff.passes.quant import Granularity
-from fastdiff.planning import Plan, make_plan
+from fastdiff.planning import Plan, lpips_weights, make_plan
 
 GIB = 2**30
 
@@ -375,6 +375,145 @@ def test_what_is_no_picture_to_compare_with(name: str, reason: str, tmp_path: Pa
     ]
 
 
+def of_quality(**keys: Any) -> list[tuple[str, str, str]]:
+    """Problems of a run with these keys of `quality`, where LPIPS' package is installed."""
+    return problems(a_run(quality=keys), machine(modules={"torchvision": True}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {"min_psnr_db": -1.0},
+            (
+                "quality.min_psnr_db=-1",
+                "must be at least 0",
+                "quality.min_psnr_db=0, or null for no budget",
+            ),
+        ),
+        (
+            {"min_psnr_db": float("nan")},
+            (
+                "quality.min_psnr_db=nan",
+                "is not a finite number",
+                "quality.min_psnr_db=null, or a number",
+            ),
+        ),
+        (
+            {"max_abs_difference_latents": float("inf")},
+            (
+                "quality.max_abs_difference_latents=inf",
+                "is not a finite number",
+                "quality.max_abs_difference_latents=null, or a number",
+            ),
+        ),
+        (
+            {"min_ssim": 1.01},
+            (
+                "quality.min_ssim=1.01",
+                "must be at most 1: that figure is never above it",
+                "quality.min_ssim=1",
+            ),
+        ),
+        (
+            {"min_ms_ssim": 0.9},
+            (
+                "quality.min_ms_ssim=0.9",
+                "MS-SSIM needs 176 pixels a side, and the smaller side has 64",
+                "a budget on quality.min_ssim, or larger pictures",
+            ),
+        ),
+        (
+            {"max_lpips": 0.1},
+            (
+                "quality.max_lpips=0.1",
+                "LPIPS is measured on demand only",
+                "quality.lpips=true beside it",
+            ),
+        ),
+        (
+            {"captions": -3},
+            ("quality.captions=-3", "can't be negative", "quality.captions=24"),
+        ),
+    ],
+)
+def test_budgets_that_say_nothing_are_refused(
+    keys: dict[str, Any], expected: tuple[str, str, str]
+) -> None:
+    assert of_quality(**keys) == [expected]
+
+
+def test_budgets_that_can_be_judged_are_not_refused() -> None:
+    assert of_quality(min_psnr_db=0.0, min_ssim=1.0, max_abs_difference=0.0) == []
+    assert of_quality(max_lpips=0.1, lpips=True, captions=24, min_caption_score=0.9) == []
+    assert of_quality(min_caption_score=0.9) == []  # the model's own prompt is a caption
+    large = {"generation": {"height": 176, "width": 256}}
+    assert problems(a_run(quality={"min_ms_ssim": 0.9}, **large), CPU) == []
+
+
+def test_a_picture_has_no_latents_to_set_a_budget_on(tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert of_quality(reference=str(picture), max_abs_difference_latents=0.5) == [
+        (
+            "quality.max_abs_difference_latents=0.5",
+            "the reference is a picture, and a picture has no latents",
+            "quality.reference=auto, or quality.max_abs_difference",
+        )
+    ]
+
+
+def test_captions_are_for_the_embedded_model_alone() -> None:
+    reason = "only pictures of the embedded model can be judged by their captions"
+    other = a_run("model=sdxl", quality={"captions": 24, "min_caption_score": 0.9})
+    assert problems(other, CPU, None) == [
+        ("quality.captions=24", reason, "leave out quality.captions, or model=shapes"),
+        (
+            "quality.min_caption_score=0.9",
+            reason,
+            "leave out quality.min_caption_score, or model=shapes",
+        ),
+    ]
+    sunset = a_run(quality={"min_caption_score": 0.9}, generation={"prompt": "a sunset"})
+    assert problems(sunset, CPU) == [
+        (
+            "quality.min_caption_score=0.9",
+            "the prompt is none of the captions that this model was taught, so nothing can be judged",
+            "quality.captions=24, which draws captions of its own",
+        )
+    ]
+
+
+def test_lpips_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    run = a_run(quality={"lpips": True})
+    assert problems(run, machine(modules={"torchvision": False})) == [
+        (
+            "quality.lpips=true",
+            "needs the package torchvision, which is not installed",
+            'pip install "fastdiff-inference[lpips]" (torchvision from where torch is from), '
+            "or quality.lpips=false",
+        )
+    ]
+    has_it = machine(modules={"torchvision": True})
+    said = [n.text for n in plan(run, has_it).notices if n.choice == "quality.lpips=true"]
+    assert said == [
+        "the weights of its AlexNet (244 MB) come from download.pytorch.org: "
+        "alexnet-owt-7be5be79.pth is not in torch's hub folder"
+    ]
+    lpips_weights().parent.mkdir(parents=True)
+    lpips_weights().write_bytes(b"")
+    assert plan(run, has_it).notices == ()
+
+
+def test_a_budget_without_a_comparison_is_refused_with_the_way_out() -> None:
+    with pytest.raises(UsageError) as refused:
+        compose(["quality=none", "quality.min_psnr_db=30"])
+    assert str(refused.value) == (
+        "quality=none has no key 'min_psnr_db'\n  it belongs to: quality=reference"
+    )
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
@@ -460,10 +599,20 @@ def test_zero_one_and_null_are_values_like_any_other(keys: dict[str, Any]) -> No
 
 
 def test_nothing_timed_and_a_negative_warm_up() -> None:
-    assert problems(a_run(bench={"runs": -3, "warmup": -1}), CPU) == [
+    assert problems(a_run(bench={"runs": -3, "warmup": -1, "most_warmup": -2}), CPU) == [
         ("bench.runs=-3", "nothing would be timed", "bench.runs=1"),
         ("bench.warmup=-1", "can't be negative", "bench.warmup=0"),
+        (
+            "bench.most_warmup=-2",
+            "can't be negative",
+            "bench.most_warmup=0, which makes no more calls than bench.warmup says",
+        ),
     ]
+
+
+@pytest.mark.parametrize(("asked", "most"), [(0, 0), (3, 3), (1, 10), (20, 10)])
+def test_a_bound_below_the_warm_up_is_no_problem(asked: int, most: int) -> None:
+    assert problems(a_run(bench={"warmup": asked, "most_warmup": most}), CPU) == []
 
 
 # What can't be combined ----------------------------------------------------------------------------
@@ -1087,7 +1236,7 @@ def test_a_target_that_the_model_lacks_is_refused() -> None:
 def test_compiling_on_a_cpu_needs_a_cpp_compiler(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastdiff.passes.compile.has_cpp_compiler", lambda: False)
+    monkeypatch.setattr("fastdiff.passes.compile.inductor.has_cpp_compiler", lambda: False)
     assert problems(a_run(f"compile={mode}"), CPU) == [
         (
             f"compile={mode}",

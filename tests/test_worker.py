@@ -64,7 +64,14 @@ INNER = {
     "peak_memory_bytes": {"device_allocated", "device_reserved", "host"},
     "compile": {"graphs", "graph_breaks", "recompiles", "cache"},
     "syncs": {"per_step", "places", "reason"},
-    "quality": {"reference_run_id", "identical", "psnr_db", "ssim", "max_abs_difference"},
+    "quality": {
+        "reference_run_id",
+        "identical",
+        "psnr_db",
+        "ssim",
+        "max_abs_difference",
+        "caption",
+    },
     "environment": {
         "device",
         "device_name",
@@ -261,17 +268,49 @@ def test_a_picture_of_ones_own_is_compared_with_and_the_same_run_is_identical(
     picture = first / "image-0.png"
     folder = runs("own picture", *CHOICES, f"quality.reference={picture}")
     report = strictly((folder / "report.json").read_text())
-    assert report["quality"] == {
-        "reference_run_id": None,
+    figures = {name: value for name, value in report["quality"].items() if value is not None}
+    reasons, caption = figures.pop("reasons"), figures.pop("caption")
+    assert figures == {
         "reference": picture.name,
-        "reason": None,
         "identical": True,
-        "psnr_db": None,
         "ssim": 1.0,
         "max_abs_difference": 0.0,
+        "missed": [],
     }
+    assert reasons["max_abs_difference_latents"] == (
+        "the reference is a picture, and a picture has no latents"
+    )
+    assert (caption["of"], caption["pictures"]) == ("own prompts", 1)
     assert len(runs.references()) == 1
     assert f"identical to {picture.name}" in (folder / "screen.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_misses_its_budget_keeps_its_figures_and_is_no_success(
+    runs: Runs, first: Path
+) -> None:
+    done = subprocess.run(
+        command("hydra.run.dir=missed", *CHOICES, "quality.min_psnr_db=99"),
+        cwd=runs.home,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    report = strictly((runs.home / "missed" / "report.json").read_text())
+    psnr = report["quality"]["psnr_db"]
+    assert report["status"] == "invalid_output"
+    assert report["quality"]["missed"] == [
+        f"quality.min_psnr_db=99: PSNR is {psnr:.4g} dB against fp32"
+    ]
+    assert report["quality"]["max_abs_difference_latents"] > 0
+    assert report["latency_s"]["median"] > 0
+    assert report["error"]["message"].startswith("the picture misses its budget\n")
+    assert "invalid_output" in done.stdout
+    assert "quality.min_psnr_db=99: PSNR is" in done.stdout
+    assert f"PSNR {psnr:.1f} dB" in done.stdout
+    assert "Status **invalid_output**" in (runs.home / "missed" / "report.md").read_text()
 
 
 @pytest.mark.slow
@@ -313,19 +352,16 @@ def test_without_a_comparison_quality_is_null_with_the_reason(shapes_plan: Any) 
     found = find_reference(shapes_plan("quality=none"), [], SimpleNamespace())  # type: ignore[arg-type]
     said: list[str] = []
     quality = measuring._quality(
-        SimpleNamespace(pictures=[Image.new("RGB", (16, 16))]),  # type: ignore[arg-type]
+        None,
+        shapes_plan("quality=none").setting.run,
+        SimpleNamespace(pictures=[Image.new("RGB", (16, 16))], latents=None),  # type: ignore[arg-type]
         found.to_dict(),
-        SimpleNamespace(say=said.append),  # type: ignore[arg-type]
+        SimpleNamespace(say=said.append, tell=None),  # type: ignore[arg-type]
     )
-    assert quality == {
-        "reference_run_id": None,
-        "reference": None,
-        "reason": "quality=none",
-        "identical": None,
-        "psnr_db": None,
-        "ssim": None,
-        "max_abs_difference": None,
-    }
+    caption = quality.pop("caption")
+    assert (quality.pop("reasons"), quality.pop("reason")) == ({}, "quality=none")
+    assert set(quality.values()) == {None}
+    assert (caption["score"], caption["reason"]) == (None, "quality=none")
     assert said == []
 
 
@@ -343,14 +379,16 @@ def test_a_plain_run_is_its_own_reference(shapes_plan: Any) -> None:
     ],
 )
 def test_a_picture_that_cannot_be_compared_is_said_and_the_run_stays(
-    name: str, reason: str, tmp_path: Path
+    name: str, reason: str, tmp_path: Path, shapes_plan: Any
 ) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "small.png")
     (tmp_path / "torn.png").write_bytes(b"not a picture")
     quality = measuring._quality(
-        SimpleNamespace(pictures=[Image.new("RGB", (32, 32))]),  # type: ignore[arg-type]
+        None,
+        shapes_plan().setting.run,
+        SimpleNamespace(pictures=[Image.new("RGB", (32, 32))], latents=None),  # type: ignore[arg-type]
         {"run_id": None, "reason": None, "pictures": [str(tmp_path / name)]},
-        SimpleNamespace(say=lambda message: None),  # type: ignore[arg-type]
+        SimpleNamespace(say=lambda message: None, tell=None),  # type: ignore[arg-type]
     )
     assert quality["reason"].startswith(reason)
     assert quality["psnr_db"] is None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fastdiff.bench.quality import LATENTS
 from fastdiff.config import NoQuality, fingerprint
 from fastdiff.errors import UsageError, nearest
 from fastdiff.ladder.rows import rows
@@ -186,6 +187,7 @@ class Climb:
         assert rung.plan is not None
         first = next(r for r in self.rungs if r.plan is not None)
         found: dict[str, Any] = {"run_id": None, "pictures": None, "reason": None, "name": None}
+        found |= {"latents": None}
         if isinstance(rung.plan.setting.run.quality, NoQuality):
             return found | {"reason": "quality=none"}
         if rung is first and number == 0:
@@ -199,6 +201,7 @@ class Climb:
         return found | {
             "run_id": report["run_id"],
             "pictures": paths,
+            "latents": str((self._cell(first, 0) / LATENTS).absolute()),
             "name": first.experiment.short,
         }
 

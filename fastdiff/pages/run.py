@@ -32,6 +32,7 @@ def render(report: dict[str, Any]) -> str:
     if report["notices"]:
         lines += ["## To know", "", *(f"- {notice}" for notice in report["notices"]), ""]
     lines += _applied(report)
+    lines += _heaviest(report["profile"])
     lines += ["## Pictures", "", *(f"![{i['path']}]({i['path']})" for i in report["images"]), ""]
     lines += ["## Again", "", "```", _command(report["overrides"]), "```", ""]
     return "\n".join(lines)
@@ -43,7 +44,7 @@ def _figures(report: dict[str, Any]) -> list[str]:
         ("load", words.seconds(report["load_s"])),
         ("apply the passes", words.seconds(report["apply_s"])),
         ("first call", words.seconds(report["first_call_s"])),
-        ("compile", f"{words.seconds(report['compile_s'])}, {report['compile']['cache']}"),
+        ("compile", words.compiling(report)),
         ("latency, median", words.seconds(latency["median"])),
         (
             "latency, p10 and p90",
@@ -51,8 +52,12 @@ def _figures(report: dict[str, Any]) -> list[str]:
         ),
         ("one step, median", words.seconds(report["step_latency_s"]["median"])),
         ("pictures a second", words.rate(report["throughput_images_per_s"])),
+        ("where the time goes", words.parts(report["parts_s"])),
+        ("a step against the machine's limit", words.roofline(report["roofline"])),
         ("peak memory", words.device_peak(report["peak_memory_bytes"])),
+        ("memory in parts", words.memory(report["memory_bytes"]) or "-"),
         ("quality", words.quality(found)),
+        ("exactness", words.exactness(report["exactness"])),
     ]
     compiled = report["compile"]
     if compiled["graphs"]:
@@ -65,6 +70,19 @@ def _figures(report: dict[str, Any]) -> list[str]:
     if report["syncs"]["per_step"] is not None:
         rows.append(("waits for the GPU in a step", words.syncs(report["syncs"])))
     return ["| figure | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
+
+
+def _heaviest(profile: dict[str, Any]) -> list[str]:
+    """The operators that took most of a profiled call; nothing without profile=true."""
+    if not profile["trace"]:
+        return []
+    rows = [
+        f"| `{each['operator']}` | {each['calls']} | {words.seconds(each['self_s'])} | {each['share']:.1%} |"
+        for each in profile["heaviest"]
+    ]
+    told = f"{profile['steps']} steps, text encoders and VAE; the whole trace: {profile['trace']}, for ui.perfetto.dev"
+    table = ["| operator | calls | its own time | share |", "|---|---|---|---|", *rows]
+    return ["## Heaviest operators", "", f"Of {told}.", "", *table, ""]
 
 
 def _applied(report: dict[str, Any]) -> list[str]:
