@@ -35,11 +35,13 @@ def run(folder: Path, request: Request, events: Events) -> None:
     memory = PeakMemory(plan.device)
     with memory.phase(IMPORT):
         import_s = import_libraries(plan)
+    from fastdiff.bench.compile_times import native_code
     from fastdiff.bench.pictures import float32_noise
     from fastdiff.bench.quality import save_latents
     from fastdiff.bench.timing import first_call
     from fastdiff.engine import build
 
+    code = native_code(plan.setting)
     with memory.phase(LOAD):
         built = build(plan, events.say)
     events.say("compiling" if config.choices["compile"] != "none" else "first call")
@@ -52,7 +54,7 @@ def run(folder: Path, request: Request, events: Events) -> None:
             return
         report = blank_report(config, plan, request.overrides, started_at)
         report |= {"images": images, "import_s": import_s}
-        observed, found = what_ran(built, plan, events)
+        observed, found = what_ran(built, plan, events, code)
         report |= found
         report |= _times(built, timed, plan, observed, memory, events, report["compile"])
         report |= _where_it_went(built, timed, plan, folder, events, report["notices"])
@@ -122,9 +124,12 @@ def save_pictures(timed: Timed, folder: Path) -> list[dict[str, Any]]:
     return saved
 
 
-def what_ran(built: Built, plan: Plan, events: Events) -> tuple[Observed, dict[str, Any]]:
+def what_ran(
+    built: Built, plan: Plan, events: Events, code: frozenset[str]
+) -> tuple[Observed, dict[str, Any]]:
     """What was seen of the first call and of one step, and what the report says of it.
 
+    code: native code in the compile cache before the first call.
     A pass without effect ends the run here, before anything is timed. Raises NoEffectError.
     """
     from fastdiff.bench.compile_times import compile_times
@@ -147,8 +152,7 @@ def what_ran(built: Built, plan: Plan, events: Events) -> tuple[Observed, dict[s
             "graph_breaks": observed.graph_breaks,
             "recompiles": observed.recompiles,
             "reasons": list(observed.break_reasons),
-            "cache": observed.cache,
-            **compile_times(plan.setting, observed, built.outcomes),
+            **compile_times(plan.setting, observed, built.outcomes, code),
         },
     }
 

@@ -23,42 +23,66 @@ _NOT_COMPILED = ("bench", "quality", "experiment", "profile", "allow_no_effect",
 _NOT_IN_GRAPHS = ("prompt", "negative_prompt", "seed", "steps")
 
 
-def compile_times(setting: Setting, observed: Observed, outcomes: Sequence[Any]) -> dict[str, Any]:
-    """What the report says of it: `cold_compile_s`, `saved_s`, and `saved_reason`, what there is to know of both.
+def native_code(setting: Setting) -> frozenset[str]:
+    """Names of the native code in the cache that this run uses; taken before anything is compiled, it tells what is new."""
+    option = setting.run.compile
+    if not isinstance(option, Inductor):
+        return frozenset()
+    return frozenset(path.name for path in records_folder(option).parent.rglob("*.so"))
 
-    outcomes: what the passes returned. A cold run's own seconds are put on record; a later one is compared with the
-    record. `saved_s` is below 0 where taking from the cache took longer, and None where nothing can be compared.
+
+def compile_times(
+    setting: Setting, observed: Observed, outcomes: Sequence[Any], before: frozenset[str]
+) -> dict[str, Any]:
+    """What the report says of it: `cache`, `cold_compile_s`, `saved_s`, and `saved_reason`, what there is to know of them.
+
+    outcomes: what the passes returned. before: the cache's native code before the first call. A cold run's own seconds
+    are put on record; a later one is compared with the record. `saved_s` is below 0 where taking from the cache took
+    longer, and None where nothing can be compared.
     """
     option = setting.run.compile
     if observed.cache == "none" or not isinstance(option, Inductor):
-        return _said(None, None, "nothing was compiled")
+        return _said(observed.cache, None, None, "nothing was compiled")
     record = records_folder(option) / f"{setting_key(setting)}.json"
-    return judged(record, observed, inductor_counts(), outcomes)
+    built = bool(native_code(setting) - before)
+    return judged(record, observed, inductor_counts(), outcomes, built=built)
 
 
 def judged(
-    record: Path, observed: Observed, counts: Mapping[str, int], outcomes: Sequence[Any]
+    record: Path,
+    observed: Observed,
+    counts: Mapping[str, int],
+    outcomes: Sequence[Any],
+    *,
+    built: bool,
 ) -> dict[str, Any]:
-    """The same, for a record's file and Inductor's counts since the process began.
+    """The same, for a record's file, Inductor's counts since the process began, and whether native code was built.
 
     Frozen weights that are packed for the processor can't be written to Inductor's index of graphs, so such a graph is
-    planned in every process; the native code that the plan asks for is still taken from the folder.
+    planned in every process, and Inductor counts no hit. The native code that the plan asks for is taken from the folder
+    all the same: where none had to be built, the cache was warm.
     """
     own_s, cold_s = observed.compile_s, read(record)
-    if observed.cache == "warm":
+    unlisted = counts.get("fxgraph_cache_bypass") and not counts.get("fxgraph_cache_miss")
+    planned_again = bool(unlisted) and observed.cache == "cold" and not built
+    if observed.cache == "warm" or planned_again:
         if cold_s is None:
             why = f"no cold run of this setting on this machine is on record in {record.parent}"
-            return _said(None, None, why)
-        return _said(cold_s, cold_s - own_s, None)
+            return _said("warm", None, None, why)
+        return _said("warm", cold_s, cold_s - own_s, _PLANNED_AGAIN if planned_again else None)
     packages = [p for outcome in outcomes if isinstance(outcome, Packages) for p in outcome.loaded]
     if counts.get("fxgraph_cache_hit") or not all(package.built for package in packages):
-        return _said(cold_s, None, "part of the cache was missing and was compiled again")
+        return _said("cold", cold_s, None, _IN_PART)
     if cold_s is None or cold_s <= own_s:
-        return _said(own_s, None, remember(record, own_s) or "this run filled the cache")
-    if counts.get("fxgraph_cache_bypass") and not counts.get("fxgraph_cache_miss"):
-        why = "frozen graphs are planned again in every process; their native code was in the cache"
-        return _said(cold_s, cold_s - own_s, why)
-    return _said(cold_s, None, "the cache's index was missing or damaged, and was written again")
+        return _said("cold", own_s, None, remember(record, own_s) or "this run filled the cache")
+    return _said("cold", cold_s, None, _IN_PART if unlisted else _DAMAGED)
+
+
+_PLANNED_AGAIN = (
+    "frozen graphs are planned again in every process; their native code was in the cache"
+)
+_IN_PART = "part of the cache was missing and was compiled again"
+_DAMAGED = "the cache's index was missing or damaged, and was written again"
 
 
 def inductor_counts() -> dict[str, int]:
@@ -68,8 +92,15 @@ def inductor_counts() -> dict[str, int]:
     return dict(counters["inductor"])
 
 
-def _said(cold_s: float | None, saved_s: float | None, reason: str | None) -> dict[str, Any]:
-    return {"cold_compile_s": cold_s, "saved_s": saved_s, "saved_reason": reason}
+def _said(
+    cache: str, cold_s: float | None, saved_s: float | None, reason: str | None
+) -> dict[str, Any]:
+    return {
+        "cache": cache,
+        "cold_compile_s": cold_s,
+        "saved_s": saved_s,
+        "saved_reason": reason,
+    }
 
 
 def records_folder(option: Inductor) -> Path:

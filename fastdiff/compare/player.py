@@ -42,6 +42,7 @@ def play(folder: Path, request: Request, events: Events, turns: Iterable[str]) -
     config = restore(request.config)
     plan = plan_with_facts(config, events)
     events.say("importing torch and diffusers")
+    from fastdiff.bench.compile_times import native_code
     from fastdiff.bench.memory import peak_memory_bytes
     from fastdiff.bench.observing import compile_counters
     from fastdiff.bench.pictures import float32_noise
@@ -50,6 +51,7 @@ def play(folder: Path, request: Request, events: Events, turns: Iterable[str]) -
     from fastdiff.engine import build
 
     import_s = import_libraries(plan)
+    code = native_code(plan.setting)
     built = build(plan, events.say)
     generation, device = config.generation, plan.device
     events.say("compiling" if config.choices["compile"] != "none" else "first call")
@@ -58,7 +60,7 @@ def play(folder: Path, request: Request, events: Events, turns: Iterable[str]) -
             timed = first_call(built.pipeline, generation, device, events.tell)
         images = save_pictures(timed, folder)
         save_latents(folder, timed.latents)
-        _, found = what_ran(built, plan, events)
+        _, found = what_ran(built, plan, events, code)
         steady_calls(timed, built.pipeline, generation, _only_warm(config), device, events.tell)
         before = built.observed(compile_counters()).graphs
         found |= _costs(built, timed) | {

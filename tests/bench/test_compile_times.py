@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,23 @@ from typing import Any
 import pytest
 
 from fastdiff.bench import compile_times
-from fastdiff.bench.compile_times import judged, read, records_folder, setting_key
+from fastdiff.bench.compile_times import read, records_folder, setting_key
 from fastdiff.composition import compose
 from fastdiff.result import Observed
 
 COLD, WARM = Observed(cache="cold", compile_s=96.0), Observed(cache="warm", compile_s=5.5)
 MISSES, HITS = {"fxgraph_cache_miss": 1}, {"fxgraph_cache_hit": 1}
 FROZEN = {"fxgraph_cache_bypass": 1}
+
+
+def judged(
+    record: Path,
+    observed: Observed,
+    counts: dict[str, int],
+    outcomes: Sequence[Any] = (),
+    built: bool = True,
+) -> dict[str, Any]:
+    return compile_times.judged(record, observed, counts, outcomes, built=built)
 
 
 @pytest.fixture
@@ -30,11 +41,13 @@ def record(tmp_path: Path) -> Path:
 
 def test_a_cold_run_is_put_on_record_and_a_warm_one_says_what_it_saved(record: Path) -> None:
     assert judged(record, COLD, MISSES, ()) == {
+        "cache": "cold",
         "cold_compile_s": 96.0,
         "saved_s": None,
         "saved_reason": "this run filled the cache",
     }
     assert judged(record, WARM, HITS, ()) == {
+        "cache": "warm",
         "cold_compile_s": 96.0,
         "saved_s": 90.5,
         "saved_reason": None,
@@ -43,6 +56,7 @@ def test_a_cold_run_is_put_on_record_and_a_warm_one_says_what_it_saved(record: P
 
 def test_a_warm_run_without_a_record_says_so(record: Path) -> None:
     assert judged(record, WARM, HITS, ()) == {
+        "cache": "warm",
         "cold_compile_s": None,
         "saved_s": None,
         "saved_reason": (
@@ -57,7 +71,12 @@ def test_a_run_that_found_a_part_is_not_put_on_record(record: Path) -> None:
     assert not record.exists()
     judged(record, COLD, MISSES, ())
     later = judged(record, replace(COLD, compile_s=50.0), MISSES | HITS, ())
-    assert later == {"cold_compile_s": 96.0, "saved_s": None, "saved_reason": part}
+    assert later == {
+        "cache": "cold",
+        "cold_compile_s": 96.0,
+        "saved_s": None,
+        "saved_reason": part,
+    }
 
 
 def test_packages_that_were_partly_reused_are_not_put_on_record(
@@ -73,18 +92,30 @@ def test_packages_that_were_partly_reused_are_not_put_on_record(
 
 def test_frozen_graphs_are_planned_again_and_their_code_is_taken(record: Path) -> None:
     assert judged(record, COLD, FROZEN, ())["saved_reason"] == "this run filled the cache"
-    again = judged(record, replace(COLD, compile_s=20.0), FROZEN, ())
-    assert (again["cold_compile_s"], again["saved_s"]) == (96.0, 76.0)
-    assert again["saved_reason"] == (
-        "frozen graphs are planned again in every process; their native code was in the cache"
-    )
+    again = judged(record, replace(COLD, compile_s=20.0), FROZEN, built=False)
+    assert again == {
+        "cache": "warm",
+        "cold_compile_s": 96.0,
+        "saved_s": 76.0,
+        "saved_reason": (
+            "frozen graphs are planned again in every process; their native code was in the cache"
+        ),
+    }
     assert read(record) == 96.0
+
+
+def test_frozen_graphs_of_which_some_code_had_to_be_built_again_are_cold(record: Path) -> None:
+    judged(record, COLD, FROZEN)
+    again = judged(record, replace(COLD, compile_s=20.0), FROZEN)
+    assert (again["cache"], again["saved_s"]) == ("cold", None)
+    assert again["saved_reason"] == "part of the cache was missing and was compiled again"
 
 
 def test_a_damaged_index_is_cold_and_the_record_stays(record: Path) -> None:
     judged(record, COLD, MISSES, ())
     found = judged(record, replace(COLD, compile_s=20.0), MISSES, ())
     assert found == {
+        "cache": "cold",
         "cold_compile_s": 96.0,
         "saved_s": None,
         "saved_reason": "the cache's index was missing or damaged, and was written again",
@@ -115,7 +146,8 @@ def test_a_record_that_cannot_be_written_is_said(record: Path) -> None:
 
 def test_nothing_compiled(shapes_plan: Any) -> None:
     setting = shapes_plan().setting
-    assert compile_times.compile_times(setting, Observed(), ()) == {
+    assert compile_times.compile_times(setting, Observed(), (), frozenset()) == {
+        "cache": "none",
         "cold_compile_s": None,
         "saved_s": None,
         "saved_reason": "nothing was compiled",
@@ -153,16 +185,17 @@ CODE = """if True:
     import sys, json, torch, torch._inductor.config
     torch._inductor.config.cpp_cache_precompile_headers = False  # they take long, and have their own place
     from conftest import Ran, plan_of
-    from fastdiff.bench.compile_times import compile_times
+    from fastdiff.bench.compile_times import compile_times, native_code
     from fastdiff.bench.observing import compile_counters
-    ran = Ran(plan_of(
+    plan = plan_of(
         "device=cpu", "model=local", f"model.path={sys.argv[1]}", "generation.steps=1", "generation.height=32",
-        "generation.width=32", "compile=default", "compile.targets=[denoiser]", "compile.freezing=false",
-        f"compile.cache_dir={sys.argv[2]}",
-    ))
-    seen = compile_counters()
-    found = compile_times(ran.plan.setting, seen, ran.built.outcomes)
-    print(json.dumps([seen.cache, found]))
+        "generation.width=32", "compile=default", "compile.targets=[denoiser]",
+        f"compile.freezing={sys.argv[3]}", f"compile.cache_dir={sys.argv[2]}",
+    )
+    before = native_code(plan.setting)
+    ran = Ran(plan)
+    found = compile_times(plan.setting, compile_counters(), ran.built.outcomes, before)
+    print(json.dumps([found["cache"], found]))
     """
 
 
@@ -170,12 +203,12 @@ CODE = """if True:
 def test_a_cache_is_warm_in_another_place_and_cold_where_it_is_damaged(
     smallest_folder: Path, tmp_path: Path
 ) -> None:
-    """Four processes: an empty folder, the same one moved, its index as garbage, its code cut short."""
+    """An empty folder, the same one moved, its index as garbage, its code cut short; and frozen weights, twice."""
     import json
 
-    def run(cache: Path) -> tuple[str, Any, str]:
+    def run(cache: Path, freezing: str = "false") -> tuple[str, Any, str]:
         ended = subprocess.run(
-            [sys.executable, "-c", CODE, str(smallest_folder), str(cache)],
+            [sys.executable, "-c", CODE, str(smallest_folder), str(cache), freezing],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(["tests", "."])},
             cwd=Path(__file__).parent.parent.parent,
             capture_output=True,
@@ -212,3 +245,9 @@ def test_a_cache_is_warm_in_another_place_and_cold_where_it_is_damaged(
         "code already, which may be damaged\n"
         f"  instead: remove that folder, or compile.cache_dir=DIR, an empty one\n"
     ) in message
+
+    said, first, _ = run(tmp_path / "frozen", "true")
+    assert (said, first["saved_reason"]) == ("cold", "this run filled the cache")
+    said, again, _ = run(tmp_path / "frozen", "true")
+    assert (said, again["cold_compile_s"]) == ("warm", first["cold_compile_s"])
+    assert again["saved_s"] is not None
