@@ -18,6 +18,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What runs keep for later ones (packages, the machine's rates) goes where nobody else's lies."""
+    os.environ["FASTDIFF_CACHE_DIR"] = str(tmp_path_factory.mktemp("fastdiff-cache"))
+
+
 MakePlan = Callable[..., Any]
 Run = Callable[..., "Ran"]
 

@@ -1275,3 +1275,18 @@ def test_keys_of_quant_that_make_no_sense_are_refused(option: str) -> None:
         ("quant.skip_shapes=[[1,2,3]]", *no_pair),
         ("quant.skip_shapes=[[]]", *no_pair),
     ]
+
+
+def test_a_cache_folder_that_was_named_and_cannot_be_used_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FASTDIFF_CACHE_DIR", str(tmp_path / "file"))
+    machines = tmp_path / "file" / "machines"
+    assert problems(a_run(), CPU) == [
+        (
+            f"FASTDIFF_CACHE_DIR={tmp_path / 'file'}",
+            f"{machines} lies under the file {tmp_path / 'file'}, and this machine's rates would be kept there",
+            "FASTDIFF_CACHE_DIR=DIR, a folder of your own, or unset it",
+        )
+    ]

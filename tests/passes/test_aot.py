@@ -457,7 +457,8 @@ def test_a_cache_folder_that_cannot_be_had_is_refused(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "file" / "cache"))
-    (problem,) = refused_for("compile=aot")
+    rates, problem = refused_for("compile=aot")
+    assert rates.choice == f"{VARIABLE}={tmp_path / 'file' / 'cache'}"
     assert problem.reason == (
         f"keeps its packages in {tmp_path / 'file' / 'cache'}, which can't be looked at (Not a directory)"
         ", and code would be loaded from there"
@@ -470,7 +471,7 @@ def test_a_file_in_the_place_of_the_cache_folder_is_refused(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "file"))
-    (problem,) = refused_for("compile=aot")
+    _, problem = refused_for("compile=aot")
     assert problem.reason == (
         f"keeps its packages in {tmp_path / 'file'}, which is a file, not a folder"
     )
