@@ -1,13 +1,14 @@
 """What fastdiff costs beside the same calls written by hand: benchmarks/handwritten.py.
 
     python benchmarks/parity.py
-    python benchmarks/parity.py --settings uncompiled regional default --pairs 20
+    python benchmarks/parity.py --settings uncompiled regional default --pairs 10
 
 Every measurement is a process of its own. A round runs fastdiff, the script, and the script once more, in a random order
 that the next round runs backwards. Both sides give the median of their own timed calls; the ratio of a round is a pair.
 The script against itself is what the machine's noise alone does. One round beforehand, not counted, fills Inductor's cache.
 
-Exit code 1 if fastdiff is slower by 2 % or more (the whole 95 % interval lies there), or if the pictures differ.
+Exit code 1 if fastdiff is slower than the script (the 95 % interval lies above 1 and doesn't end below 1.01), or if the
+pictures differ.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from measuring import (
 )
 from PIL import Image
 
-TOO_SLOW = 1.02
+COUNTS = 1.01
+"""A ratio that is surely below this costs nothing worth mentioning."""
 SIDES = ("fastdiff", "handwritten", "handwritten again")
 
 
@@ -74,7 +76,8 @@ class Measured:
 
 
 def fastdiff_command(setting: Setting, folder: Path, asked: argparse.Namespace) -> list[str]:
-    length = [f"bench.runs={asked.runs}", f"bench.warmup={asked.warmup}"]
+    # Both sides warm up alike: no longer than asked for.
+    length = [f"bench.runs={asked.runs}", f"bench.warmup={asked.warmup}", "bench.most_warmup=0"]
     return [
         *(sys.executable, "-m", "fastdiff", "precision=fp32", "attention=sdpa", "quality=none"),
         *(
@@ -130,8 +133,8 @@ def measure(name: str, asked: argparse.Namespace) -> Measured:
 def problems(name: str, measured: Measured) -> list[str]:
     """Why this setting fails the benchmark; empty if it doesn't."""
     found = []
-    if measured.ratio.low >= TOO_SLOW:
-        found.append(f"{name}: fastdiff is slower than the script by 2 % or more: {measured.ratio}")
+    if measured.ratio.low > 1 and measured.ratio.high >= COUNTS:
+        found.append(f"{name}: fastdiff is slower than the script: {measured.ratio}")
     allowed = SETTINGS[name].levels
     if measured.most_levels_apart > allowed:
         found.append(
@@ -174,7 +177,7 @@ def main() -> int:
     parser.add_argument(
         "--settings", nargs="+", choices=list(SETTINGS), default=["uncompiled", "regional"]
     )
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--runs", type=int, default=5, help="timed calls of each process")
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--steps", type=int, default=25)
