@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdiff.bench.memory import FIRST_CALL, IMPORT, LOAD, STEADY, PeakMemory
 from fastdiff.config import Bench, Reference
-from fastdiff.protocol import Events, Request
+from fastdiff.protocol import MEASURED, Events, Request
 from fastdiff.report import MeasuredOn, blank_report
 from fastdiff.result import Latency, Observed, Status, sha256_of, write_json
 
@@ -57,8 +57,10 @@ def run(folder: Path, request: Request, events: Events) -> None:
         observed, found = what_ran(built, plan, events, code)
         report |= found
         report |= _times(built, timed, plan, observed, memory, events, report["compile"])
+        write_json(folder / MEASURED, report)  # what comes now may fail, and takes nothing from it
         report |= _where_it_went(built, timed, plan, folder, events, report["notices"])
         report["quality"] = _quality(built.pipeline, config, timed, request.reference, events)
+        write_json(folder / MEASURED, report)
         captured = _captured(built, plan)
     del built  # the exactness check wants its memory
     report["exactness"] = _exactness(captured, plan, events)
@@ -66,6 +68,7 @@ def run(folder: Path, request: Request, events: Events) -> None:
     report |= _judgement(report, config)
     report["finished_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(folder / "report.json", report)
+    (folder / MEASURED).unlink(missing_ok=True)
 
 
 def plan_with_facts(config: RunConfig, events: Events) -> Plan:

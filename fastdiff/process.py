@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from fastdiff.errors import FastdiffError, UsageError
 from fastdiff.planning import Plan
-from fastdiff.protocol import PARENT, Request
+from fastdiff.protocol import MEASURED, PARENT, Request
 from fastdiff.report import blank_report
 from fastdiff.result import Status, read_json, write_json, write_text
 
@@ -65,7 +65,7 @@ def run_in_process(
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     before = entries(folder)
     prepare_folder(folder)
-    for left in ("report.json", "trace.json.gz"):
+    for left in ("report.json", MEASURED, "trace.json.gz"):
         (folder / left).unlink(missing_ok=True)
     request.write(folder)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(request.config)))
@@ -86,8 +86,12 @@ def run_in_process(
 def report_failure(
     plan: Plan, overrides: list[str], folder: Path, ending: Ending, started_at: str
 ) -> dict[str, Any]:
-    """Write the report of a run that has no figures, and return it."""
-    report = blank_report(plan.setting.run, plan, overrides, started_at)
+    """Write the report of a run that ended early, with the figures that it had by then, and return it."""
+    measured = folder / MEASURED
+    report: dict[str, Any] = blank_report(plan.setting.run, plan, overrides, started_at)
+    if measured.is_file():
+        report |= read_json(measured)
+        measured.unlink()
     report["status"] = ending.status.value
     report["error"] = {
         "message": ending.message,

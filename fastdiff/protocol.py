@@ -19,6 +19,9 @@ from typing import Any, TextIO
 from fastdiff.errors import FastdiffError, InvalidOutputError, ModelError, PlanError
 from fastdiff.result import Status, read_json, write_json
 
+MEASURED = "measured.json"
+"""File of a run that goes on: its report as far as it is known, for a run that ends before its report is whole."""
+
 PARENT = "FASTDIFF_PARENT"
 """Environment variable with the process id of whoever started the worker."""
 

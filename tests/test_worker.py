@@ -478,6 +478,19 @@ def test_a_worker_that_dies_leaves_a_report_with_the_status(
     assert report["finished_at"] >= report["started_at"]
 
 
+def test_what_was_measured_before_a_worker_dies_stays(run_fake: Any, tmp_path: Path) -> None:
+    report = run_fake(
+        "with open(os.path.join(folder, 'measured.json'), 'w') as file:\n"
+        "    json.dump({'status': None, 'load_s': 0.25, 'images': [{'path': 'image-0.png'}]}, file)\n"
+        "os.kill(os.getpid(), signal.SIGSEGV)"
+    )
+    assert (report["status"], report["load_s"]) == ("crashed", 0.25)
+    assert report["images"] == [{"path": "image-0.png"}]
+    assert report["quality"]["reason"] == "nothing was measured"
+    assert written(tmp_path) == report
+    assert not (tmp_path / "run" / "measured.json").exists()
+
+
 def test_an_error_of_the_worker_is_told_with_the_end_of_its_log(
     run_fake: Any, tmp_path: Path
 ) -> None:
