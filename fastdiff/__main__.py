@@ -131,7 +131,7 @@ def _plan_json(overrides: list[str]) -> int:
     from dataclasses import asdict
 
     from fastdiff.composition import compose
-    from fastdiff.models.sources import model_of
+    from fastdiff.outlook import notices_of
     from fastdiff.planning import ModelAndPlanError
 
     try:
@@ -147,9 +147,7 @@ def _plan_json(overrides: list[str]) -> int:
         print(json.dumps({"error": str(error)}, indent=2))
         return error.exit_code
     run = plan.setting.run
-    notices = [asdict(notice) for notice in plan.notices]
-    choice = f"model={run.choices['model']}"
-    notices += [{"choice": choice, "text": text} for text in model_of(run).load_notices()]
+    notices = [asdict(notice) for notice in notices_of(plan)]
     found = {"device": plan.device, "plan": plan.to_dict(), "notices": notices, "problems": []}
     print(json.dumps(found | {"config": run.to_dict()}, indent=2, default=str))
     return 0
@@ -158,14 +156,14 @@ def _plan_json(overrides: list[str]) -> int:
 def _plan_grid(overrides: list[str], as_json: bool) -> int:
     """Every combination's row; exit code 2 if none of them can run."""
     from fastdiff.grid import read_grid
-    from fastdiff.outlook import outlooks
+    from fastdiff.outlook import as_data, outlooks
 
     grid = read_grid(overrides)
     rows = [outlook.to_dict() for outlook in outlooks(grid)]
     if as_json:
         import json
 
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(as_data(rows), indent=2))
     else:
         from fastdiff.pages.grid import grid_text
 

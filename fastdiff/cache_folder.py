@@ -20,6 +20,19 @@ def cache_folder() -> Path:
     return user_cache_path("fastdiff").resolve()
 
 
+def rates_folder() -> Path:
+    """Where this machine's measured rates are kept."""
+    return cache_folder() / "machines"
+
+
+def rates_unkeepable() -> str | None:
+    """Why rates can't be kept in the folder that the user named, as far as looking tells; None if they can, or none was named."""
+    if not os.environ.get(VARIABLE):
+        return None
+    folders = (cache_folder(), rates_folder())
+    return next((f"{f} {reason}" for f in folders if (reason := unwritable(f))), None)
+
+
 def make_private(folder: Path) -> None:
     """Make the folder, and those above it that aren't there, each for this user alone whatever the umask says.
 

@@ -7,6 +7,7 @@ from fastdiff.config import SLOTS, RunConfig
 from fastdiff.environment import DISTRIBUTIONS, Environment, this_machine, version_of
 from fastdiff.errors import MachineProblem, PlanError
 from fastdiff.models.sources import model_of
+from fastdiff.pages import words
 from fastdiff.passes import OPTIONS
 from fastdiff.passes.base import Option
 from fastdiff.planning import make_plan
@@ -19,7 +20,10 @@ def report() -> str:
     device = machine.device("auto")
     lines = [f"fastdiff  doctor: runs go to {machine.describe(device)}"]
     lines.append(
-        row("processor", f"{machine.cpu}, {machine.threads} threads, {_arithmetic(machine)}")
+        row(
+            "processor",
+            f"{machine.cpu}, {words.counted(machine.threads, 'thread')}, {_arithmetic(machine)}",
+        )
     )
     if machine.memory_bytes and machine.available_memory_bytes:
         free, total = machine.available_memory_bytes / 1e9, machine.memory_bytes / 1e9

@@ -82,7 +82,8 @@ class Environment:
         """The device in words, for the screen: `cpu, 2 threads`."""
         if device == "cuda" and self.gpus:
             return f"cuda, {self.gpus[0].name}"
-        return f"cpu, {self.threads} threads" if device == "cpu" else device
+        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        return f"cpu, {threads}" if device == "cpu" else device
 
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)

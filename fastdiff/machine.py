@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,39 +202,64 @@ def gpu(nvml: Any, names: Sequence[str]) -> dict[str, Any]:
     max_memory_clock_mhz: how fast it may ever run; sm_clock_setting_mhz: what it was told to run at. power_limit_w,
     mig, persistence, ecc: as set now. Each is None where this GPU or driver doesn't know it.
     """
-    unknown = dict.fromkeys(
+    unknown: dict[str, Any] = dict.fromkeys(
         (
             *("count", "driver", "driver_cuda", "max_sm_clock_mhz", "max_memory_clock_mhz"),
             *("sm_clock_setting_mhz", "power_limit_w", "mig", "persistence", "ecc"),
         )
     )
+    with started(nvml) as reason:
+        return unknown | ({"reason": reason} if reason else _asked_gpu(nvml, names))
+
+
+@contextmanager
+def started(nvml: Any) -> Iterator[str | None]:
+    """Within it NVML can be asked. Gives the reason where it can't: it isn't there (None), or doesn't start."""
     if nvml is None:
-        reason = "NVML (libnvidia-ml, which comes with the driver) can't be loaded"
-        return unknown | {"reason": reason}
-    if code := nvml.nvmlInit_v2():
-        return unknown | {"reason": f"NVML can't be started: its error {code}"}
-    try:
-        return unknown | _asked_gpu(nvml, names)
-    finally:
-        nvml.nvmlShutdown()
+        yield "NVML (libnvidia-ml, which comes with the driver) can't be loaded"
+    elif code := nvml.nvmlInit_v2():
+        yield f"NVML can't be started: its error {code}"
+    else:
+        try:
+            yield None
+        finally:
+            nvml.nvmlShutdown()
+
+
+def not_found(names: Sequence[str]) -> str:
+    """Why nothing is known of a GPU that NVML doesn't know by any of its names."""
+    return f"NVML knows no GPU {' or '.join(names) or 'of this run'}"
+
+
+def gpu_names(properties: Any) -> list[str]:
+    """What NVML may know a GPU by, from torch's properties: its UUID, and its PCI address where this torch tells it."""
+    names = []
+    if uuid := str(getattr(properties, "uuid", "")):
+        bare = uuid.removeprefix("GPU-").removeprefix("MIG-")
+        names += [f"GPU-{bare}", f"MIG-{bare}"]
+    parts = (getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device"))
+    address = [part for part in parts if part is not None]
+    if len(address) == 3:
+        names.append("{:04x}:{:02x}:{:02x}.0".format(*address))
+    return names
 
 
 def _asked_gpu(nvml: Any, names: Sequence[str]) -> dict[str, Any]:
-    cuda = _number(nvml, "nvmlSystemGetCudaDriverVersion_v2")
+    cuda = number(nvml, "nvmlSystemGetCudaDriverVersion_v2")
     whole = {
-        "count": _number(nvml, "nvmlDeviceGetCount_v2"),
+        "count": number(nvml, "nvmlDeviceGetCount_v2"),
         "driver": _text(nvml, "nvmlSystemGetDriverVersion"),
         "driver_cuda": None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
     }
-    handle = _handle(nvml, names)
+    handle = find_gpu(nvml, names)
     if handle is None:
-        return whole | {"reason": f"NVML knows no GPU {' or '.join(names) or 'of this run'}"}
-    power_mw = _number(nvml, "nvmlDeviceGetEnforcedPowerLimit", handle)
+        return whole | {"reason": not_found(names)}
+    power_mw = number(nvml, "nvmlDeviceGetEnforcedPowerLimit", handle)
     return whole | {
         "reason": None,
-        "max_sm_clock_mhz": _number(nvml, "nvmlDeviceGetMaxClockInfo", handle, _SM_CLOCK),
-        "max_memory_clock_mhz": _number(nvml, "nvmlDeviceGetMaxClockInfo", handle, _MEMORY_CLOCK),
-        "sm_clock_setting_mhz": _number(nvml, "nvmlDeviceGetApplicationsClock", handle, _SM_CLOCK),
+        "max_sm_clock_mhz": number(nvml, "nvmlDeviceGetMaxClockInfo", handle, _SM_CLOCK),
+        "max_memory_clock_mhz": number(nvml, "nvmlDeviceGetMaxClockInfo", handle, _MEMORY_CLOCK),
+        "sm_clock_setting_mhz": number(nvml, "nvmlDeviceGetApplicationsClock", handle, _SM_CLOCK),
         "power_limit_w": None if power_mw is None else power_mw / 1000,
         "mig": _switch(nvml, "nvmlDeviceGetMigMode", handle, answers=2),
         "persistence": _switch(nvml, "nvmlDeviceGetPersistenceMode", handle),
@@ -241,7 +267,8 @@ def _asked_gpu(nvml: Any, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _handle(nvml: Any, names: Sequence[str]) -> Any:
+def find_gpu(nvml: Any, names: Sequence[str]) -> Any:
+    """NVML's handle of a GPU, by the first of its names that NVML knows; None where it knows none."""
     for name in names:
         handle = ctypes.c_void_p()
         by_uuid = name.startswith(("GPU-", "MIG-"))
@@ -251,9 +278,11 @@ def _handle(nvml: Any, names: Sequence[str]) -> Any:
     return None
 
 
-def _number(nvml: Any, ask: str, *of: Any, answers: int = 1) -> int | None:
-    """The first of the numbers that an NVML function answers with; None where it can't."""
-    found = [ctypes.c_uint() for _ in range(answers)]
+def number(
+    nvml: Any, ask: str, *of: Any, answers: int = 1, kind: Any = ctypes.c_uint
+) -> int | None:
+    """The first of the numbers of a C type that an NVML function answers with; None where it can't."""
+    found = [kind() for _ in range(answers)]
     function = getattr(nvml, ask, None)
     if function is None or function(*of, *map(ctypes.byref, found)) != 0:
         return None
@@ -262,7 +291,7 @@ def _number(nvml: Any, ask: str, *of: Any, answers: int = 1) -> int | None:
 
 def _switch(nvml: Any, ask: str, handle: Any, answers: int = 1) -> bool | None:
     """Whether something is on; of two answers, now and after a restart, the first."""
-    found = _number(nvml, ask, handle, answers=answers)
+    found = number(nvml, ask, handle, answers=answers)
     return None if found is None else bool(found)
 
 

@@ -177,10 +177,22 @@ def _times(
 
     run = plan.setting.run
     assert isinstance(run.bench, Bench)
-    before = built.observed(compile_counters())
+    warm: list[int] = []
+
+    def on_warm() -> None:
+        warm.append(built.observed(compile_counters()).graphs)
+
     with memory.phase(STEADY):
-        steady_calls(timed, built.pipeline, run.generation, run.bench, plan.device, events.tell)
-    late = built.observed(compile_counters()).graphs - before.graphs
+        steady_calls(
+            timed,
+            built.pipeline,
+            run.generation,
+            run.bench,
+            plan.device,
+            events.tell,
+            on_warm=on_warm,
+        )
+    late = built.observed(compile_counters()).graphs - warm[0]
     repeated = compare(timed.last_pictures, timed.pictures)
     latency: Latency = timed.latency
     modules = modules_of(built.pipeline).values()
@@ -245,7 +257,10 @@ def _where_it_went(
     calls = parts["denoiser_calls"]
     step_s = parts["denoiser"] / calls if calls else None
     caches = run.choices["cache"] != "none"
-    found, more = roofline(pipeline, run.generation, device, step_s, caches=caches)
+    others = timed.conditions["host"]["other_share"]
+    found, more = roofline(
+        pipeline, run.generation, device, step_s, caches=caches, other_share=others
+    )
     return {
         "syncs": syncs,
         "parts_s": parts,

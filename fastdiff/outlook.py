@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fastdiff.config import RunConfig, fingerprint
@@ -11,6 +11,7 @@ from fastdiff.errors import FastdiffError, ModelError, PlanError, Problem
 from fastdiff.grid import Cell, Grid
 from fastdiff.models.facts import ModelFacts
 from fastdiff.models.sources import model_of
+from fastdiff.passes.base import Notice
 from fastdiff.planning import ModelAndPlanError, Plan, make_plan
 
 FactsOf = Callable[[RunConfig], ModelFacts | None]
@@ -39,16 +40,24 @@ def planned(run: RunConfig, facts_of: FactsOf = facts_of) -> Plan:
     return make_plan(run, machine, facts)
 
 
+def notices_of(plan: Plan) -> tuple[Notice, ...]:
+    """What a user should know of a plan, and of its model before it is loaded."""
+    run = plan.setting.run
+    choice = f"model={run.choices['model']}"
+    return *plan.notices, *(Notice(choice, text) for text in model_of(run).load_notices())
+
+
 @dataclass(frozen=True)
 class Outlook:
     """What would come of a cell.
 
     problems: why it can't run; a Problem whose `choice` is empty is about no single choice.
-    same_as: the place in the grid, from 0, of the first cell that is the same run.
+    notices: what to know of one that can. same_as: the place in the grid, from 0, of the first cell that is the same run.
     """
 
     cell: Cell
-    problems: tuple[Problem, ...]
+    problems: tuple[Problem, ...] = ()
+    notices: tuple[Notice, ...] = ()
     same_as: int | None = None
 
     @property
@@ -61,6 +70,7 @@ class Outlook:
             "overrides": list(self.cell.overrides),
             "status": self.status,
             "problems": problems,
+            "notices": [asdict(notice) for notice in self.notices],
             "same_as": self.same_as,
         }
 
@@ -74,24 +84,34 @@ def outlooks(grid: Grid) -> list[Outlook]:
         identity = cell.identity
         before = first.setdefault(identity, place) if identity else place
         if before < place:
-            found.append(Outlook(cell, found[before].problems, before))
+            found.append(replace(found[before], cell=cell, same_as=before))
         else:
-            found.append(Outlook(cell, _problems(cell, facts)))
+            found.append(_outlook(cell, facts))
     return found
 
 
-def _problems(cell: Cell, facts: FactsOf) -> tuple[Problem, ...]:
+def as_data(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A planned grid as plain data: its `cells`, and how many of them are `ok`, `incompatible`, or `repeated` beside another."""
+    statuses = [row["status"] for row in rows]
+    return {
+        "cells": list(rows),
+        "ok": statuses.count("ok"),
+        "incompatible": statuses.count("incompatible"),
+        "repeated": sum(row["same_as"] is not None for row in rows),
+    }
+
+
+def _outlook(cell: Cell, facts: FactsOf) -> Outlook:
     if cell.run is None:
-        return tuple(_in_parts(reason) for reason in cell.reasons)
+        return Outlook(cell, tuple(_in_parts(reason) for reason in cell.reasons))
     try:
-        planned(cell.run, facts)
+        return Outlook(cell, notices=notices_of(planned(cell.run, facts)))
     except ModelAndPlanError as error:
-        return _in_parts(error.model), *error.problems
+        return Outlook(cell, (_in_parts(error.model), *error.problems))
     except PlanError as error:
-        return error.problems
+        return Outlook(cell, error.problems)
     except FastdiffError as error:
-        return (_in_parts(str(error)),)
-    return ()
+        return Outlook(cell, (_in_parts(str(error)),))
 
 
 def _in_parts(message: str) -> Problem:

@@ -1,5 +1,6 @@
 """(run, machine, model's facts) → the ordered passes, or every reason why not. Pure: beside its arguments it reads a picture's first bytes,
-and looks whether LPIPS has its weights.
+and looks whether LPIPS has its weights, whether the machine's rates can be kept in a folder that the user named, and at
+what options ask for in their own checks, such as the folders of compiled code.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdiff.cache_folder import VARIABLE, cache_folder, unwritable
+from fastdiff.cache_folder import VARIABLE, rates_unkeepable
 from fastdiff.config import Bench, Reference, RunConfig
 from fastdiff.environment import Environment
 from fastdiff.errors import MachineProblem, ModelError, PlanError, Problem
@@ -207,12 +208,11 @@ def _bench(setting: Setting) -> Iterator[Problem]:
 
 
 def _rates_folder() -> Iterator[Problem]:
-    """A cache folder that the user named and that can't be used; one that the system gives is a notice in the run."""
-    named, folder = os.environ.get(VARIABLE), cache_folder() / "machines"
-    if named and (reason := unwritable(folder)):
+    """A cache folder that the user named and that can't be used; what only using it tells is a notice in the run."""
+    if reason := rates_unkeepable():
         yield MachineProblem(
-            f"{VARIABLE}={named}",
-            f"{folder} {reason}, and this machine's rates would be kept there",
+            f"{VARIABLE}={os.environ[VARIABLE]}",
+            f"{reason}, and this machine's rates would be kept there",
             f"{VARIABLE}=DIR, a folder of your own, or unset it",
         )
 

@@ -66,7 +66,8 @@ def run_in_process(
     before = entries(folder)
     prepare_folder(folder)
     for left in ("report.json", MEASURED, "trace.json.gz"):
-        (folder / left).unlink(missing_ok=True)
+        if not (folder / left).is_dir():  # a folder of that name is none that a run left
+            (folder / left).unlink(missing_ok=True)
     request.write(folder)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(request.config)))
     write_json(folder / "plan.json", plan.to_dict())

@@ -53,15 +53,21 @@ def paired_ratio(
 
 
 def counterbalanced(names: Sequence[str], rounds: int, seed: int) -> Iterator[list[str]]:
-    """An order of the names for every round: a random one, then the same backwards (ABBA).
+    """An order of the names for every round: blocks of random orders, each followed by its reverse (ABBA).
 
-    Whatever drifts evenly over two rounds falls on all names alike.
+    A block rotates one random order through all names and lets the reverse follow each rotation: 2n rounds for n > 2
+    names, two rounds for two. In a whole block every name takes every position equally often, and of any two names each
+    comes before the other equally often, so that what drifts evenly over two rounds falls on all names alike.
+    Where the rounds end within a block, a name has taken a position at most twice oftener than another has; after an odd
+    number of rounds, one of two names has come before the other once oftener.
     """
     generator = random.Random(seed)
     order = list(names)
+    turns = len(order) if len(order) > 2 else 1  # two names rotated are two names reversed
     for index in range(rounds):
-        if index % 2 == 0:
+        within = index % (2 * turns)
+        if within == 0:
             generator.shuffle(order)
-            yield list(order)
-        else:
-            yield list(reversed(order))
+        turn = within // 2
+        rotated = order[turn:] + order[:turn]
+        yield rotated if within % 2 == 0 else rotated[::-1]

@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff import __version__, machine, software
+from fastdiff.bench import quality
+from fastdiff.bench.memory import memory_not_told
+from fastdiff.bench.parts import not_timed
+from fastdiff.bench.profiling import not_profiled
+from fastdiff.bench.roofline import no_roofline
+from fastdiff.bench.syncs import not_counted
 from fastdiff.config import RunConfig, fingerprint
 from fastdiff.environment import this_machine
 from fastdiff.models.sources import files_identity, model_of
@@ -67,7 +73,7 @@ def blank_report(
         "warmup": {"asked": None, "calls": 0, "most": None, "steady": None},
         "latency_s": nothing,
         "device_latency_s": nothing,
-        "step_latency_s": nothing,
+        "step_latency_s": Latency.by_call(()).to_dict(),
         "throughput_images_per_s": None,
         "peak_memory_bytes": {"device_allocated": None, "device_reserved": None, "host": None},
         "compile": {
@@ -82,25 +88,18 @@ def blank_report(
             "saved_reason": _NOTHING,
         },
         "conditions": {"host": None, "gpu": None},
-        "memory_bytes": {"reasons": {"all": _NOTHING}},
-        "parts_s": {"whole": None, "reason": _NOTHING},
-        "roofline": {"fraction_of_limit": None, "reason": _NOTHING},
-        "profile": {"trace": None, "heaviest": [], "reason": _NOTHING},
-        "exactness": {"checked": False, "passed": None, "reason": _NOTHING},
-        "syncs": {"per_step": None, "places": [], "reason": _NOTHING},
+        "memory_bytes": memory_not_told(_NOTHING),
+        "parts_s": not_timed(_NOTHING),
+        "roofline": no_roofline(_NOTHING),
+        "profile": not_profiled(_NOTHING),
+        "exactness": _not_checked(_NOTHING),
+        "syncs": not_counted(_NOTHING),
         "repeatable": {"identical": None, "max_abs_difference": None},
         "quality": {
             "reference_run_id": None,
             "reference": None,
             "reason": _NOTHING,
-            "identical": None,
-            "psnr_db": None,
-            "ssim": None,
-            "ms_ssim": None,
-            "max_abs_difference": None,
-            "max_abs_difference_latents": None,
-            "lpips": None,
-            "reasons": {},
+            **quality.NOTHING,
             "caption": {
                 "of": None,
                 "pictures": None,
@@ -116,6 +115,12 @@ def blank_report(
         "started_at": started_at,
         "finished_at": None,
     }
+
+
+def _not_checked(reason: str) -> dict[str, Any]:
+    """The report's `exactness` where nothing was checked."""
+    figures = dict.fromkeys(("passed", "denoiser", "decode"))
+    return {"checked": False, "reason": reason, "choices": [], **figures}
 
 
 def _without_torch(device: str) -> dict[str, Any]:
@@ -168,16 +173,12 @@ def _gpu() -> dict[str, Any]:
     import torch
 
     properties = torch.cuda.get_device_properties()
-    bare = str(getattr(properties, "uuid", "")).removeprefix("GPU-").removeprefix("MIG-")
-    parts: list[Any] = [
-        getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")
-    ]
-    address = None if None in parts else "{:04x}:{:02x}:{:02x}.0".format(*parts)
-    names = [f"GPU-{bare}", f"MIG-{bare}"] if bare else []
-    names += [address] if address else []
+    names = machine.gpu_names(properties)
+    uuids = [name for name in names if name.startswith("GPU-")]
+    addresses = [name for name in names if ":" in name]
     return {
-        "uuid": f"GPU-{bare}" if bare else None,
-        "pci_address": address,
+        "uuid": next(iter(uuids), None),
+        "pci_address": next(iter(addresses), None),
         "memory_bytes": properties.total_memory,
         "multiprocessors": properties.multi_processor_count,
         "visible": torch.cuda.device_count(),

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,32 @@ def packages(version: Callable[[str], str | None] = version_of) -> dict[str, str
 
 
 def variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables that can change numbers or times; nothing that is called a secret, nor a password in an address."""
+    """Environment variables that can change numbers or times, as the user set them.
+
+    Left out are what fastdiff and torch set for a run's process, what is called a secret, and passwords in addresses.
+    """
     return {
         name: re.sub(r"://[^/@\s]*@", "://", value)
-        for name, value in sorted(environment.items())
+        for name, value in sorted(_users(environment).items())
         if _VARIABLES.match(name) and not _SECRET.search(name)
     }
+
+
+_OURS = ("PYTHONUNBUFFERED", "DIFFUSERS_DISABLE_REMOTE_CODE")
+
+
+def _users(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what fastdiff and torch put there themselves."""
+    found = {name: value for name, value in environment.items() if name not in _OURS}
+    paths = found.pop("PYTHONPATH", "").split(os.pathsep)
+    if others := [path for path in paths if path and Path(path) != _ROOT]:
+        found["PYTHONPATH"] = os.pathsep.join(others)
+    inductor = found.get("TORCHINDUCTOR_CACHE_DIR", "")
+    if found.get("TRITON_CACHE_DIR", "").startswith(os.path.join(inductor, "triton", "")):
+        del found["TRITON_CACHE_DIR"]  # where Inductor puts it
+    if inductor.startswith(os.path.join(tempfile.gettempdir(), "torchinductor_")):
+        del found["TORCHINDUCTOR_CACHE_DIR"]  # where torch puts it
+    return found
 
 
 # torch ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +138,112 @@ def test_the_planned_grid_of_the_benchmark_has_50_cells(startup: ModuleType) -> 
     words = startup.COMMANDS["plan -m, 50 cells"].words
     assert words[:4] == ("-m", "fastdiff", "plan", "-m")
     assert len(read_grid(words[4:]).cells) == 50
+
+
+@pytest.fixture(scope="module")
+def peers(measuring: ModuleType) -> ModuleType:
+    """benchmarks/peers.py, which imports measuring.py as a script does."""
+    spec = importlib.util.spec_from_file_location("peers", BENCHMARKS / "peers.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_first_picture_is_the_command_less_the_calls_after_it(peers: ModuleType) -> None:
+    assert peers.Outcome(10.0, calls_after_first_s=4.0).first_picture_s == 6.0
+    assert peers.Outcome(10.0).first_picture_s is None, "a tool that doesn't say"
+
+
+def test_tools_are_compared_only_where_both_run_and_say_it(peers: ModuleType) -> None:
+    said = [peers.Outcome(2.0, latency_s=0.2)] * 2
+    ours = peers.Row(said[0], [peers.Outcome(1.0, latency_s=0.4)] * 2)
+    theirs = peers.Row(said[0], said)
+    refused = peers.Row(peers.Outcome(1.0, 2, "no"), [peers.Outcome(1.0, 2, "no")] * 2)
+    assert peers.ratio(theirs, ours, "seconds").value == pytest.approx(2.0)
+    assert peers.ratio(theirs, ours, "latency_s").value == pytest.approx(0.5)
+    assert peers.ratio(theirs, ours, "step_s") is None
+    assert peers.ratio(refused, ours, "seconds") is None
+
+
+def test_a_row_that_failed_once_counts_as_failed(peers: ModuleType) -> None:
+    good, bad = peers.Outcome(1.0, latency_s=0.1), peers.Outcome(1.0, 1, "died")
+    assert peers.Row(good, [good]).runs
+    assert not peers.Row(good, [good, bad]).runs
+
+
+def test_the_quickest_of_each_maker_meet(peers: ModuleType) -> None:
+    def row(latency_s: float, exit_code: int = 0) -> object:
+        one = peers.Outcome(1.0, exit_code, latency_s=latency_s)
+        return peers.Row(one, [one, one])
+
+    rows = {
+        "fastdiff fp32": row(0.5),
+        "fastdiff bf16": row(0.3),
+        "fastdiff bf16, int8": row(0.1, exit_code=1),
+        "OpenVINO fp32": row(0.4),
+        "OpenVINO bf16": row(0.2),
+    }
+    assert peers.pairs(rows) == [
+        ("fastdiff bf16", "OpenVINO bf16"),
+        ("fastdiff fp32", "OpenVINO fp32"),
+    ]
+
+
+def test_what_a_failed_command_said_names_the_error_and_no_folder(
+    peers: ModuleType, tmp_path: Path
+) -> None:
+    trace = f"Traceback\n  File {tmp_path}/x.py\nOSError: no {tmp_path}/model\nreal noise\n"
+    assert peers.what_it_said(trace, [tmp_path]) == "OSError: no DIR/model"
+    ours = (
+        "fastdiff: this run can't work here (1 problem)\n  quant=imt8   there is no such option\n"
+    )
+    assert peers.what_it_said(ours, []) == (
+        "fastdiff: this run can't work here (1 problem) quant=imt8   there is no such option"
+    )
+    assert peers.what_it_said("", []) == "nothing"
+
+
+def test_the_same_length_is_told_to_every_tool(peers: ModuleType) -> None:
+    length = peers.Length(Path("M"), steps=7, guidance=3.0, side=64, runs=4, warmup=2)
+    ours = " ".join(peers.fastdiff_command(("quant=int8",), length, Path("F")))
+    assert "generation.steps=7 generation.guidance_scale=3.0 generation.height=64" in ours
+    assert "bench.runs=4 bench.warmup=2" in ours
+    optimum = peers.optimum_command(Path("venv/bin/python"), ("last",), length, Path("F"))
+    assert optimum[0] == "venv/bin/optimum-benchmark"
+    assert {"scenario.iterations=4", "scenario.warmup_runs=2"} < set(optimum)
+    call = "+scenario.call_kwargs={num_inference_steps:7,guidance_scale:3.0,height:64,width:64}"
+    assert optimum[-2:] == [call, "last"]
+    script = " ".join(peers.script_command(Path("p"), "pruna_run.py", ("--dtype", "bf16"), length))
+    assert "--steps 7 --guidance 3.0 --height 64 --width 64 --warmup 2 --runs 4" in script
+
+
+def test_a_folder_for_older_tokenizers_holds_their_files_too(
+    peers: ModuleType, tmp_path: Path
+) -> None:
+    folder = peers.classic_folder(peers.SHAPES, tmp_path / "shapes")
+    for name in ("tokenizer", "tokenizer_2"):
+        words = json.loads((folder / name / "vocab.json").read_text())
+        assert words["<|startoftext|>"] >= 0
+        header, first, *_ = (folder / name / "merges.txt").read_text().splitlines()
+        assert header == "#version: 0.2"
+        assert len(first.split(" ")) == 2
+    assert (folder / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_every_setting_is_spelled_for_fastdiff_as_it_plans_or_refuses_it(peers: ModuleType) -> None:
+    planned = {
+        setting: subprocess.run(
+            [sys.executable, "-m", "fastdiff", "plan", "device=cpu", *words["fastdiff"]],
+            capture_output=True,
+        ).returncode
+        for setting, words in peers.SETTINGS.items()
+        if "fastdiff" in words
+    }
+    assert {setting for setting, code in planned.items() if code} == {
+        "fp8",
+        "misspelled key",
+        "misspelled option",
+    }

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from fastdiff.cache_folder import VARIABLE, cache_folder, distrust, make_private, unwritable
+from fastdiff.cache_folder import (
+    VARIABLE,
+    cache_folder,
+    distrust,
+    make_private,
+    rates_folder,
+    rates_unkeepable,
+    unwritable,
+)
 
 
 def test_the_cache_folder_is_the_systems_or_the_variables(
@@ -39,6 +47,23 @@ def test_what_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     assert unwritable(tmp_path / "file") == "is a file, not a folder"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert unwritable(tmp_path / "new") == "can't be written"
+
+
+def test_rates_can_be_kept_where_the_user_said_or_it_is_known_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    assert rates_folder() == tmp_path / "cache" / "machines"
+    assert rates_unkeepable() is None
+    (tmp_path / "cache").write_text("")
+    assert rates_unkeepable() == f"{tmp_path / 'cache'} is a file, not a folder"
+    (tmp_path / "cache").unlink()
+    (tmp_path / "cache").mkdir()
+    rates_folder().write_text("")
+    assert rates_unkeepable() == f"{rates_folder()} is a file, not a folder"
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert rates_unkeepable() is None  # nobody asked for that folder
 
 
 @pytest.fixture

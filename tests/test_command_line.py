@@ -906,6 +906,32 @@ def test_of_an_endless_error_the_first_lines_are_shown() -> None:
     )
 
 
+def latency_line(samples: tuple[float, ...], warm_up_calls: int) -> str:
+    """What the end of a run says of its times."""
+    from fastdiff.planning import make_plan
+    from fastdiff.report import blank_report
+    from fastdiff.result import Latency
+
+    run = compose(["device=cpu"])
+    report = blank_report(run, make_plan(run, CPU, None), [], "now")
+    report |= {"status": "ok", "images": [{"path": "image-0.png"}]}
+    report["environment"]["threads"] = 1
+    report["latency_s"] = Latency(samples).to_dict()
+    report["warmup"]["calls"] = warm_up_calls
+    said = summary(report, Path("out"), "shapes")
+    assert max(map(len, said.splitlines())) <= 80
+    assert said.startswith("fastdiff  shapes on cpu, 1 thread: ")
+    return " ".join(said.partition("  latency")[2].partition("\n  throughput")[0].split())
+
+
+def test_the_end_of_a_run_says_what_the_median_is_of_and_how_it_was_warmed_up() -> None:
+    assert latency_line((0.4,) * 5, 4) == (
+        "0.400 s a picture, median of 5 (p10 0.400 s, p90 0.400 s), after 4 warm-up calls"
+    )
+    assert latency_line((3.0, 4.0), 1) == "3.50 s a picture, median of 2, after 1 warm-up call"
+    assert latency_line((3.81,), 0) == "3.81 s a picture, one call, no warm-up"
+
+
 def test_when_memory_runs_out_there_is_a_way_out() -> None:
     assert failed("oom", "CUDA out of memory.") == lines(
         "  status        oom",

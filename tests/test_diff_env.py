@@ -204,6 +204,17 @@ def test_long_values_stay_within_80_columns() -> None:
     assert "-> not set" in text
 
 
+def test_values_that_words_make_equal_are_told_exactly() -> None:
+    a = report(memory_bytes=25_300_000_000, git="a" * 12 + "b" * 28, governor="none")
+    b = report(memory_bytes=25_299_980_288, git="a" * 12 + "c" * 28, governor=None)
+    text = render("x", "y", difference(a, b))
+    assert "    memory_bytes  25300000000 -> 25299980288\n" in text
+    assert f'"aaaaaaaaaaaa{"b" * 28}"' in text
+    assert '    governor  "none" -> null\n' in text
+    larger = report(memory_bytes=50_600_000_000)
+    assert "    memory_bytes  25.3 GB -> 50.6 GB\n" in render("x", "y", difference(a, larger))
+
+
 def test_figures_that_only_one_run_has() -> None:
     failed = report() | {"status": "failed", "latency_s": {"median": None}}
     lines = render("x", "y", difference(report(), failed)).splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 from importlib import metadata, util
 from pathlib import Path
@@ -85,6 +86,7 @@ def test_a_device_in_words() -> None:
     several = machine(gpus=(H100, T4))
     assert several.describe("cuda") == "cuda, NVIDIA H100 80GB HBM3"
     assert several.describe("cpu") == "cpu, 4 threads"
+    assert dataclasses.replace(several, threads=1).describe("cpu") == "cpu, 1 thread"
     assert several.describe("mps") == "mps"
     assert several.capability == (9, 0)
     assert machine().capability is None

@@ -21,7 +21,7 @@ from fastdiff.environment import Environment
 from fastdiff.errors import UsageError
 from fastdiff.grid import Cell, Grid, read_grid
 from fastdiff.models.facts import ModelFacts
-from fastdiff.outlook import outlooks
+from fastdiff.outlook import as_data, outlooks
 from fastdiff.pages.grid import counts, grid_text
 
 CPU = Environment(
@@ -212,12 +212,20 @@ def test_plan_m_prints_a_row_for_every_combination(capsys: pytest.CaptureFixture
     ]
 
 
+INT8_WARNS = (
+    "  [1] quant=int8: without compile int8 is usually slower than no quantization,",
+    "      on a GPU by far; compile=regional is the cheapest",
+)
+
+
 def test_a_cell_whose_option_lacks_a_key_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--multirun", "quant=none,int8", "quant.swap_conv=false"]) == 0
     assert capsys.readouterr().out.splitlines()[2:] == [
         "     quant",
         "  1  none   incompatible: quant=none has no key 'swap_conv'",
-        "  2  int8   ok",
+        "  2  int8   ok [1]",
+        "",
+        *INT8_WARNS,
         "",
         "2 combinations: 1 ok, 1 incompatible",
     ]
@@ -238,12 +246,21 @@ def test_no_cell_that_can_run_is_exit_code_2(capsys: pytest.CaptureFixture[str])
 def test_json_has_every_problem_of_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
     words = "attention=sdpa,math qkv=fused generation.height=64,63"
     assert main(["plan", "-m", "--json", *words.split()]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [set(row) for row in rows] == [{"overrides", "status", "problems", "same_as"}] * 4
+    grid = json.loads(capsys.readouterr().out)
+    assert {key: grid[key] for key in set(grid) - {"cells"}} == {
+        "ok": 1,
+        "incompatible": 3,
+        "repeated": 0,
+    }
+    rows = grid["cells"]
+    assert [set(row) for row in rows] == [
+        {"overrides", "status", "problems", "notices", "same_as"}
+    ] * 4
     assert rows[0] == {
         "overrides": ["attention=sdpa", "qkv=fused", "generation.height=64"],
         "status": "ok",
         "problems": [],
+        "notices": [],
         "same_as": None,
     }
     assert [problem["choice"] for problem in rows[3]["problems"]] == [
@@ -261,12 +278,18 @@ def test_a_planned_grid_leaves_nothing_behind(here: Path) -> None:
 # The page ------------------------------------------------------------------------------------------
 
 
-def row(*overrides: str, problems: Sequence[Any] = (), same_as: int | None = None) -> Any:
+def row(
+    *overrides: str,
+    problems: Sequence[Any] = (),
+    notices: Sequence[Any] = (),
+    same_as: int | None = None,
+) -> Any:
     status = "incompatible" if problems else "ok"
     return {
         "overrides": list(overrides),
         "status": status,
         "problems": problems,
+        "notices": notices,
         "same_as": same_as,
     }
 
@@ -289,6 +312,40 @@ def test_a_wide_row_has_its_verdict_below_and_fits_80_columns() -> None:
         "      no such folder no such folder no such folder no such folder no such folder",
     ]
     assert "(and 1 more)" in text
+
+
+def test_equal_notices_stand_once_below_and_equal_reasons_once_beside() -> None:
+    first, second = {"choice": "a=1", "text": "slow " * 20}, {"choice": "b=1", "text": "young"}
+    broken = [problem("FASTDIFF_CACHE_DIR=x", "x is a file")]
+    rows = [
+        row("n=1", notices=[first]),
+        row("n=2", notices=[second, first]),
+        row("n=3", problems=broken),
+        row("n=4", problems=broken),
+        row("n=5", problems=[*broken, problem("b=1", "is odd")]),
+        row("n=6", notices=[first], same_as=0),
+    ]
+    assert grid_text(rows, ["n"]).splitlines()[2:] == [
+        "     n",
+        "  1  1  ok [1]",
+        "  2  2  ok [1] [2]",
+        "  3  3  incompatible: FASTDIFF_CACHE_DIR=x x is a file",
+        "  4  4  incompatible, for the same reason as 3",
+        "  5  5  incompatible: FASTDIFF_CACHE_DIR=x x is a file (and 1 more)",
+        "  6  6  ok, the same run as 1 [1]",
+        "",
+        "  [1] a=1: slow slow slow slow slow slow slow slow slow slow slow slow slow slow",
+        "      slow slow slow slow slow slow",
+        "  [2] b=1: young",
+        "",
+        "6 combinations: 3 ok, 3 incompatible; 1 is the same run as another",
+    ]
+
+
+def test_what_a_grid_comes_to_as_data() -> None:
+    rows = [row("a=1"), row("a=1", same_as=0), row("a=2", problems=[problem("a=2", "no")])]
+    assert as_data(rows) == {"cells": rows, "ok": 2, "incompatible": 1, "repeated": 1}
+    assert as_data([]) == {"cells": [], "ok": 0, "incompatible": 0, "repeated": 0}
 
 
 def test_more_choices_than_a_line_holds_go_on_below() -> None:

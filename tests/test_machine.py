@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -243,3 +244,16 @@ def test_no_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     assert machine.load_nvml() is None
+
+
+_UUID = "8932f937-d72c-4106-c12f-20bd9faed9f6"
+
+
+def test_the_gpu_that_torch_uses_is_known_by_its_uuid_then_by_its_address() -> None:
+    properties = SimpleNamespace(uuid=_UUID, pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0)
+    assert machine.gpu_names(properties) == [f"GPU-{_UUID}", f"MIG-{_UUID}", "0000:3b:00.0"]
+    assert machine.gpu_names(SimpleNamespace(uuid=f"GPU-{_UUID}")) == [
+        f"GPU-{_UUID}",
+        f"MIG-{_UUID}",
+    ]
+    assert machine.gpu_names(SimpleNamespace()) == []

@@ -1282,11 +1282,10 @@ def test_a_cache_folder_that_was_named_and_cannot_be_used_is_refused(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FASTDIFF_CACHE_DIR", str(tmp_path / "file"))
-    machines = tmp_path / "file" / "machines"
     assert problems(a_run(), CPU) == [
         (
             f"FASTDIFF_CACHE_DIR={tmp_path / 'file'}",
-            f"{machines} lies under the file {tmp_path / 'file'}, and this machine's rates would be kept there",
+            f"{tmp_path / 'file'} is a file, not a folder, and this machine's rates would be kept there",
             "FASTDIFF_CACHE_DIR=DIR, a folder of your own, or unset it",
         )
     ]

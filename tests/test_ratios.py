@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import numpy
 import pytest
 
@@ -75,6 +78,28 @@ def test_every_two_rounds_are_an_order_and_its_reverse() -> None:
     for there, back in zip(rounds[::2], rounds[1::2], strict=True):
         assert back == there[::-1]
     assert len({tuple(order) for order in rounds}) > 2, "the orders are random"
+
+
+@pytest.mark.parametrize("names", ["ab", "abc", "abcd", "abcde"])
+def test_in_a_block_every_name_takes_every_position_equally_often(names: str) -> None:
+    block = 2 * len(names) if len(names) > 2 else 2
+    rounds = list(counterbalanced(names, 3 * block, seed=0))
+    for first in range(0, len(rounds), block):
+        orders = rounds[first : first + block]
+        for position in range(len(names)):
+            assert Counter(order[position] for order in orders) == dict.fromkeys(
+                names, block // len(names)
+            )
+        for one, other in itertools.combinations(names, 2):
+            assert sum(o.index(one) < o.index(other) for o in orders) == block // 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_20_rounds_of_three_names_are_two_at_most_from_balance(seed: int) -> None:
+    rounds = list(counterbalanced("abc", 20, seed))
+    for position in range(3):
+        counts = Counter(order[position] for order in rounds).values()
+        assert max(counts) - min(counts) <= 2
 
 
 def test_an_interval_that_ends_at_one_holds_it() -> None:

@@ -143,6 +143,57 @@ def test_an_interval_of_the_median_from_five_samples_on() -> None:
     assert Latency((2.0,) * 6).ci95_s() == (2.0, 2.0)
 
 
+def by_call(calls: int, steps: int, apart: float) -> Latency:
+    """Steps that differ much between calls and hardly within one; `apart` seconds from call to call."""
+    return Latency.by_call(
+        [[1.0 + apart * call + 0.001 * step for step in range(steps)] for call in range(calls)]
+    )
+
+
+def test_times_within_calls_are_told_flat_with_the_calls_that_they_are_of() -> None:
+    told = Latency.by_call([[0.1, 0.2], [0.3], []]).to_dict()
+    assert told["samples"] == [0.1, 0.2, 0.3]
+    assert told["calls"] == [2, 1, 0]
+    assert told["median"] == 0.2
+    nothing = Latency.by_call([]).to_dict()
+    assert nothing == {**Latency(()).to_dict(), "calls": []}
+
+
+def test_the_interval_of_times_within_calls_is_that_of_whole_calls() -> None:
+    grouped = by_call(5, 24, apart=0.1)
+    apart = Latency(grouped.samples_s).ci95_s()
+    together = grouped.ci95_s()
+    assert apart is not None
+    assert together is not None
+    assert together[0] < apart[0] < grouped.median_s < apart[1] < together[1]
+    assert together[1] - together[0] > 2 * (apart[1] - apart[0])
+    assert grouped.ci95_s() == together  # a fixed seed
+
+
+def test_calls_of_one_time_each_are_as_good_as_no_calls() -> None:
+    samples = (1.0, 1.1, 1.3, 1.2, 5.0, 1.15)
+    assert Latency.by_call([s] for s in samples).ci95_s() == Latency(samples).ci95_s()
+
+
+@given(st.lists(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=4), min_size=5, max_size=9))
+def test_an_interval_of_calls_lies_among_their_times(calls: list[list[float]]) -> None:
+    latency = Latency.by_call(calls)
+    interval = latency.ci95_s()
+    assert interval is not None
+    low, high = interval
+    slack = 1e-9 * max(latency.samples_s)
+    assert min(latency.samples_s) - slack <= low <= high + slack
+    assert high <= max(latency.samples_s) + slack
+
+
+def test_many_times_of_few_calls_have_no_interval_and_no_p99() -> None:
+    assert by_call(4, 50, apart=0.1).to_dict()["ci95"] is None
+    assert Latency.by_call([[1.0] * 50, [], [], [], []]).to_dict()["ci95"] is None
+    assert by_call(19, 50, apart=0.0).to_dict()["p99"] is None
+    assert by_call(20, 4, apart=0.0).to_dict()["p99"] is None
+    assert by_call(20, 5, apart=0.0).to_dict()["p99"] == pytest.approx(1.004)
+
+
 # Files ---------------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,32 @@ def test_variables_that_matter_and_no_secret() -> None:
     assert software.variables(matter | others) == matter
 
 
+def test_what_fastdiff_and_torch_set_themselves_is_not_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    root = str(Path(software.__file__).parent.parent)
+    ours = {
+        "PYTHONPATH": root,
+        "PYTHONUNBUFFERED": "1",
+        "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "torchinductor_me"),
+        "TRITON_CACHE_DIR": str(tmp_path / "torchinductor_me" / "triton" / "0"),
+    }
+    assert software.variables(ours) == {}
+    users = {
+        "PYTHONPATH": "/mine:/other",
+        "TORCHINDUCTOR_CACHE_DIR": "/caches/inductor",
+        "TRITON_CACHE_DIR": "/caches/triton",
+    }
+    assert software.variables(users) == users
+    beside = {**ours, **users, "PYTHONPATH": f"{root}:/mine::/other:{root}"}
+    assert software.variables(beside) == users
+    below = {**users, "TRITON_CACHE_DIR": "/caches/inductor/triton/0"}
+    assert "TRITON_CACHE_DIR" not in software.variables(below)
+    assert software.variables({"TRITON_CACHE_DIR": "/t"}) == {"TRITON_CACHE_DIR": "/t"}
+
+
 def test_a_password_in_an_address_is_left_out() -> None:
     given = {"TORCHINDUCTOR_REMOTE": "redis://me:secret@host:1/0"}
     assert software.variables(given) == {"TORCHINDUCTOR_REMOTE": "redis://host:1/0"}

@@ -195,6 +195,9 @@ def test_figures_of_a_report_agree_with_one_another(first: Path) -> None:
         "reasons": [],
         "cache": "none",
         "graphs_while_timing": 0,
+        "cold_compile_s": None,
+        "saved_s": None,
+        "saved_reason": "nothing was compiled",
     }
     assert report["repeatable"] == {"identical": True, "max_abs_difference": 0.0}
     assert report["started_at"] <= report["finished_at"]
@@ -489,6 +492,12 @@ def test_what_was_measured_before_a_worker_dies_stays(run_fake: Any, tmp_path: P
     assert report["quality"]["reason"] == "nothing was measured"
     assert written(tmp_path) == report
     assert not (tmp_path / "run" / "measured.json").exists()
+
+
+def test_a_folder_with_the_name_of_a_trace_is_somebody_elses(run_fake: Any, tmp_path: Path) -> None:
+    (tmp_path / "run" / "trace.json.gz").mkdir(parents=True)
+    assert run_fake("sys.exit(3)")["status"] == "crashed"
+    assert (tmp_path / "run" / "trace.json.gz").is_dir()
 
 
 def test_an_error_of_the_worker_is_told_with_the_end_of_its_log(

@@ -21,14 +21,18 @@ from fastdiff.result import Observed, read_json, write_json
 _NOT_COMPILED = ("bench", "quality", "experiment", "profile", "allow_no_effect", "device", "model")
 """Of a run's choices, those that no compiled code depends on; the model is known by its parts instead."""
 _NOT_IN_GRAPHS = ("prompt", "negative_prompt", "seed", "steps")
+_NATIVE = {".so", ".cubin", ".hsaco"}
+"""What C++ and Triton compile to, the latter for NVIDIA and for AMD."""
 
 
 def native_code(setting: Setting) -> frozenset[str]:
-    """Names of the native code in the cache that this run uses; taken before anything is compiled, it tells what is new."""
+    """Native code in the cache that this run uses, by its place there; taken before compiling, it tells what is new."""
     option = setting.run.compile
     if not isinstance(option, Inductor):
         return frozenset()
-    return frozenset(path.name for path in records_folder(option).parent.rglob("*.so"))
+    folder = records_folder(option).parent
+    found = (path for path in folder.rglob("*") if path.suffix in _NATIVE)
+    return frozenset(path.relative_to(folder).as_posix() for path in found)
 
 
 def compile_times(
@@ -36,16 +40,16 @@ def compile_times(
 ) -> dict[str, Any]:
     """What the report says of it: `cache`, `cold_compile_s`, `saved_s`, and `saved_reason`, what there is to know of them.
 
-    outcomes: what the passes returned. before: the cache's native code before the first call. A cold run's own seconds
-    are put on record; a later one is compared with the record. `saved_s` is below 0 where taking from the cache took
-    longer, and None where nothing can be compared.
+    outcomes: what the passes returned. before: the cache's native code before the first call. The quickest cold run's
+    seconds are on record, because what else computes only makes one slower; a warm run is compared with them. `saved_s`
+    is below 0 where taking from the cache took longer, and None where nothing can be compared.
     """
     option = setting.run.compile
     if observed.cache == "none" or not isinstance(option, Inductor):
         return _said(observed.cache, None, None, "nothing was compiled")
     record = records_folder(option) / f"{setting_key(setting)}.json"
     built = bool(native_code(setting) - before)
-    return judged(record, observed, inductor_counts(), outcomes, built=built)
+    return judged(record, observed, inductor_counts(), outcomes, built=built, held=bool(before))
 
 
 def judged(
@@ -55,12 +59,16 @@ def judged(
     outcomes: Sequence[Any],
     *,
     built: bool,
+    held: bool,
 ) -> dict[str, Any]:
-    """The same, for a record's file, Inductor's counts since the process began, and whether native code was built.
+    """The same, for a record's file and Inductor's counts since the process began.
+
+    built: whether native code was added to the cache; held: whether there had been any, of this setting or of another.
 
     Frozen weights that are packed for the processor can't be written to Inductor's index of graphs, so such a graph is
     planned in every process, and Inductor counts no hit. The native code that the plan asks for is taken from the folder
-    all the same: where none had to be built, the cache was warm.
+    all the same: where none had to be built, the cache was warm. Beside a damaged index, too, code may be taken: a run
+    that built none, though there was some, isn't put on record.
     """
     own_s, cold_s = observed.compile_s, read(record)
     unlisted = counts.get("fxgraph_cache_bypass") and not counts.get("fxgraph_cache_miss")
@@ -73,16 +81,25 @@ def judged(
     packages = [p for outcome in outcomes if isinstance(outcome, Packages) for p in outcome.loaded]
     if counts.get("fxgraph_cache_hit") or not all(package.built for package in packages):
         return _said("cold", cold_s, None, _IN_PART)
-    if cold_s is None or cold_s <= own_s:
-        return _said("cold", own_s, None, remember(record, own_s) or "this run filled the cache")
-    return _said("cold", cold_s, None, _IN_PART if unlisted else _DAMAGED)
+    if held and not built:
+        return _said("cold", cold_s, None, _INDEX_ALONE)
+    if held and unlisted and cold_s is not None:
+        return _said("cold", cold_s, None, _IN_PART)
+    why = "this run filled the cache" if cold_s is None else _NOTHING_TAKEN
+    if cold_s is None or own_s < cold_s:
+        return _said("cold", own_s, None, remember(record, own_s) or why)
+    return _said("cold", cold_s, None, why)
 
 
 _PLANNED_AGAIN = (
     "frozen graphs are planned again in every process; their native code was in the cache"
 )
 _IN_PART = "part of the cache was missing and was compiled again"
-_DAMAGED = "the cache's index was missing or damaged, and was written again"
+_INDEX_ALONE = (
+    "graphs were planned again; native code may have been taken from the cache, whose index was missing, "
+    "damaged or switched off"
+)
+_NOTHING_TAKEN = "a cold run is on record, and nothing was taken from the cache: it was emptied, damaged or switched off"
 
 
 def inductor_counts() -> dict[str, int]:

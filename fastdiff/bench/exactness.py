@@ -42,6 +42,8 @@ FACTOR, FACTOR_IN_HALF_PRECISION = 2.0, 3.0
 SLACK = 1e-5
 """What is allowed beside it, as a part of the output's root mean square: a tenth of PyTorch's `tol` of 1e-4."""
 
+_SLACK_AS_TEXT = f"{SLACK:g}".replace("e-0", "e-")
+
 _FP64_BYTES = 8 * 1.2
 """A parameter: its number, and a fifth for activations."""
 
@@ -236,8 +238,8 @@ class Verdict:
     error_rmse: of the optimized result against fp64; baseline_error_rmse: of the baseline's; null where a result holds
         NaN or infinite numbers.
     output_rms: root mean square of the fp64 result itself. ratio: the first error by the second; null where that is 0.
-    dtype: of the optimized result. factor: how many times the baseline's error is allowed. allowed_rmse: that error,
-        with the slack.
+    dtype: of the optimized result. factor: how many times the baseline's error is allowed, beside the slack.
+    allowed_rmse: both together; allowed_ratio: the same by the baseline's error, null where that is 0.
     passed: null with the reason where it can't be told.
     """
 
@@ -248,6 +250,7 @@ class Verdict:
     dtype: str | None = None
     factor: float | None = None
     allowed_rmse: float | None = None
+    allowed_ratio: float | None = None
     passed: bool | None = None
     reason: str | None = None
 
@@ -266,9 +269,16 @@ def judge(error: float, baseline_error: float, output_rms: float, dtype: str) ->
     if known.baseline_error_rmse is None or known.output_rms is None:
         return replace(known, reason="the baseline itself holds NaN or infinite numbers")
     allowed = known.factor * baseline_error + SLACK * output_rms
-    ratio = _finite(error / baseline_error) if baseline_error else None
-    # A NaN is no smaller than anything, and so fails.
-    return replace(known, ratio=ratio, allowed_rmse=allowed, passed=error <= allowed)
+    ratio, allowed_ratio = (
+        _finite(of / baseline_error) if baseline_error else None for of in (error, allowed)
+    )
+    return replace(
+        known,
+        ratio=ratio,
+        allowed_rmse=allowed,
+        allowed_ratio=allowed_ratio,
+        passed=error <= allowed,  # a NaN is no smaller than anything, and so fails
+    )
 
 
 def _finite(number: float) -> float | None:
@@ -466,7 +476,8 @@ def failure(exactness: dict[str, Any]) -> str | None:
         else:
             wrong.append(
                 f"the {name}'s error against fp64 is {verdict['ratio']:.1f} times the baseline's, "
-                f"allowed are {verdict['factor']:g}"
+                f"allowed are {verdict['factor']:g} times and {_SLACK_AS_TEXT} of the output, here "
+                f"{verdict['allowed_ratio']:.1f} times in all"
             )
     out = "leave one of them out" if len(choices) > 1 else "leave it out"
     return (

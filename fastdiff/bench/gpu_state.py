@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Sequence
 from typing import Any
+
+from fastdiff.machine import find_gpu, gpu_names, load_nvml, not_found, number, started
 
 _SM, _MEMORY = 1, 2
 _DIE = 0
@@ -46,51 +47,28 @@ class GpuState:
         words; compute_processes: how many hold it, this one included where NVML may see it. Each is None where NVML
         doesn't say.
         """
-        if self._nvml is None:
-            return _unknown("NVML (libnvidia-ml, which comes with the driver) can't be loaded")
-        if code := self._nvml.nvmlInit_v2():
-            return _unknown(f"NVML can't be started: its error {code}")
-        try:
-            return self._asked()
-        finally:
-            self._nvml.nvmlShutdown()
+        with started(self._nvml) as reason:
+            return _unknown(reason) if reason else self._asked()
 
     def _asked(self) -> dict[str, Any]:
-        handle = self._handle()
+        nvml, handle = self._nvml, find_gpu(self._nvml, self._names)
         if handle is None:
-            return _unknown(f"NVML knows no GPU {' or '.join(self._names) or 'of this run'}")
-        power_mw = self._number("nvmlDeviceGetPowerUsage", handle)
-        slowed = self._number(
-            "nvmlDeviceGetCurrentClocksThrottleReasons", handle, kind=ctypes.c_ulonglong
+            return _unknown(not_found(self._names))
+        power_mw = number(nvml, "nvmlDeviceGetPowerUsage", handle)
+        slowed = number(
+            nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle, kind=ctypes.c_ulonglong
         )
         return {
             "reason": None,
-            "sm_clock_mhz": self._number("nvmlDeviceGetClockInfo", handle, _SM),
-            "memory_clock_mhz": self._number("nvmlDeviceGetClockInfo", handle, _MEMORY),
-            "temperature_c": self._number("nvmlDeviceGetTemperature", handle, _DIE),
+            "sm_clock_mhz": number(nvml, "nvmlDeviceGetClockInfo", handle, _SM),
+            "memory_clock_mhz": number(nvml, "nvmlDeviceGetClockInfo", handle, _MEMORY),
+            "temperature_c": number(nvml, "nvmlDeviceGetTemperature", handle, _DIE),
             "power_w": None if power_mw is None else power_mw / 1000,
             "slowed_by": None
             if slowed is None
             else [name for bit, name in _SLOWED.items() if slowed & bit],
             "compute_processes": self._processes(handle),
         }
-
-    def _handle(self) -> Any:
-        for name in self._names:
-            handle = ctypes.c_void_p()
-            by_uuid = name.startswith(("GPU-", "MIG-"))
-            ask = "nvmlDeviceGetHandleByUUID" if by_uuid else "nvmlDeviceGetHandleByPciBusId_v2"
-            if getattr(self._nvml, ask)(name.encode(), ctypes.byref(handle)) == 0:
-                return handle
-        return None
-
-    def _number(self, ask: str, handle: Any, *of: int, kind: Any = ctypes.c_uint) -> int | None:
-        """What an NVML function of one number says; None where this GPU or driver doesn't know it."""
-        found = kind()
-        function = getattr(self._nvml, ask, None)
-        if function is None or function(handle, *of, ctypes.byref(found)) != 0:
-            return None
-        return int(found.value)
 
     def _processes(self, handle: Any) -> int | None:
         """Room for none is offered, so that NVML says how many there are: by its error for too little room."""
@@ -122,28 +100,7 @@ def this_gpu() -> GpuState:
     """The GPU that torch computes on, whatever CUDA_VISIBLE_DEVICES calls it."""
     import torch
 
-    return GpuState(load_nvml(), names_of(torch.cuda.get_device_properties()))
-
-
-def load_nvml() -> Any:
-    """NVML's library; None where there is none."""
-    try:
-        return ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
-    except OSError:
-        return None
-
-
-def names_of(properties: Any) -> list[str]:
-    """A GPU's names from torch's properties: its UUID, and its PCI address where this torch tells it."""
-    names = []
-    if uuid := str(getattr(properties, "uuid", "")):
-        bare = uuid.removeprefix("GPU-").removeprefix("MIG-")
-        names += [f"GPU-{bare}", f"MIG-{bare}"]
-    parts = (getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device"))
-    address = [part for part in parts if part is not None]
-    if len(address) == 3:
-        names.append("{:04x}:{:02x}:{:02x}.0".format(*address))
-    return names
+    return GpuState(load_nvml(), gpu_names(torch.cuda.get_device_properties()))
 
 
 def gpu_notices(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.bench.timing import synchronize
-from fastdiff.cache_folder import VARIABLE, cache_folder, distrust, make_private, unwritable
+from fastdiff.cache_folder import cache_folder, distrust, make_private, rates_folder
 from fastdiff.config import fingerprint
-from fastdiff.environment import this_machine
-from fastdiff.errors import RunError
+from fastdiff.environment import available_processors, this_machine
+from fastdiff.machine import Files, processor
 from fastdiff.result import read_json, write_json
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class Rates:
     matmul_flops_per_s: of square matrix products, the best size; a product and an addition are two.
     int8_ops_per_s: of the same in int8 with sums in int32; None where torch can't.
     copy_bytes_per_s: read and written, both counted; int8 and other dtypes move at the same rate.
-    processor_share: of its threads' time, what this process computed while it measured; None off the CPU.
+    processor_share: of the processors' time that its threads could have had, what this process got while it was timed;
+        None off the CPU.
     made_for: what they hold for; measured_at: ISO 8601, UTC. notices: what a reader has to know.
     """
 
@@ -66,15 +67,8 @@ class Rates:
         return {name: value for name, value in asdict(self).items() if name != "notices"}
 
 
-def rates_folder() -> Path:
-    return cache_folder() / "machines"
-
-
 def machine_rates(device: str, dtype: torch.dtype) -> Rates:
-    """This machine's rates: the kept ones, or measured now, which takes about two seconds.
-
-    Raises RunError if they can't be kept in a folder that the user named.
-    """
+    """This machine's rates: the kept ones, or measured now, which takes about two seconds."""
     wanted = made_for(device, dtype)
     path = rates_folder() / f"{fingerprint(wanted)}.json"
     notices = []
@@ -109,39 +103,23 @@ def made_for(device: str, dtype: torch.dtype) -> dict[str, Any]:
         "flags": [] if cuda else machine.to_dict()["cpu_flags"],
         "processors": machine.threads,
         "threads": torch.get_num_threads(),
+        "cpu_limit": None if cuda else _cpu_limit(),
         "torch": torch.__version__,
         "dtype": str(dtype).removeprefix("torch."),
         "tf32": cuda and torch.backends.cuda.matmul.allow_tf32,
     }
 
 
-def unkeepable() -> str | None:
-    """Why rates can't be kept in the folder that the user named; None if they can, or if none was named. Knows no torch."""
-    if not os.environ.get(VARIABLE):
-        return None
-    folders = (cache_folder(), rates_folder())
-    return next((f"{f} {reason}" for f in folders if (reason := unwritable(f))), None)
-
-
 def _not_private() -> str | None:
-    """Make the folder; why it can't be trusted or used, if so. Raises RunError if the user named it and it can't be used."""
-    reason = unkeepable()
-    if reason is None:
-        try:
-            for folder in (cache_folder(), rates_folder()):
-                make_private(folder)
-                doubt = distrust(folder)
-                if doubt:
-                    return f"{folder} {doubt}"
-        except OSError as error:
-            reason = f"{rates_folder()} can't be made ({error.strerror})"
-            if not os.environ.get(VARIABLE):
-                return reason
-    if reason:
-        raise RunError(
-            f"{VARIABLE}: {reason}, and this machine's rates would be kept there\n"
-            f"  instead: {VARIABLE}=DIR, a folder of your own, or unset it"
-        )
+    """Make the folder; why it can't be trusted or used, if so."""
+    try:
+        for folder in (cache_folder(), rates_folder()):
+            make_private(folder)
+            doubt = distrust(folder)
+            if doubt:
+                return f"{folder} {doubt}"
+    except OSError as error:
+        return f"{rates_folder()} can't be made ({error.strerror})"
     return None
 
 
@@ -178,18 +156,39 @@ def measure(device: str, dtype: torch.dtype, wanted: Mapping[str, Any]) -> Rates
     """Measure all rates of a device in a dtype."""
     import torch
 
-    started_s, computed_s = time.perf_counter(), time.process_time()
+    spent = Spent()
     with torch.no_grad():
-        products = best_rate(Product(device, dtype, torch.mm))
+        products = best_rate(Product(device, dtype, torch.mm), spent)
         try:
-            in_int8 = best_rate(Product(device, torch.int8, torch._int_mm))
+            in_int8 = best_rate(Product(device, torch.int8, torch._int_mm), spent)
         except (RuntimeError, NotImplementedError):
             in_int8 = None
-        copies = copy_rate(device, dtype)
-    taken_s = max(time.perf_counter() - started_s, 1e-9)
-    share = (time.process_time() - computed_s) / taken_s / torch.get_num_threads()
+        copies = copy_rate(device, dtype, spent)
+    share = spent.share_of(usable_processors(torch.get_num_threads())) if device == "cpu" else None
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Rates(products, in_int8, copies, share if device == "cpu" else None, wanted, now)
+    return Rates(products, in_int8, copies, share, wanted, now)
+
+
+def usable_processors(threads: int) -> float:
+    """How many processors so many threads can compute on: those allowed, and what a control group leaves of their time."""
+    return min(threads, available_processors(), _cpu_limit() or math.inf)
+
+
+def _cpu_limit() -> float | None:
+    limit: float | None = processor(Files())["cgroup_cpus"]
+    return limit
+
+
+@dataclass
+class Spent:
+    """Seconds that timed calls took by the clock, and of all processors together. Drawing numbers isn't among them."""
+
+    wall_s: float = 0.0
+    computed_s: float = 0.0
+
+    def share_of(self, processors: float) -> float:
+        """Of so many processors' time, what was computed."""
+        return self.computed_s / max(self.wall_s, 1e-9) / processors
 
 
 @dataclass(frozen=True)
@@ -214,12 +213,12 @@ class Product:
         return lambda: self.multiply(left, right)
 
 
-def best_rate(product: Product) -> float:
+def best_rate(product: Product, spent: Spent) -> float:
     """Operations a second of growing products, the best of all; ends before it would take more than about a second."""
     best, rows, left_s = 0.0, 256, _PRODUCTS_S
     while True:
         operations = 2 * rows**3
-        seconds, taken_s = shortest(product.prepared(rows), product.device, left_s / 2)
+        seconds, taken_s = shortest(product.prepared(rows), product.device, left_s / 2, spent)
         best, left_s = max(best, operations / seconds), left_s - taken_s
         rows *= 2
         # Eight times the work, once to warm up and once to time; a naive kernel slows down besides.
@@ -227,7 +226,7 @@ def best_rate(product: Product) -> float:
             return best
 
 
-def copy_rate(device: str, dtype: torch.dtype) -> float:
+def copy_rate(device: str, dtype: torch.dtype, spent: Spent) -> float:
     """Bytes a second of copying a buffer, those read and those written."""
     import torch
 
@@ -236,18 +235,22 @@ def copy_rate(device: str, dtype: torch.dtype) -> float:
     count = max(1, size // dtype.itemsize)
     source = torch.ones(count, dtype=dtype, device=device)
     target = torch.empty_like(source)
-    seconds, _ = shortest(lambda: target.copy_(source), device, _COPIES_S)
+    seconds, _ = shortest(lambda: target.copy_(source), device, _COPIES_S, spent)
     return 2 * source.nbytes / seconds
 
 
-def shortest(work: Callable[[], Any], device: str, limit_s: float) -> tuple[float, float]:
+def shortest(
+    work: Callable[[], Any], device: str, limit_s: float, spent: Spent
+) -> tuple[float, float]:
     """Seconds of the quickest of up to ten calls after one that isn't timed, and of all of them.
 
     No call begins once limit_s has passed, but one is always timed. A clock that stands still gives a nanosecond.
+    spent: what the timed calls took is added to it.
     """
     begun = time.perf_counter()
     work()
     synchronize(device)
+    timed_from, computed_s = time.perf_counter(), time.process_time()
     best = math.inf
     for _ in range(10):
         started = time.perf_counter()
@@ -257,4 +260,6 @@ def shortest(work: Callable[[], Any], device: str, limit_s: float) -> tuple[floa
         best = min(best, ended - started)
         if ended - begun >= limit_s:
             break
+    spent.wall_s += ended - timed_from
+    spent.computed_s += time.process_time() - computed_s
     return max(best, 1e-9), time.perf_counter() - begun

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fastdiff.bench.conditions import BUSY
 from fastdiff.bench.memory import plain_tensors
 from fastdiff.bench.parts import at_first_denoiser_call, denoiser_name
 from fastdiff.bench.rates import Rates, machine_rates
@@ -62,12 +63,18 @@ class Work:
 
 
 def roofline(
-    pipeline: Any, generation: Generation, device: str, step_s: float | None, *, caches: bool
+    pipeline: Any,
+    generation: Generation,
+    device: str,
+    step_s: float | None,
+    *,
+    caches: bool,
+    other_share: float | None = None,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The report's `roofline`, and notices. Figures are None, with the reason, where they can't be had.
 
-    step_s: seconds of one denoiser call. caches: a step cache is on, which leaves work out.
-    Raises RunError if the machine's rates can't be kept in a folder that the user named.
+    step_s: seconds of one denoiser call. caches: a step cache is on, which leaves work out. other_share: what other
+    processes took of this run's processors while calls were timed, from 0 to 1; None where that isn't known.
     """
     denoiser = denoiser_name(pipeline)
     if denoiser is None:
@@ -83,7 +90,10 @@ def roofline(
     if work is None:
         return no_roofline("the denoiser was not called"), ()
     rates = machine_rates(device, work.dtype)
-    return against_limit(work, rates, step_s) | {"note": _note(work, caches)}, rates.notices
+    crowded = other_share if device == "cpu" and (other_share or 0.0) > BUSY else None
+    return against_limit(work, rates, step_s) | {
+        "note": _note(work, caches, crowded)
+    }, rates.notices
 
 
 def no_roofline(reason: str) -> dict[str, Any]:
@@ -116,9 +126,13 @@ def against_limit(work: Work, rates: Rates, step_s: float) -> dict[str, Any]:
     }
 
 
-def _note(work: Work, caches: bool) -> str | None:
-    """What makes a fraction mean less than it seems to."""
+def _note(work: Work, caches: bool, crowded: float | None) -> str | None:
+    """What makes a fraction mean less than it seems to. crowded: what others took of the processors, if that is much."""
     said = []
+    if crowded is not None:
+        said.append(
+            f"others took {crowded:.0%} of this run's CPUs while calls were timed, so the fraction may be too low"
+        )
     if caches:
         said.append(
             "the step cache leaves work out that is counted, so the fraction may be above 1"

@@ -56,7 +56,7 @@ class Timed:
     warmup: Warmup = field(default_factory=Warmup)
     latency: Latency = field(default_factory=lambda: Latency(()))
     device_latency: Latency = field(default_factory=lambda: Latency(()))
-    step_latency: Latency = field(default_factory=lambda: Latency(()))
+    step_latency: Latency = field(default_factory=lambda: Latency.by_call(()))
     conditions: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
@@ -183,11 +183,13 @@ def steady_calls(
     tell: Tell,
     clock: Clock = now,
     watch: Watch | None = None,
+    on_warm: Callable[[], None] = lambda: None,
 ) -> None:
     """Warm up, then time whole calls and the steps in them; all that was found is in `timed` afterwards.
 
     The last call's pictures are looked at too: a graph that is replayed can go wrong where the first call did not.
     clock, watch: this machine's; tests bring their own.
+    on_warm: called once between the warm-up and the first timed call.
 
     Raises InvalidOutputError, and RunError for a clock that jumped.
     """
@@ -196,6 +198,7 @@ def steady_calls(
         return _timed_call(timed, pipeline, generation, device, clock)
 
     _warm_up(timed, bench, call, tell)
+    on_warm()
     calls = []
     with watch or Watch(device) as watched:
         for index in range(bench.runs):
@@ -203,7 +206,7 @@ def steady_calls(
             calls.append(call())
     timed.latency = Latency(tuple(each.seconds for each in calls))
     timed.device_latency = Latency(tuple(s for each in calls for s in each.device_s))
-    timed.step_latency = Latency(tuple(s for each in calls for s in each.steps_s))
+    timed.step_latency = Latency.by_call(each.steps_s for each in calls)
     timed.conditions = watched.to_dict()
     timed.notices += watched.notices()
     _refuse([reason for picture in timed.last_pictures if (reason := what_is_wrong(picture))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,6 +11,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from fastdiff.compare import conditions
 from fastdiff.compare.how import How
 from fastdiff.compare.players import (
     CALLS_A_VISIT,
@@ -42,6 +43,7 @@ class Comparison:
 
     seats: how many players are alive at a time; crowded: why not all of them, in words.
     rounds: with A and B; noise_rounds: with A and A again, the same list where all three take turns.
+    conditions: of the machine during each stretch of turns, those with A and B first.
     """
 
     a: Side
@@ -53,6 +55,7 @@ class Comparison:
     crowded: str | None = None
     rounds: list[Round] = field(default_factory=list)
     noise_rounds: list[Round] = field(default_factory=list)
+    conditions: list[dict[str, Any]] = field(default_factory=list)
     players: dict[str, AnyPlayer] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
     error: dict[str, Any] | None = None
@@ -127,7 +130,7 @@ class Comparison:
 
     def _play(self) -> None:
         """Take turns as seated; raises _Crowded once the players' real memory says that fewer must be alive."""
-        self.rounds, self.noise_rounds, self.players = [], [], {}
+        self.rounds, self.noise_rounds, self.conditions, self.players = [], [], [], {}
         if self.seats is Seats.IN_TURN:
             with self._ended_at_last():
                 for name in (A, B, AGAIN):
@@ -172,7 +175,23 @@ class Comparison:
             _check_latents(self._ready(A), self._ready(B))
             self.progress.tell(f"{what} take turns", done, of)
 
-        take_turns(players, pairs, self.how.seed, rounds, tell)
+        with self._watched(players):
+            take_turns(players, pairs, self.how.seed, rounds, tell)
+
+    @contextmanager
+    def _watched(self, players: Mapping[str, AnyPlayer]) -> Iterator[None]:
+        """Note what else the machine did meanwhile, however it ends."""
+        watch = conditions.Watch(
+            lambda: [p.ready for p in players.values() if p.ready],
+            lambda: sum(p.processor_s() for p in self.players.values()),
+        )
+        try:
+            with watch:
+                yield
+        finally:
+            found = watch.to_dict()
+            if found:
+                self.conditions.append(found)
 
     def _place(self, name: str) -> Seat:
         """A player's seat; A's pictures are what the others are compared with."""
@@ -216,7 +235,9 @@ class Comparison:
         """The whole comparison as `comparison.json` has it; state: complete, interrupted or failed.
 
         ratio: seconds of A / seconds of B. noise: seconds of A / seconds of A again. Both, and the verdict, are null
-        unless the state is complete.
+        unless the state is complete. resolution: with no difference, the part below which one would not have been seen.
+        conditions: of the machine while turns were taken, all players' own work left out; noise_conditions: the same of
+        the noise rounds where they were apart.
         """
         judged = judge(self.rounds, self.noise_rounds) if state == "complete" else None
         apart = self.noise_rounds is not self.rounds
@@ -228,6 +249,7 @@ class Comparison:
             "verdict": judged.word if judged else None,
             "ratio": judged.ratio.to_dict() if judged and judged.ratio else None,
             "noise": judged.noise.to_dict() if judged and judged.noise else None,
+            "resolution": judged.resolution if judged else None,
             "pairs": self.how.pairs,
             "fewest_pairs": FEWEST_PAIRS,
             "seed": self.how.seed,
@@ -238,9 +260,15 @@ class Comparison:
             "noise_rounds": [r.to_dict() for r in self.noise_rounds] if apart else None,
             "same_run": same_run(self.a, self.b),
             "model": model_of(self.a.plan.setting.run).title,
-            "generation": self.a.plan.setting.run.to_dict()["generation"],
+            "generation": {
+                side.name: side.plan.setting.run.to_dict()["generation"]
+                for side in (self.a, self.b)
+            },
             "latents_shape": b.get("latents_shape"),
             "quality": b.get("quality"),
+            "conditions": self.conditions[0] if self.conditions else None,
+            "noise_conditions": self.conditions[1] if len(self.conditions) > 1 else None,
+            "notices": self._notices(),
             "sides": {side.name: self._side(side) for side in (self.a, self.b)},
             "again": self._again(),
             "environment": self._ready(A).get("environment"),
@@ -281,11 +309,19 @@ class Comparison:
             "effects": ready.get("effects", []),
             "applied": ready.get("applied", []),
             **{name: ready.get(name) for name in measured},
+            "warmup": ready.get("warmup"),
             "compile": ready.get("compile"),
             "latency_s": Latency(tuple(samples)).to_dict(),
             "peak_memory_bytes": ended.get("peak_memory_bytes") or ready.get("peak_memory_bytes"),
             "images": named,
         }
+
+    def _notices(self) -> list[str]:
+        """What the machine did while turns were taken that a reader has to know; what held twice is said once."""
+        device = "cpu" if "cpu" in (self.a.plan.device, self.b.plan.device) else self.a.plan.device
+        alive = {Seats.TOGETHER: 3, Seats.BY_TWOS: 2, Seats.IN_TURN: 1}[self.seats]
+        said = [text for c in self.conditions for text in conditions.notices(c, device, alive)]
+        return list(dict.fromkeys(said))
 
     def _again(self) -> dict[str, Any]:
         """What the second process of A says: whether it drew the first one's picture."""

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ def play(folder: Path, request: Request, events: Events, turns: Iterable[str]) -
     plan = plan_with_facts(config, events)
     events.say("importing torch and diffusers")
     from fastdiff.bench.compile_times import native_code
+    from fastdiff.bench.conditions import Watch, this_room
     from fastdiff.bench.memory import peak_memory_bytes
     from fastdiff.bench.observing import compile_counters
     from fastdiff.bench.pictures import float32_noise
@@ -61,7 +62,12 @@ def play(folder: Path, request: Request, events: Events, turns: Iterable[str]) -
         images = save_pictures(timed, folder)
         save_latents(folder, timed.latents)
         _, found = what_ran(built, plan, events, code)
-        steady_calls(timed, built.pipeline, generation, _only_warm(config), device, events.tell)
+        watch = Watch(device)
+        steady_calls(
+            timed, built.pipeline, generation, _only_warm(config), device, events.tell, watch=watch
+        )
+        # The parent watches the turns; what the machine did during the one call here says nothing of them.
+        timed.notices = [text for text in timed.notices if text not in watch.notices()]
         before = built.observed(compile_counters()).graphs
         found |= _costs(built, timed) | {
             "import_s": import_s,
@@ -70,6 +76,8 @@ def play(folder: Path, request: Request, events: Events, turns: Iterable[str]) -
             "quality": against(request.reference, timed.pictures, timed.latents),
             "peak_memory_bytes": peak_memory_bytes(device),
             "environment": MeasuredOn(device).to_dict(),
+            "room": asdict(this_room()),
+            "gpu_names": _gpu_names(device),
         }
         events.send(ready=found)
         last = timed.last_pictures
@@ -128,12 +136,24 @@ def _only_warm(config: Any) -> Any:
     return replace(config.bench, runs=1)
 
 
+def _gpu_names(device: str) -> list[str]:
+    """What the driver may know this run's GPU by; none off CUDA."""
+    if device != "cuda":
+        return []
+    import torch
+
+    from fastdiff.machine import gpu_names
+
+    return gpu_names(torch.cuda.get_device_properties())
+
+
 def _costs(built: Built, timed: Timed) -> dict[str, Any]:
     return {
         "load_s": built.load_s,
         "apply_s": built.apply_s,
         "first_call_s": timed.first_call_s,
         "warmup_s": timed.warmup_s,
+        "warmup": timed.warmup.to_dict(),
         "notices": timed.notices,
     }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.bench.quality import LATENTS
+from fastdiff.compare.conditions import processor_s
 from fastdiff.compare.sides import Side
 from fastdiff.errors import FastdiffError
 from fastdiff.process import Ending, Progress, end, ending_of, events_of, last_lines, start
@@ -90,6 +91,10 @@ class LivePlayer:
             raise self._ended_early() from None
         return float(self._heard("seconds"))
 
+    def processor_s(self) -> float:
+        """Processor seconds that its process took so far; 0 once it was waited for, and counts as this one's child."""
+        return processor_s(self._process.pid) if self._process.returncode is None else 0.0
+
     def end(self) -> None:
         """No more turns: let it say its last word and wait until it is gone. Raises PlayerEnded."""
         assert self._process.stdin is not None
@@ -155,6 +160,10 @@ class VisitingPlayer:
         self.ready = self.ready or ready
         if self.ready["quality"]["ssim"] is None:
             self.ready["quality"] = ready["quality"]
+
+    def processor_s(self) -> float:
+        """None between visits: each was waited for, and counts as this process's child."""
+        return 0.0
 
     def end(self) -> None:
         """Nothing is left to end: every visit ended itself."""

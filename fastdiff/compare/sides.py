@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.compare.verdict import A, B
-from fastdiff.config import Generation
+from fastdiff.config import Generation, Reference, RunConfig
 from fastdiff.errors import FastdiffError, UsageError
 from fastdiff.planning import Plan
 from fastdiff.result import read_json
@@ -59,7 +59,9 @@ def read_sides(words: Sequence[str], plan_of: PlanOf) -> tuple[Side, Side]:
             own, source = read_side(typed)
             overrides = [*words[2:], *own]
             _check_keys(overrides)
-            sides.append(Side(name, own, overrides, source, plan_of(overrides)))
+            plan = plan_of(overrides)
+            _check_asked(plan.setting.run)
+            sides.append(Side(name, own, overrides, source, plan))
         except FastdiffError as error:
             said.setdefault(str(error), []).append(name)
     if said:
@@ -91,10 +93,14 @@ def read_side(typed: str) -> tuple[list[str], str | None]:
     )
 
 
+_NO_MATTER = {"experiment", "bench", "quality", "profile"}
+"""Keys of a run that change neither its picture nor its calls."""
+
+
 def same_run(a: Side, b: Side) -> bool:
     """Whether both sides are one run under two names: a comparison of a run with itself."""
     ours, theirs = (side.plan.setting.run.to_dict() for side in (a, b))
-    return {**ours, "experiment": None} == {**theirs, "experiment": None}
+    return all(ours[key] == theirs[key] for key in ours.keys() - _NO_MATTER)
 
 
 def _check_words(words: Sequence[str]) -> None:
@@ -117,6 +123,25 @@ def _check_keys(overrides: Sequence[str]) -> None:
             raise UsageError(
                 f"a side can't set {key}, which belongs to the whole command\n  instead: leave it out there"
             )
+
+
+def _check_asked(run: RunConfig) -> None:
+    """Raises UsageError if a run asks for what only a run of its own gives."""
+    lines = []
+    if isinstance(run.quality, Reference):
+        budgets = [f"quality.{key}={limit:g}" for key, limit in run.quality.budgets().items()]
+        if budgets:
+            lines.append(("judges no budgets", ", ".join(budgets)))
+        if run.quality.captions:
+            lines.append(("draws no captions", f"quality.captions={run.quality.captions}"))
+    if run.profile:
+        lines.append(("profiles nothing", "profile=true"))
+    if lines:
+        what, keys = zip(*lines, strict=True)
+        raise UsageError(
+            f"compare {', '.join(what)}\n"
+            f"  instead: leave out {', '.join(keys)}, and run that side alone"
+        )
 
 
 def _split(typed: str) -> list[str]:

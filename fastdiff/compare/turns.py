@@ -36,7 +36,8 @@ def take_turns(
     rounds: list[Round],
     tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> None:
-    """Let the players take turns for `pairs` rounds: each in a random order that the next one runs backwards (ABBA).
+    """Let the players take turns for `pairs` rounds: every second one runs the one before backwards (ABBA), and
+    in six rounds of three players each takes every position twice.
 
     rounds: filled as the turns are taken, so that an interruption leaves what was measured.
     tell: told before each round how many are done, of how many.

@@ -21,6 +21,8 @@ class Verdict:
     """ratio: seconds of A / seconds of B, how many times as fast B is as A. noise: the same for A against itself.
 
     Both are None below FEWEST_PAIRS. floor: how far a ratio must be from 1, as the logarithm, to say anything here.
+    resolution: with no difference, the part below which one would not have been seen: 0.32 for an interval up to 1.32;
+    None otherwise.
     word: `faster` or `slower` (of B), `no difference`, or `unclear`: the machine is too noisy to tell; None without a ratio.
     """
 
@@ -28,6 +30,7 @@ class Verdict:
     noise: Ratio | None
     floor: float | None
     word: str | None
+    resolution: float | None = None
 
 
 def judge(rounds: Sequence[Round], noise_rounds: Sequence[Round]) -> Verdict:
@@ -40,7 +43,7 @@ def judge(rounds: Sequence[Round], noise_rounds: Sequence[Round]) -> Verdict:
         return Verdict(ratio, noise, None, None)
     floor = noise_floor(noise)
     if ratio.holds_one:
-        return Verdict(ratio, noise, floor, "no difference")
+        return Verdict(ratio, noise, floor, "no difference", max(ratio.high, 1 / ratio.low) - 1)
     if abs(math.log(ratio.value)) <= floor:
         return Verdict(ratio, noise, floor, "unclear")
     return Verdict(ratio, noise, floor, "faster" if ratio.value > 1 else "slower")

@@ -68,7 +68,10 @@ def result(data: dict[str, Any]) -> str:
             "an interval"
         )
     if data["verdict"] == "no difference":
-        return f"no difference: the interval of the ratio holds 1: {_interval(ratio)}"
+        return (
+            f"no difference: the interval of the ratio holds 1: {_interval(ratio)}; one below "
+            f"{_percent(data['resolution'])} would not have been seen"
+        )
     if data["verdict"] == "unclear":
         return (
             f"can't be told: B is {_interval(ratio)} times as fast as A, and the machine is too noisy: "
@@ -82,6 +85,11 @@ def result(data: dict[str, Any]) -> str:
         "ci95_high": 1 / ratio["ci95_low"],
     }
     return f"B takes {_interval(slower)} times as long as A"
+
+
+def _percent(part: float) -> str:
+    """`32 %`, and with a decimal below ten."""
+    return f"{100 * part:.{0 if part >= 0.0995 else 1}f} %"
 
 
 def _interval(ratio: dict[str, float]) -> str:
@@ -132,6 +140,7 @@ def _notices(data: dict[str, Any]) -> list[str]:
     ours, theirs = (data["sides"][name]["notices"] for name in ("A", "B"))
     found = [text if text in theirs else f"A: {text}" for text in ours]
     found += [f"B: {text}" for text in theirs if text not in ours]
+    found += data["notices"]
     if data["again"]["identical"] is False:
         found.append(
             "A draws another picture in a second process: it doesn't repeat itself exactly"

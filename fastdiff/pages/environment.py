@@ -48,7 +48,7 @@ def _rows(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if missing := entry.get("missing"):
             said = [f"not recorded in {missing.upper()}"]
         else:
-            before, after = (_value(field, entry[side]) for side in ("a", "b"))
+            before, after = _told_apart(field, entry["a"], entry["b"])
             said = [f"{before} -> {after}"]
             if len(said[0]) + width + _INDENT + 2 > _COLUMNS:
                 said = [before, f"-> {after}"]
@@ -74,6 +74,12 @@ def _short(field: str) -> str:
     for group in _ABSENT:
         field = field.removeprefix(group)
     return field
+
+
+def _told_apart(field: str, a: Any, b: Any) -> tuple[str, str]:
+    """Two values in words; exactly as they were recorded where the words are the same."""
+    before, after = _value(field, a), _value(field, b)
+    return (json.dumps(a), json.dumps(b)) if before == after else (before, after)
 
 
 def _value(field: str, value: Any) -> str:

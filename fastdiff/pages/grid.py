@@ -15,7 +15,8 @@ _MOST_LEFT = 46
 def grid_text(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> str:
     """The table, and what it comes to.
 
-    rows: of every cell its `overrides`, `status`, `problems` and `same_as`, in order. varied: the keys in which they differ.
+    rows: of every cell its `overrides`, `status`, `problems`, `notices` and `same_as`, in order. varied: the keys in which
+    they differ. Notices stand once below the table, by the numbers that their rows bear.
     """
     cells = [[str(place), *_values(row, varied)] for place, row in enumerate(rows, 1)]
     headings = ["", *varied]
@@ -23,8 +24,16 @@ def grid_text(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> str:
     lines = [*_title(rows, varied), ""]
     if varied:
         lines += _line(headings, widths, "")
-    for row, values in zip(rows, cells, strict=True):
-        lines += _line(values, widths, _verdict(row))
+    notices = list(dict.fromkeys(notice for row in rows for notice in _notices(row)))
+    first: dict[str, int] = {}
+    for place, (row, values) in enumerate(zip(rows, cells, strict=True), 1):
+        before = first.setdefault(repr(row["problems"]), place)
+        numbers = sorted(notices.index(notice) + 1 for notice in _notices(row))
+        marks = "".join(f" [{number}]" for number in numbers)
+        lines += _line(
+            values, widths, f"{_verdict(row, before if before < place else None)}{marks}"
+        )
+    lines += ["", *_footnotes(notices)] if notices else []
     return "\n".join([*lines, "", counts(rows)])
 
 
@@ -35,6 +44,20 @@ def counts(rows: Sequence[dict[str, Any]]) -> str:
     again = sum(row["same_as"] is not None for row in rows)
     same = f"; {again} {'is' if again == 1 else 'are'} the same run as another" if again else ""
     return f"{len(rows)} combination{'s' if len(rows) != 1 else ''}: {each}{same}"
+
+
+def _notices(row: dict[str, Any]) -> list[str]:
+    return [f"{notice['choice']}: {notice['text']}" for notice in row["notices"]]
+
+
+def _footnotes(notices: Sequence[str]) -> list[str]:
+    marks = [f"[{number}]" for number in range(1, len(notices) + 1)]
+    inside = " " * (3 + len(marks[-1]))
+    return [
+        line
+        for mark, notice in zip(marks, notices, strict=True)
+        for line in _wrapped(f"  {mark:<{len(marks[-1])}} {notice}", inside)
+    ]
 
 
 def _title(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> list[str]:
@@ -53,12 +76,14 @@ def _shortened(value: str) -> str:
     return value if len(value) <= _LONGEST_VALUE else f"{value[: _LONGEST_VALUE - 3]}..."
 
 
-def _verdict(row: dict[str, Any]) -> str:
-    """`ok`, or the first reason; or the number of the cell that is the same."""
+def _verdict(row: dict[str, Any], before: int | None) -> str:
+    """`ok`, or the first reason; or the number of the cell that is the same, or has the same reasons (before)."""
     if row["same_as"] is not None:
         return f"{row['status']}, the same run as {row['same_as'] + 1}"
     if not row["problems"]:
         return str(row["status"])
+    if before is not None:
+        return f"{row['status']}, for the same reason as {before}"
     first, *others = row["problems"]
     said = f"{first['choice'] or ''} {first['reason']}".strip()
     more = f" (and {len(others)} more)" if others else ""

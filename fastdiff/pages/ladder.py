@@ -71,7 +71,11 @@ def title(data: dict[str, Any]) -> str:
     if environment:
         where = environment["device"]
         cpu = where == "cpu"
-        where += f", {environment['threads']} threads" if cpu else f", {environment['device_name']}"
+        where += (
+            f", {words.counted(environment['threads'], 'thread')}"
+            if cpu
+            else f", {environment['device_name']}"
+        )
     rounds = f"{data['rounds']} round{'s' if data['rounds'] != 1 else ''}"
     return f"{data['ladder']} on {data['model']}: {where}, {rounds}"
 

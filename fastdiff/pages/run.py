@@ -22,12 +22,13 @@ def render(report: dict[str, Any]) -> str:
         f"# {model}: {words.choices(config)}",
         "",
         f"Status **{report['status']}** on {environment['device']} ({environment['device_name']}), "
-        f"{environment['threads']} threads, {report['started_at']}.",
+        f"{words.counted(environment['threads'], 'thread')}, {report['started_at']}.",
         "",
     ]
     if report["error"]:
-        tail = "\n".join(report["error"]["log_tail"])
-        lines += [f"{report['error']['message']}", "", "```", tail, "```", ""]
+        tail = report["error"]["log_tail"]
+        lines += [f"{report['error']['message']}", ""]
+        lines += ["```", *tail, "```", ""] if tail else []
     lines += _figures(report)
     if report["notices"]:
         lines += ["## To know", "", *(f"- {notice}" for notice in report["notices"]), ""]
@@ -39,24 +40,22 @@ def render(report: dict[str, Any]) -> str:
 
 
 def _figures(report: dict[str, Any]) -> list[str]:
-    latency, found = report["latency_s"], report["quality"]
     rows = [
+        ("import", words.seconds(report["import_s"])),
         ("load", words.seconds(report["load_s"])),
         ("apply the passes", words.seconds(report["apply_s"])),
         ("first call", words.seconds(report["first_call_s"])),
         ("compile", words.compiling(report)),
-        ("latency, median", words.seconds(latency["median"])),
-        (
-            "latency, p10 and p90",
-            f"{words.seconds(latency['p10'])}, {words.seconds(latency['p90'])}",
-        ),
-        ("one step, median", words.seconds(report["step_latency_s"]["median"])),
+        ("warm-up", words.warm_up(report["warmup"])),
+        *_times("latency", report["latency_s"]),
+        *_times("one step", report["step_latency_s"]),
+        *_conditions(report["conditions"]["host"]),
         ("pictures a second", words.rate(report["throughput_images_per_s"])),
         ("where the time goes", words.parts(report["parts_s"])),
         ("a step against the machine's limit", words.roofline(report["roofline"])),
         ("peak memory", words.device_peak(report["peak_memory_bytes"])),
         ("memory in parts", words.memory(report["memory_bytes"]) or "-"),
-        ("quality", words.quality(found)),
+        ("quality", words.quality(report["quality"])),
         ("exactness", words.exactness(report["exactness"])),
     ]
     compiled = report["compile"]
@@ -70,6 +69,29 @@ def _figures(report: dict[str, Any]) -> list[str]:
     if report["syncs"]["per_step"] is not None:
         rows.append(("waits for the GPU in a step", words.syncs(report["syncs"])))
     return ["| figure | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
+
+
+def _times(what: str, latency: dict[str, Any]) -> list[tuple[str, str]]:
+    """A median, how sure it is, and how far single times lie from it."""
+    rows = [
+        (f"{what}, median", words.seconds(latency["median"])),
+        (f"{what}, median's 95 % interval", words.interval(latency)),
+        (f"{what}, spread", words.spread(latency) or "-"),
+    ]
+    if latency["p99"] is not None:
+        rows.append((f"{what}, p99", words.seconds(latency["p99"])))
+    return rows
+
+
+def _conditions(host: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What the run computed with, and what others took of it; nothing where no call was timed."""
+    if host is None:
+        return []
+    return [
+        ("threads and CPUs", words.room(host)),
+        ("load average", words.load(host)),
+        ("others took", words.others(host)),
+    ]
 
 
 def _heaviest(profile: dict[str, Any]) -> list[str]:

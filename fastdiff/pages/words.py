@@ -19,6 +19,57 @@ def seconds(value: float | None) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value:.3f} s"
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def spread(latency: dict[str, Any]) -> str | None:
+    """`p10 0.40 s, p90 0.43 s`; None below three samples, which have no spread worth the name."""
+    if len(latency["samples"]) < 3:
+        return None
+    return f"p10 {seconds(latency['p10'])}, p90 {seconds(latency['p90'])}"
+
+
+def interval(latency: dict[str, Any]) -> str:
+    """`0.40 s to 0.43 s`: where the median lies with 95 %; a dash below five calls."""
+    return " to ".join(map(seconds, latency["ci95"])) if latency["ci95"] else "-"
+
+
+def warm_up(found: dict[str, Any]) -> str:
+    """`4 calls (1 asked), steady`, or `none`; a dash where no call was timed."""
+    if found["asked"] is None:
+        return "-"
+    if not found["calls"]:
+        return "none"
+    told = {True: ", steady", False: ", still getting faster", None: ", too few to tell if steady"}
+    asked = f" ({found['asked']} asked)" if found["asked"] != found["calls"] else ""
+    return f"{counted(found['calls'], 'call')}{asked}{told[found['steady']]}"
+
+
+def room(host: dict[str, Any]) -> str:
+    """`2 threads on 2 of 8 CPUs`: what a run computed with."""
+    cpus = counted(host["processors"], "CPU")
+    if host["affinity"] is not None:
+        cpus = f"{len(host['affinity'])} of {cpus}"
+    return f"{counted(host['threads'], 'thread')} on {cpus}"
+
+
+def load(host: dict[str, Any]) -> str:
+    """`1.50 before the timed calls, 2.00 after`, of the last minute each; `unknown` where the system doesn't say."""
+    if host["load_before"] is None or host["load_after"] is None:
+        return "unknown"
+    return f"{host['load_before']:.2f} before the timed calls, {host['load_after']:.2f} after"
+
+
+def others(host: dict[str, Any]) -> str:
+    """`3 % of this run's CPUs; for other machines 0 %`: what was taken while calls were timed, or why that is unknown."""
+    if host["other_share"] is None:
+        return f"unknown: {host['reason']}"
+    share, stolen = 100 * host["other_share"], 100 * host["steal_share"]
+    return f"{share:.0f} % of this run's CPUs; for other machines {stolen:.0f} %"
+
+
 def rate(value: float | None) -> str:
     """Pictures a second, three digits: `2.38`; a dash for what wasn't measured."""
     if value is None:
@@ -94,8 +145,12 @@ def _captions(found: dict[str, Any]) -> list[str]:
 
 
 def compiling(report: dict[str, Any]) -> str:
-    """`96.0 s, cold`, or `5.2 s, warm: the cache saved 90.8 s`."""
+    """`96.0 s, cold`, or `5.2 s, warm: the cache saved 90.8 s`; `none` where nothing was compiled."""
     compiled = report["compile"]
+    if report["compile_s"] is None:
+        return "-"
+    if not (compiled["graphs"] or report["compile_s"]):
+        return "none"
     said = f"{seconds(report['compile_s'])}, {compiled['cache']}"
     saved = compiled["saved_s"]
     return f"{said}: the cache saved {seconds(saved)}" if saved is not None and saved > 0 else said
@@ -111,7 +166,7 @@ def exactness(found: dict[str, Any]) -> str:
     slack = any(
         each["passed"] and (each["ratio"] or 0) > each["factor"] for each in judged.values()
     )
-    small = ", below 1e-5 of the output" if slack else ""
+    small = ", allowed with 1e-5 of the output" if slack else ""
     verdict = "passed" if found["passed"] else "failed"
     return f"{verdict}: error against fp64 {said} times the baseline's{small}"
 
@@ -179,8 +234,6 @@ def tera(value: float) -> str:
 
 def memory(found: dict[str, Any]) -> str | None:
     """`weights 5.1 GB, activations 1.2 GB, compile 3.0 GB`, on the device if there is one; None if nothing is known."""
-    if "weights" not in found:
-        return None
     place = "device" if found["weights"]["device"] is not None else "host"
     known = {name: found[name][place] for name in ("weights", "activations", "compile")}
     said = [f"{name} {size(value)}" for name, value in known.items() if value is not None]

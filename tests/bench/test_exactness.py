@@ -163,6 +163,20 @@ def test_the_slack_grows_with_the_output() -> None:
     assert not judge(1e-3, 0.0, 1.0, "float32").passed
 
 
+def test_what_is_allowed_in_all_is_told_beside_the_baselines_error() -> None:
+    small = judge(1e-4, 1.9e-7, 1.0, "float32")
+    assert small.allowed_ratio == pytest.approx(2 + 1e-5 / 1.9e-7)
+    assert small.allowed_ratio == pytest.approx(54.6, abs=0.1)
+    assert judge(1.0, 0.0, 1.0, "float32").allowed_ratio is None
+    result = {"passed": False, "choices": ["qkv=fused"], "denoiser": asdict(small)}
+    text = failure(result | {"decode": asdict(judge(0.0, 0.0, 1.0, "float32"))})
+    assert text is not None
+    assert text.startswith(
+        "qkv=fused: the denoiser's error against fp64 is 526.3 times the baseline's, "
+        "allowed are 2 times and 1e-5 of the output, here 54.6 times in all\n"
+    )
+
+
 def test_nothing_is_concluded_from_a_baseline_that_is_no_number() -> None:
     verdict = judge(1.0, float("nan"), 1.0, "float16")
     assert (verdict.passed, verdict.baseline_error_rmse) == (None, None)
@@ -262,11 +276,11 @@ def test_a_fusion_that_changes_a_weight_by_a_percent_fails(
     assert denoiser["passed"] is False
     assert decode["passed"] is True
     assert failure(result) == (
-        f"qkv=fused: the denoiser's error against fp64 is {denoiser['ratio']:.1f} times the "
-        "baseline's, allowed are 2\n"
+        f"qkv=fused: the denoiser's error against fp64 is {denoiser['ratio']:.1f} times the baseline's, "
+        f"allowed are 2 times and 1e-5 of the output, here {denoiser['allowed_ratio']:.1f} times in all\n"
         "  instead: leave it out, or quality.exact=false to measure all the same"
     )
-    assert denoiser["ratio"] > 100
+    assert denoiser["ratio"] > denoiser["allowed_ratio"] > 2
 
 
 def test_one_of_several_choices_is_to_blame(local_plan: MakePlan, sd_folder: Path) -> None:
@@ -305,6 +319,7 @@ def test_a_difference_from_a_baseline_that_has_none_is_told_without_a_ratio() ->
 
 def test_both_parts_can_be_wrong() -> None:
     wrong = asdict(judge(0.7, 0.1, 1.0, "bfloat16"))
+    allowed = "allowed are 3 times and 1e-5 of the output, here 3.0 times in all"
     result = {
         "passed": False,
         "choices": ["compile=regional", "qkv=fused"],
@@ -313,8 +328,8 @@ def test_both_parts_can_be_wrong() -> None:
     }
     assert failure(result) == (
         "compile=regional, qkv=fused: "
-        "the denoiser's error against fp64 is 7.0 times the baseline's, allowed are 3; "
-        "the decode's error against fp64 is 7.0 times the baseline's, allowed are 3\n"
+        f"the denoiser's error against fp64 is 7.0 times the baseline's, {allowed}; "
+        f"the decode's error against fp64 is 7.0 times the baseline's, {allowed}\n"
         "  instead: leave one of them out, or quality.exact=false to measure all the same"
     )
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fastdiff.bench.gpu_state import GpuState, gpu_notices, names_of
+from fastdiff.bench.gpu_state import GpuState, gpu_notices
 
 UUID = "8932f937-d72c-4106-c12f-20bd9faed9f6"
 
@@ -122,13 +121,6 @@ def test_a_missing_nvml_is_a_reason_and_no_error(nvml: Any, names: list[str], re
     assert set(found) == set(state(Nvml())) - {"reason"}
     assert set(found.values()) == {None}
     assert nvml is None or nvml.started == nvml.ended
-
-
-def test_the_gpu_that_torch_uses_is_known_by_its_uuid_then_by_its_address() -> None:
-    properties = SimpleNamespace(uuid=UUID, pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0)
-    assert names_of(properties) == [f"GPU-{UUID}", f"MIG-{UUID}", "0000:3b:00.0"]
-    assert names_of(SimpleNamespace(uuid=f"GPU-{UUID}")) == [f"GPU-{UUID}", f"MIG-{UUID}"]
-    assert names_of(SimpleNamespace()) == []
 
 
 # Notices -------------------------------------------------------------------------------------------

@@ -231,6 +231,30 @@ def test_a_cache_and_fp8_are_said_because_the_fraction_means_less(
     assert found["note"] == "layers compute in fp8, and the limit is that of bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("device", "other_share", "note"),
+    [
+        *[("cpu", share, None) for share in (None, 0.0, 0.1)],
+        (
+            "cpu",
+            0.6,
+            "others took 60% of this run's CPUs while calls were timed, so the fraction may be too low",
+        ),
+        ("cuda", 0.6, None),  # which needs one processor
+    ],
+)
+def test_a_step_beside_others_is_said_because_the_rates_were_measured_alone(
+    device: str,
+    other_share: float | None,
+    note: str | None,
+    shapes_plain: Any,
+    measured: list[Any],
+) -> None:
+    pipeline, generation = shapes_plain.pipeline, shapes_plain.generation
+    found, _ = roofline(pipeline, generation, device, 0.1, caches=False, other_share=other_share)
+    assert found["note"] == note
+
+
 def test_where_there_are_no_figures_there_is_a_reason(
     shapes_plain: Any, measured: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def test_warm_up_calls_are_made_and_kept_apart_from_the_timed_ones(clock: Clock)
 def test_a_step_is_from_one_end_to_the_next_so_set_up_is_in_none(clock: Clock) -> None:
     timed = steady(Fake(clock), Bench(0, 3))
     assert timed.step_latency.samples_s == (0.25,) * (3 * 3)
+    assert timed.step_latency.calls == (3, 3, 3)
     assert timed.warmup_s == []
 
 
@@ -153,6 +154,7 @@ def test_a_run_of_one_step_has_no_step_times(clock: Clock) -> None:
     timed = steady(Fake(clock), Bench(0, 1), steps=1)
     assert timed.step_latency.samples_s == ()
     assert timed.step_latency.to_dict()["median"] is None
+    assert timed.step_latency.to_dict()["calls"] == [0]
     assert len(timed.latency.samples_s) == 1
 
 
@@ -164,6 +166,23 @@ def test_what_the_machine_did_is_watched_around_the_timed_calls_only(clock: Cloc
     timed = steady(Fake(clock, (9.0, 1.0, 1.0)), Bench(warmup=1, runs=2, most_warmup=1))
     assert timed.conditions["host"]["watched_s"] == 2 * (1.0 + 4 * 0.25)
     assert timed.conditions["gpu"] is None
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_who_asks_is_told_when_the_warm_up_is_over(warmup: int, clock: Clock) -> None:
+    pipeline, made = Fake(clock), []
+    steady_calls(
+        Timed([], 0.0),
+        pipeline,
+        Generation("a", steps=4),
+        Bench(warmup=warmup, runs=3, most_warmup=warmup),
+        "cpu",
+        silent,
+        clock,
+        quiet(clock),
+        on_warm=lambda: made.append(pipeline.calls),
+    )
+    assert made == [warmup]
 
 
 # Warm-up -------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ def ready_of(host_bytes: int = 10**9, **more: Any) -> dict[str, Any]:
         "first_call_s": 2.0,
         "compile_s": 0.0,
         "warmup_s": [1.0],
+        "warmup": {"asked": 1, "calls": 1, "most": 10, "steady": True},
         "notices": [],
         "compile": {
             "graphs": 0,
@@ -86,6 +87,14 @@ def ready_of(host_bytes: int = 10**9, **more: Any) -> dict[str, Any]:
             "host": host_bytes,
         },
         "environment": {"device": "cpu", "device_name": "a processor", "threads": 1},
+        "room": {
+            "threads": 1,
+            "interop_threads": 1,
+            "affinity": [0],
+            "processors": 2,
+            "tick_s": 0.01,
+        },
+        "gpu_names": [],
         **more,
     }
 

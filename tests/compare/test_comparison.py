@@ -64,6 +64,9 @@ class FakePlayer:
         self.stage.fails("call", self.seat)
         return self.stage.seconds[self.name]
 
+    def processor_s(self) -> float:
+        return 0.0
+
     def end(self) -> None:
         self.ended = ended_of()
         self.kill()
@@ -135,6 +138,33 @@ def test_three_live_players_take_turns_and_the_whole_story_is_written(
     assert (tmp_path / "a.png").read_text() == "the picture of A"
     assert (tmp_path / "b.png").read_text() == "the picture of B"
     assert data["environment"]["device"] == "cpu"
+    assert data["conditions"]["host"]["threads"] == 1
+    assert data["conditions"]["host"]["affinity"] == [0]
+    assert data["conditions"]["gpu"] is None
+    assert data["noise_conditions"] is None, "all three took turns"
+    assert a["warmup"] == {"asked": 1, "calls": 1, "most": 10, "steady": True}
+    assert data["resolution"] is None, "there is a difference"
+
+
+def test_both_sides_say_what_they_generate(stage: Stage, tmp_path: Path) -> None:
+    data = compared(tmp_path, "generation.steps=25", "generation.steps=12").to_dict("failed")
+    assert {name: g["steps"] for name, g in data["generation"].items()} == {"A": 25, "B": 12}
+
+
+def test_what_the_machine_did_is_kept_of_an_interrupted_comparison_too(
+    stage: Stage, tmp_path: Path
+) -> None:
+    calls = 0
+
+    def interrupt(what: str, seat: Seat) -> None:
+        nonlocal calls
+        calls += what == "call"
+        if calls == 5:
+            raise KeyboardInterrupt
+
+    stage.fails = interrupt
+    assert compared(tmp_path).go() == "interrupted"
+    assert read_json(tmp_path / "comparison.json")["conditions"]["host"]["watched_s"] >= 0
 
 
 def test_the_counted_rounds_come_after_one_that_is_not_counted(
@@ -168,6 +198,7 @@ def test_a_run_against_itself_says_so(stage: Stage, tmp_path: Path) -> None:
     found.go()
     data = found.to_dict("complete")
     assert (data["same_run"], data["verdict"]) == (True, "no difference")
+    assert data["resolution"] == 0.0
     assert ("", "both sides are the same run: this compares it with itself") in page.lines(data)
 
 
@@ -188,6 +219,7 @@ def test_two_at_a_time_where_three_do_not_fit(stage: Stage, tmp_path: Path) -> N
     assert [set(r["seconds"]) for r in data["rounds"]] == [{"A", "B"}] * 6
     assert [set(r["seconds"]) for r in data["noise_rounds"]] == [{"A", "A again"}] * 6
     assert data["verdict"] == "faster"
+    assert data["noise_conditions"]["host"]["threads"] == 1, "a stretch of its own"
 
 
 def test_one_after_the_other_where_two_do_not_fit(stage: Stage, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ DATA: dict[str, Any] = {
     "verdict": "faster",
     "ratio": interval(1.23, 1.2, 1.26),
     "noise": interval(1.002, 0.995, 1.01),
+    "resolution": None,
+    "notices": [],
     "pairs": 20,
     "fewest_pairs": 6,
     "seed": 0,
@@ -92,7 +94,8 @@ def test_the_screen_of_a_comparison() -> None:
         (
             "no difference",
             interval(1.002, 0.99, 1.01),
-            "no difference: the interval of the ratio holds 1: 1.002 [0.990, 1.010]",
+            "no difference: the interval of the ratio holds 1: 1.002 [0.990, 1.010]; one below 1.0 % "
+            "would not have been seen",
         ),
         (
             "unclear",
@@ -106,7 +109,12 @@ def test_the_screen_of_a_comparison() -> None:
 def test_every_verdict_in_words(
     verdict: str | None, ratio: dict[str, float] | None, text: str
 ) -> None:
-    assert page.result(data(verdict=verdict, ratio=ratio)) == text
+    assert page.result(data(verdict=verdict, ratio=ratio, resolution=0.0101)) == text
+
+
+def test_a_wide_interval_says_what_it_could_not_have_shown() -> None:
+    found = data(verdict="no difference", ratio=interval(1.05, 0.843, 1.317), resolution=0.317)
+    assert page.result(found).endswith("; one below 32 % would not have been seen")
 
 
 def test_a_noise_floor_that_does_not_hold_one_is_said_plainly() -> None:
@@ -129,11 +137,13 @@ def test_a_notice_of_both_is_said_once() -> None:
     found = data()
     found["sides"]["A"]["notices"] = ["both", "ours"]
     found["sides"]["B"]["notices"] = ["both", "theirs"]
+    found["notices"] = ["the machine's"]
     found["again"] = {"identical": False}
     assert [text for label, text in page.lines(found) if label == "notice"] == [
         "both",
         "A: ours",
         "B: theirs",
+        "the machine's",
         "A draws another picture in a second process: it doesn't repeat itself exactly",
     ]
 

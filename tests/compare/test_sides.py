@@ -142,6 +142,21 @@ def test_a_run_may_be_compared_with_itself() -> None:
     assert same_run(*sides_of("", ""))
     assert same_run(*sides_of("precision=bf16", "", "precision=bf16"))
     assert not same_run(*sides_of("", "qkv=fused"))
+    assert same_run(*sides_of("bench.runs=3", "quality=none")), "neither changes a call"
+
+
+def test_what_only_a_run_of_its_own_gives_is_refused() -> None:
+    assert refusal("", "quality.min_psnr_db=60") == (
+        "side B: compare judges no budgets\n"
+        "  instead: leave out quality.min_psnr_db=60, and run that side alone"
+    )
+    assert refusal("profile=true quality.captions=8", "", "quality.max_abs_difference=0.1") == (
+        "side A: compare judges no budgets, draws no captions, profiles nothing\n"
+        "  instead: leave out quality.max_abs_difference=0.1, quality.captions=8, profile=true, and run "
+        "that side alone\n"
+        "side B: compare judges no budgets\n"
+        "  instead: leave out quality.max_abs_difference=0.1, and run that side alone"
+    )
 
 
 def test_every_refusal_is_a_fastdiff_error_of_its_own() -> None:

@@ -169,6 +169,15 @@ def test_the_noise_floor_may_come_from_rounds_of_its_own() -> None:
     assert found.word == "slower"
 
 
+def test_no_difference_says_what_would_not_have_been_seen() -> None:
+    rounds = rounds_of(A=[1.0, 1.1, 1.0, 0.9, 1.0, 1.0], B=[1.0] * 6, again=QUIET)
+    found = judge(rounds, rounds)
+    assert found.ratio is not None
+    assert found.word == "no difference"
+    assert found.resolution == max(found.ratio.high, 1 / found.ratio.low) - 1
+    assert found.resolution > 0.01
+
+
 def test_a_difference_no_larger_than_a_from_itself_is_unclear() -> None:
     rounds = rounds_of(A=[1.0] * 6, B=[1.05] * 6, again=[1.06] * 6)
     assert judge(rounds, rounds).word == "unclear"
