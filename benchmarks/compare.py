@@ -24,8 +24,11 @@ from measuring import ROOT, as_typed, now, timed_command, write_results
 from fastdiff.pages.compare import lines
 from fastdiff.result import read_json
 
-KEPT = ("verdict", "ratio", "noise", "pairs", "seed", "seats", "rounds", "quality", "environment")
-"""What the results keep of a comparison: every turn's seconds, and what they say."""
+KEPT = (
+    *("verdict", "ratio", "noise", "resolution", "pairs", "seed", "seats", "rounds", "quality"),
+    *("conditions", "notices", "environment"),
+)
+"""What the results keep of a comparison: every turn's seconds, what they say, and what else the machine did."""
 
 
 def command(a: str, b: str, asked: argparse.Namespace) -> list[str]:
