@@ -247,3 +247,8 @@ def test_every_setting_is_spelled_for_fastdiff_as_it_plans_or_refuses_it(peers: 
         "misspelled key",
         "misspelled option",
     }
+
+
+def test_results_do_not_name_the_folder_of_the_environments(peers: ModuleType) -> None:
+    words = ["--sdxl", "--venvs", "/some/where", "--rounds", "2", "--venvs=/else"]
+    assert peers.without_venvs(words) == ["--sdxl", "--rounds", "2"]
