@@ -643,6 +643,7 @@ def test_a_file_where_the_folder_should_be(refused: Refused, here: Path) -> None
 def test_a_folder_where_nobody_may_write(
     refused: Refused, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("FASTDIFF_CACHE_DIR")  # or it would be refused as well
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root
     assert refused("hydra.run.dir=results") == lines(
         f"can't write to results: {here} is read-only for you",
