@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,37 @@ def paired_ratio(
     draws = numpy.random.default_rng(0).choice(logs, (resamples, len(logs)))
     low, high = numpy.quantile(numpy.median(draws, axis=1), [0.025, 0.975])
     return Ratio(math.exp(float(numpy.median(logs))), math.exp(float(low)), math.exp(float(high)))
+
+
+def clustered_ratio(
+    numerators: Sequence[Sequence[float]], denominators: Sequence[Sequence[float]]
+) -> Ratio:
+    """Mean of the clusters' ratios with Student's interval over the clusters; a cluster's is the median of its pairs'.
+
+    numerators, denominators: times > 0, by cluster; what a cluster's pairs share falls on all of them: the luck of the
+    processes that they come from, say. Then pairs alone know nothing of that luck, and the clusters' spread holds both.
+    Raises ValueError if there are fewer than two clusters, or the pairs are no pairs.
+
+    Held against 1000 simulated comparisons each (5 clusters of 4 pairs, 1 or 3 % noise of a call, luck of 0 to 2 %):
+    where there is no difference this interval misses 1 in 4 to 6 % of them, a bootstrap over the clusters in 15 to 18 %,
+    one over all pairs in up to 79 %.
+    """
+    if len(numerators) < 2:
+        raise ValueError(f"an interval needs two clusters or more, not {len(numerators)}")
+    import numpy
+    from scipy.special import stdtrit
+
+    found = list(starmap(cluster_ratio, zip(numerators, denominators, strict=True)))
+    logs = numpy.log(found)
+    middle = float(numpy.mean(logs))
+    half = float(stdtrit(len(logs) - 1, 0.975) * numpy.std(logs, ddof=1) / math.sqrt(len(logs)))
+    return Ratio(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
+
+
+def cluster_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Median of the pairs' ratios, as logarithms."""
+    logs = [math.log(n) - math.log(d) for n, d in zip(numerators, denominators, strict=True)]
+    return math.exp(statistics.median(logs))
 
 
 def counterbalanced(names: Sequence[str], rounds: int, seed: int) -> Iterator[list[str]]:

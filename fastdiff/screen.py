@@ -230,7 +230,7 @@ def help_text() -> str:
         "also",
         row("device", "auto (default), cpu, cuda, mps"),
         row("ladder.", "rounds, limit_s, seed, dir: how `ladder` measures"),
-        row("compare.", "pairs, seed, dir: how `compare` measures"),
+        row("compare.", "pairs, lives, seed, dir: how `compare` measures"),
         row("", "allow_no_effect=true lets a run go on when a pass changed nothing"),
         row("", "profile=true writes a trace for Perfetto and lists the heaviest operators"),
         row("examples", "python -m fastdiff precision=bf16 compile=max_autotune quant=int8"),

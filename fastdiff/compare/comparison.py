@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +13,7 @@ from typing import Any
 
 from fastdiff.compare import conditions
 from fastdiff.compare.how import How
+from fastdiff.compare.lives import shared_out
 from fastdiff.compare.players import (
     CALLS_A_VISIT,
     AnyPlayer,
@@ -23,8 +24,8 @@ from fastdiff.compare.players import (
 )
 from fastdiff.compare.room import Seats, estimated_bytes, from_peak, room_bytes, seats
 from fastdiff.compare.sides import Side, same_run
-from fastdiff.compare.turns import Round, take_turns
-from fastdiff.compare.verdict import AGAIN, FEWEST_PAIRS, A, B, judge
+from fastdiff.compare.turns import Round, orders, take_turns
+from fastdiff.compare.verdict import AGAIN, FEWEST_PAIRS, A, B, judge, speed_by_life
 from fastdiff.config import fingerprint
 from fastdiff.errors import RunError
 from fastdiff.models.sources import model_of
@@ -42,8 +43,8 @@ class Comparison:
     """Two sides that are being compared.
 
     seats: how many players are alive at a time; crowded: why not all of them, in words.
-    rounds: with A and B; noise_rounds: with A and A again, the same list where all three take turns.
-    conditions: of the machine during each stretch of turns, those with A and B first.
+    rounds: with A and B; apart: with A and A again where they take turns apart from B.
+    life: which of the players' lives it is, from 1 on; players: those of this life; places: where each plays in all of them.
     """
 
     a: Side
@@ -54,12 +55,40 @@ class Comparison:
     seats: Seats = Seats.TOGETHER
     crowded: str | None = None
     rounds: list[Round] = field(default_factory=list)
-    noise_rounds: list[Round] = field(default_factory=list)
-    conditions: list[dict[str, Any]] = field(default_factory=list)
+    apart: list[Round] = field(default_factory=list)
+    life: int = 1
     players: dict[str, AnyPlayer] = field(default_factory=dict)
+    places: dict[str, Seat] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
     error: dict[str, Any] | None = None
     started_at: str = field(default_factory=lambda: _now())
+
+    def __post_init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        """As if nothing had been measured yet."""
+        self.rounds, self.apart, self.players = [], [], {}
+        self.places = {name: self._place(name) for name in (A, B, AGAIN)}
+        self.watch, self.noise_watch = (
+            conditions.Watch(
+                lambda: [place.heard.ready for place in self.places.values() if place.heard.ready],
+                lambda: sum(player.processor_s() for player in self.players.values()),
+            )
+            for _ in range(2)
+        )
+
+    @property
+    def noise_rounds(self) -> list[Round]:
+        """The rounds with A and A again."""
+        return self.apart if self.seats is Seats.BY_TWOS else self.rounds
+
+    @property
+    def lives(self) -> list[int]:
+        """How many rounds each life has."""
+        if self.seats is Seats.IN_TURN:  # every visit is a process of its own
+            return [1] * visits(self.how.pairs)
+        return shared_out(self.how.pairs, self.how.lives)
 
     def go(self) -> str:
         """Measure, and write what came of it. Returns `complete` or `interrupted`.
@@ -73,11 +102,12 @@ class Comparison:
         except KeyboardInterrupt:
             return self._write("interrupted")
         except PlayerEnded as ended:
-            if ended.exit_code == 2:
+            if ended.exit_code == 2 and not self.rounds:
                 leave_nothing(self.folder, before)
                 raise
             self.error = {
                 "player": ended.name,
+                "life": self.life,
                 "status": ended.ending.status.value,
                 "message": ended.ending.message,
                 "log_tail": ended.log_tail,
@@ -85,7 +115,13 @@ class Comparison:
             self._write("failed")
             raise
         except RunError as error:
-            self.error = {"player": None, "status": "failed", "message": str(error), "log_tail": []}
+            self.error = {
+                "player": None,
+                "life": self.life,
+                "status": "failed",
+                "message": str(error),
+                "log_tail": [],
+            }
             self._write("failed")
             raise
         return self._write("complete")
@@ -129,35 +165,46 @@ class Comparison:
             )
 
     def _play(self) -> None:
-        """Take turns as seated; raises _Crowded once the players' real memory says that fewer must be alive."""
-        self.rounds, self.noise_rounds, self.conditions, self.players = [], [], [], {}
+        """Take turns as seated, life after life.
+
+        Raises _Crowded once the players' real memory says that fewer must be alive.
+        """
+        self._begin()
+        for life, pairs in enumerate(self.lives, 1):
+            self.life = life
+            with self._living():
+                self._live(pairs)
+
+    def _live(self, pairs: int) -> None:
+        """One life: its players start, play so many rounds, and are gone after it."""
         if self.seats is Seats.IN_TURN:
-            with self._ended_at_last():
-                for name in (A, B, AGAIN):
-                    self.players[name] = VisitingPlayer(self._place(name))
-                self.noise_rounds = self.rounds
-                self._turns((A, B, AGAIN), visits(self.how.pairs), self.rounds)
+            self.players = {name: VisitingPlayer(place) for name, place in self.places.items()}
+            self._turns((A, B, AGAIN), pairs, self.rounds)
             return
-        with self._ended_at_last():
-            self._join(A)
-            self._join(B)
-            if self.seats is Seats.TOGETHER:
-                self._join(AGAIN)
-                self.noise_rounds = self.rounds
-                self._turns((A, B, AGAIN), self.how.pairs, self.rounds)
-                return
-            self._turns((A, B), self.how.pairs, self.rounds)
-            self.players[B].end()
-            self._join(AGAIN)
-            self._turns((A, AGAIN), self.how.pairs, self.noise_rounds)
+        for name in self._joining():
+            if name != AGAIN or self.seats is Seats.TOGETHER:  # which the first ones to join may have ended
+                self._join(name)
+        if self.seats is Seats.TOGETHER:
+            return self._turns((A, B, AGAIN), pairs, self.rounds)
+        self._turns((A, B), pairs, self.rounds)
+        self.players[B].end()
+        self._join(AGAIN)
+        self._turns((A, AGAIN), pairs, self.noise_rounds)
+
+    def _joining(self) -> tuple[str, ...]:
+        """Who starts first: A in the first life, for its pictures, and another one in each life after it.
+
+        Memory is handed out in the order of the starts, so that a place that were always the same might be worth something.
+        """
+        first = (self.life - 1) % 3
+        return ((A, B, AGAIN) * 2)[first : first + 3]
 
     def _join(self, name: str) -> None:
-        """Start a player; then look whether those to come will fit."""
-        player = LivePlayer(self._place(name))
-        self.players[name] = player
-        if name == AGAIN:
+        """Start a player; the first time, look whether those to come will fit."""
+        self.players[name] = LivePlayer(self.places[name])
+        if name == AGAIN or name in self.peaks:
             return
-        self.peaks[name] = _peak(player.ready)
+        self.peaks[name] = _peak(self._ready(name))
         seated = self.seats
         self._seat(self._needed(A), self._needed(B))
         if self.seats is Seats.IN_TURN and seated is not Seats.IN_TURN:
@@ -169,35 +216,27 @@ class Comparison:
             self.progress.say("every process once, not counted")
             for player in players.values():
                 player.call()
-        what = " and ".join((", ".join(names[:-1]), names[-1]))
+        what = f"{self._of_lives()}{' and '.join((', '.join(names[:-1]), names[-1]))} take turns"
 
-        def tell(done: int, of: int) -> None:
+        def tell(done: int) -> None:
             _check_latents(self._ready(A), self._ready(B))
-            self.progress.tell(f"{what} take turns", done, of)
+            self.progress.tell(what, done, sum(self.lives))
 
-        with self._watched(players):
-            take_turns(players, pairs, self.how.seed, rounds, tell)
+        # The orders go on where the life before left off.
+        ordered = orders(names, sum(self.lives), self.how.seed)[len(rounds) :][:pairs]
+        with self.watch if rounds is self.rounds else self.noise_watch:
+            take_turns(players, ordered, rounds, tell, self.life)
 
-    @contextmanager
-    def _watched(self, players: Mapping[str, AnyPlayer]) -> Iterator[None]:
-        """Note what else the machine did meanwhile, however it ends."""
-        watch = conditions.Watch(
-            lambda: [p.ready for p in players.values() if p.ready],
-            lambda: sum(p.processor_s() for p in self.players.values()),
-        )
-        try:
-            with watch:
-                yield
-        finally:
-            found = watch.to_dict()
-            if found:
-                self.conditions.append(found)
+    def _of_lives(self) -> str:
+        """Which life it is, where there are several and a person would see them begin."""
+        if self.seats is Seats.IN_TURN or len(self.lives) == 1:
+            return ""
+        return f"life {self.life} of {len(self.lives)}: "
 
     def _place(self, name: str) -> Seat:
-        """A player's seat; A's pictures are what the others are compared with."""
+        """A player's seat. All are compared with A's pictures, A itself too once it has any: all do the same work."""
         side = self.b if name == B else self.a
-        pictures = self._pictures_of_a if name != A else list
-        return Seat(name, side, self._player_folder(name), self.progress, pictures)
+        return Seat(name, side, self._player_folder(name), self.progress, self._pictures_of_a)
 
     def _pictures_of_a(self) -> list[Path]:
         folder = self._player_folder(A)
@@ -207,13 +246,13 @@ class Comparison:
         return self.folder / name.lower().replace(" ", "-")
 
     @contextmanager
-    def _ended_at_last(self) -> Iterator[None]:
-        """Whatever happens within it, no player outlives it."""
+    def _living(self) -> Iterator[None]:
+        """A life: whatever happens within it, no player outlives it."""
+        self.players = {}
         try:
             yield
             for player in self.players.values():
-                if not player.ended:
-                    player.end()
+                player.end()
         finally:
             for player in self.players.values():
                 player.kill()
@@ -236,12 +275,13 @@ class Comparison:
 
         ratio: seconds of A / seconds of B. noise: seconds of A / seconds of A again. Both, and the verdict, are null
         unless the state is complete. resolution: with no difference, the part below which one would not have been seen.
+        lives: how many times all processes started anew; with several, both intervals are over lives and calls, with one
+        they are of the processes at hand. ratio_by_life, noise_by_life: of each life that has a whole round.
         conditions: of the machine while turns were taken, all players' own work left out; noise_conditions: the same of
         the noise rounds where they were apart.
         """
         judged = judge(self.rounds, self.noise_rounds) if state == "complete" else None
-        apart = self.noise_rounds is not self.rounds
-        b = self.players[B].ready if B in self.players else {}
+        b = self._ready(B)
         return {
             "schema": 1,
             "state": state,
@@ -251,13 +291,18 @@ class Comparison:
             "noise": judged.noise.to_dict() if judged and judged.noise else None,
             "resolution": judged.resolution if judged else None,
             "pairs": self.how.pairs,
+            "lives": len(self.lives),
+            "ratio_by_life": list(speed_by_life(self.rounds, A, B).values()),
+            "noise_by_life": list(speed_by_life(self.noise_rounds, A, AGAIN).values()),
             "fewest_pairs": FEWEST_PAIRS,
             "seed": self.how.seed,
             "seats": self.seats.value,
             "seats_reason": self.crowded,
             "calls_a_turn": CALLS_A_VISIT if self.seats is Seats.IN_TURN else 1,
             "rounds": [r.to_dict() for r in self.rounds],
-            "noise_rounds": [r.to_dict() for r in self.noise_rounds] if apart else None,
+            "noise_rounds": [r.to_dict() for r in self.apart]
+            if self.seats is Seats.BY_TWOS
+            else None,
             "same_run": same_run(self.a, self.b),
             "model": model_of(self.a.plan.setting.run).title,
             "generation": {
@@ -266,8 +311,8 @@ class Comparison:
             },
             "latents_shape": b.get("latents_shape"),
             "quality": b.get("quality"),
-            "conditions": self.conditions[0] if self.conditions else None,
-            "noise_conditions": self.conditions[1] if len(self.conditions) > 1 else None,
+            "conditions": self.watch.to_dict(),
+            "noise_conditions": self.noise_watch.to_dict(),
             "notices": self._notices(),
             "sides": {side.name: self._side(side) for side in (self.a, self.b)},
             "again": self._again(),
@@ -277,10 +322,10 @@ class Comparison:
         }
 
     def _ready(self, name: str) -> dict[str, Any]:
-        return self.players[name].ready if name in self.players else {}
+        return self.places[name].heard.ready
 
     def _ended(self, name: str) -> dict[str, Any]:
-        return self.players[name].ended if name in self.players else {}
+        return self.places[name].heard.ended
 
     def _side(self, side: Side) -> dict[str, Any]:
         """What is known of a side: what was asked, what was applied, what its process measured."""
@@ -303,7 +348,8 @@ class Comparison:
             "run_id": run_id(plan.setting.run, plan.device),
             "config": plan.setting.run.to_dict(),
             "plan": plan.to_dict(),
-            "notices": [f"{n.choice}: {n.text}" for n in plan.notices]
+            "notices": side.notices
+            + [f"{n.choice}: {n.text}" for n in plan.notices]
             + ready.get("notices", [])
             + _notices(ended),
             "effects": ready.get("effects", []),
@@ -320,13 +366,13 @@ class Comparison:
         """What the machine did while turns were taken that a reader has to know; what held twice is said once."""
         device = "cpu" if "cpu" in (self.a.plan.device, self.b.plan.device) else self.a.plan.device
         alive = {Seats.TOGETHER: 3, Seats.BY_TWOS: 2, Seats.IN_TURN: 1}[self.seats]
-        said = [text for c in self.conditions for text in conditions.notices(c, device, alive)]
+        found = filter(None, (self.watch.to_dict(), self.noise_watch.to_dict()))
+        said = [text for c in found for text in conditions.notices(c, device, alive)]
         return list(dict.fromkeys(said))
 
     def _again(self) -> dict[str, Any]:
-        """What the second process of A says: whether it drew the first one's picture."""
-        quality = self._ready(AGAIN).get("quality") or {}
-        return {"identical": quality.get("identical")}
+        """What the second process of A says, in all lives: whether it drew the first one's picture."""
+        return {"identical": self.places[AGAIN].heard.identical}
 
 
 class _Crowded(Exception):
@@ -342,7 +388,7 @@ def folder_of(a: Side, b: Side, how: How) -> Path:
     """Where results go: the folder asked for, or a new one named by what is compared."""
     if how.dir is not None:
         return Path(how.dir).expanduser()
-    name = fingerprint([a.overrides, b.overrides, how.pairs, how.seed])[:8]
+    name = fingerprint([a.overrides, b.overrides, how.pairs, how.lives, how.seed])[:8]
     suffixes = ("", *(f"-{number}" for number in range(2, 1000)))
     return next(p for s in suffixes if not (p := COMPARISONS / f"{name}{s}").exists())
 

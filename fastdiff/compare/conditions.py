@@ -6,16 +6,25 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fastdiff.bench.conditions import BUSY, STOLEN, Moment, Room, host_report, this_moment
+from fastdiff.bench.conditions import (
+    BUSY,
+    STOLEN,
+    Moment,
+    Room,
+    Ticks,
+    host_report,
+    this_moment,
+)
 from fastdiff.bench.gpu_state import GpuState, gpu_notices
 from fastdiff.machine import load_nvml
 
 
 class Watch:
-    """Around the turns, in the parent, and nothing else; it needs no torch.
+    """Around the turns, in the parent, and nothing else; entered again for each stretch of them. It needs no torch.
 
     ready: asked for what the players that have started said of themselves: their `room` and `gpu_names`; processes that
         begin anew at each turn have said nothing before their first one, so their GPU is not known then.
@@ -31,22 +40,28 @@ class Watch:
         nvml: Callable[[], Any] = load_nvml,
     ) -> None:
         self._ready, self._spent, self._look, self._nvml = ready, spent, look, nvml
+        self._stretches: list[tuple[Moment, Moment]] = []
+        self._gpu_before: dict[str, Any] | None = None
 
     def __enter__(self) -> Watch:
-        self._gpu_before = self._gpu()
+        if not self._stretches:
+            self._gpu_before = self._gpu()
         self._before = self._moment()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._after = self._moment()
+        self._stretches.append((self._before, self._moment()))
         self._gpu_after = self._gpu()
 
     def to_dict(self) -> dict[str, Any] | None:
-        """`host`, and `gpu` before (None where not known then) and after; no `gpu` off CUDA. None if no player ever got ready."""
+        """`host`, and `gpu` before (None where not known then) and after; no `gpu` off CUDA. None if there were no turns, or no player ever got ready.
+
+        What was done between the stretches, starting processes for example, is left out.
+        """
         said = self._ready()
-        if not said:
+        if not said or not self._stretches:
             return None
-        host = host_report(_room(said[0]["room"]), self._before, self._after)
+        host = host_report(_room(said[0]["room"]), *_joined(self._stretches))
         if host["reason"]:
             host["reason"] = host["reason"].replace("bench.runs", "compare.pairs")
         gpu = {"before": self._gpu_before, "after": self._gpu_after}
@@ -62,6 +77,24 @@ class Watch:
     def _gpu(self) -> dict[str, Any] | None:
         names = next((ready["gpu_names"] for ready in self._ready() if ready["gpu_names"]), None)
         return GpuState(self._nvml(), names)() if names else None
+
+
+def _joined(stretches: Sequence[tuple[Moment, Moment]]) -> tuple[Moment, Moment]:
+    """Before the first and after the last stretch, with the counters of the first moved on by what passed between."""
+    first, last = stretches[0][0], stretches[-1][1]
+    for (_, ended), (began, _) in pairwise(stretches):
+        known = first.ticks.keys() & ended.ticks.keys() & began.ticks.keys()
+        first = replace(
+            first,
+            counted_s=first.counted_s + began.counted_s - ended.counted_s,
+            own_s=first.own_s + began.own_s - ended.own_s,
+            ticks={n: _moved(first.ticks[n], ended.ticks[n], began.ticks[n]) for n in known},
+        )
+    return first, last
+
+
+def _moved(ticks: Ticks, ended: Ticks, began: Ticks) -> Ticks:
+    return Ticks(ticks.busy + began.busy - ended.busy, ticks.stolen + began.stolen - ended.stolen)
 
 
 def _room(said: Mapping[str, Any]) -> Room:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from fastdiff.compare.lives import most_lives
 from fastdiff.errors import UsageError, nearest
 
 
@@ -14,10 +15,12 @@ class How:
     """How a comparison is measured.
 
     pairs: calls of each side, every one beside a call of the other; a verdict needs six.
+    lives: how many times all processes start anew to play their part of the pairs.
     seed: of the order within the rounds. dir: where results are kept; null names a folder by what is compared.
     """
 
     pairs: int = 20
+    lives: int = 5
     seed: int = 0
     dir: str | None = None
 
@@ -38,7 +41,13 @@ def read_how(words: Sequence[str]) -> tuple[How, list[str]]:
             hint = f"did you mean: compare.{near}" if near else f"it has: {', '.join(known)}"
             raise UsageError(f"compare has no key '{name}'\n  {hint}")
         given[name] = _folder(value) if name == "dir" else _count(key, value)
-    return How(**given), others
+    how = How(**given)
+    if 2 * how.lives > how.pairs and "lives" in given and how.lives > 1:
+        raise UsageError(
+            f"compare.lives={how.lives} needs {2 * how.lives} pairs, two for each life, and there are {how.pairs}\n"
+            f"  instead: compare.pairs={2 * how.lives}, or compare.lives={most_lives(how.pairs, how.lives)}"
+        )
+    return replace(how, lives=most_lives(how.pairs, how.lives)), others
 
 
 def _folder(value: str) -> str | None:
@@ -50,10 +59,11 @@ def _folder(value: str) -> str | None:
 
 
 def _count(key: str, value: str) -> int:
-    low = 1 if key == "compare.pairs" else 0
+    low = 0 if key == "compare.seed" else 1
     number = int(value) if value.isascii() and value.isdigit() else -1
     if number < low:
         raise UsageError(
-            f"{key}={value} is not a whole number of at least {low}\n  for example: {key}=20"
+            f"{key}={value} is not a whole number of at least {low}\n"
+            f"  for example: {key}={5 if key == 'compare.lives' else 20}"
         )
     return number

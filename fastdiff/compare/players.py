@@ -6,12 +6,13 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastdiff.bench.quality import LATENTS
 from fastdiff.compare.conditions import processor_s
+from fastdiff.compare.lives import Heard
 from fastdiff.compare.sides import Side
 from fastdiff.errors import FastdiffError
 from fastdiff.process import Ending, Progress, end, ending_of, events_of, last_lines, start
@@ -41,13 +42,15 @@ class PlayerEnded(FastdiffError):
 
 @dataclass
 class Seat:
-    """Where a player plays: its name, its side, its folder, and A's pictures, if there are any yet, to compare with."""
+    """Where a player plays, life after life: its name, its side, its folder, A's pictures, if there are any yet, to
+    compare with, and what was heard from it so far."""
 
     name: str
     side: Side
     folder: Path
     progress: Progress
     pictures: Callable[[], list[Path]] = list
+    heard: Heard = field(default_factory=Heard)
 
     def request(self) -> Request:
         pictures = [str(path.absolute()) for path in self.pictures()]
@@ -62,20 +65,15 @@ class Seat:
 
 
 class LivePlayer:
-    """A player's process, from its start to its end.
-
-    ready: what it said of itself before its first turn; ended: what it said when it was done. See player.py for both.
-    """
+    """A player's process, from its start to its end. What it says of itself is in its seat: see player.py."""
 
     def __init__(self, seat: Seat) -> None:
         """Start it. Raises PlayerEnded if it can't be started up to its first turn."""
         self.seat = seat
-        self.ready: dict[str, Any] = {}
-        self.ended: dict[str, Any] = {}
         self._process = _start(seat)
         self._lines = events_of(self._process)
         try:
-            self.ready = self._heard("ready")
+            seat.heard.started(self._heard("ready"))
         except BaseException:
             self.kill()
             raise
@@ -96,10 +94,12 @@ class LivePlayer:
         return processor_s(self._process.pid) if self._process.returncode is None else 0.0
 
     def end(self) -> None:
-        """No more turns: let it say its last word and wait until it is gone. Raises PlayerEnded."""
+        """No more turns: let it say its last word and wait until it is gone. Raises PlayerEnded. Nothing if it is gone."""
         assert self._process.stdin is not None
+        if self._process.stdin.closed:
+            return
         self._process.stdin.close()
-        self.ended = self._heard("ended")
+        self.seat.heard.stopped(self._heard("ended"))
         self._process.wait()
 
     def kill(self) -> None:
@@ -140,8 +140,6 @@ class VisitingPlayer:
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
-        self.ready: dict[str, Any] = {}
-        self.ended: dict[str, Any] = {}
 
     def call(self) -> float:
         """One visit: the median of its calls, in seconds. Raises PlayerEnded."""
@@ -151,15 +149,7 @@ class VisitingPlayer:
             player.end()
         finally:
             player.kill()
-        self._know(player.ready)
-        self.ended = player.ended
         return seconds
-
-    def _know(self, ready: dict[str, Any]) -> None:
-        """The first visit's costs are kept; so is the distance from A's pictures of the first visit that had them."""
-        self.ready = self.ready or ready
-        if self.ready["quality"]["ssim"] is None:
-            self.ready["quality"] = ready["quality"]
 
     def processor_s(self) -> float:
         """None between visits: each was waited for, and counts as this process's child."""

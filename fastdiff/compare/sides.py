@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Side:
 
     own: its overrides alone; overrides: with those of both sides before them, so that its own win.
     source: the run's folder or report that the overrides were taken from; None if they were typed.
+    notices: what of it a comparison doesn't heed.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Side:
     overrides: list[str]
     source: str | None
     plan: Plan
+    notices: list[str] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -57,11 +59,12 @@ def read_sides(words: Sequence[str], plan_of: PlanOf) -> tuple[Side, Side]:
     for name, typed in zip((A, B), words, strict=False):
         try:
             own, source = read_side(typed)
+            own, alone = _for_a_run_alone(own) if source else (own, [])
             overrides = [*words[2:], *own]
             _check_keys(overrides)
             plan = plan_of(overrides)
             _check_asked(plan.setting.run)
-            sides.append(Side(name, own, overrides, source, plan))
+            sides.append(Side(name, own, overrides, source, plan, [*alone, *_ignored(overrides)]))
         except FastdiffError as error:
             said.setdefault(str(error), []).append(name)
     if said:
@@ -107,7 +110,8 @@ def _check_words(words: Sequence[str]) -> None:
     flags = [word for word in words if word.startswith("-")]
     if flags:
         raise UsageError(
-            f"compare has no option {flags[0]}\n  there are: compare.pairs, compare.seed, compare.dir"
+            f"compare has no option {flags[0]}\n"
+            "  there are: compare.pairs, compare.lives, compare.seed, compare.dir"
         )
     if len(words) < 2:
         raise UsageError(
@@ -123,6 +127,34 @@ def _check_keys(overrides: Sequence[str]) -> None:
             raise UsageError(
                 f"a side can't set {key}, which belongs to the whole command\n  instead: leave it out there"
             )
+
+
+def _for_a_run_alone(own: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A finished run's overrides without its budgets, captions and profile, and what is said of those.
+
+    Typed ones are refused; a run is compared as it was, and nobody can take them out of its folder.
+    """
+    alone = [word for word in own if re.match(r"(profile|quality\.(captions|m(in|ax)_\w+))=", word)]
+    said = "compare judges no budgets, draws no captions and profiles nothing"
+    notices = [f"{word} of that run is left out: {said}" for word in alone]
+    return [word for word in own if word not in alone], notices
+
+
+_IGNORED = {
+    "bench.runs": "compare.pairs says how many calls are timed",
+    "quality.exact": "compare holds no pass to fp64; a run of its own does",
+    "quality.lpips": "compare measures no LPIPS; a run of its own does",
+}
+
+
+def _ignored(overrides: Sequence[str]) -> list[str]:
+    """What is said of overrides that a comparison doesn't heed."""
+    given = dict(word.split("=", 1) for word in overrides if "=" in word)
+    return [
+        f"{key}={given[key]} is ignored: {why}"
+        for key, why in _IGNORED.items()
+        if given.get(key, "false").lower() != "false"
+    ]
 
 
 def _check_asked(run: RunConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,32 +20,42 @@ class Player(Protocol):
 
 @dataclass
 class Round:
-    """Every player once: in which order, and the seconds of each. `seconds` may be partial in the last one."""
+    """Every player once: in which order, and the seconds of each. `seconds` may be partial in the last one.
+
+    life: which of the players' lives it fell into, from 1 on: rounds of one life were played by the same processes.
+    """
 
     order: list[str]
     seconds: dict[str, float] = field(default_factory=dict)
+    life: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        return {"order": self.order, "seconds": self.seconds}
+        return {"life": self.life, "order": self.order, "seconds": self.seconds}
+
+
+def orders(names: Sequence[str], pairs: int, seed: int) -> list[list[str]]:
+    """Who plays when in each round: every second one runs the one before backwards (ABBA), and in six rounds of three
+    players each takes every position twice."""
+    return list(counterbalanced(names, pairs, seed))
 
 
 def take_turns(
     players: Mapping[str, Player],
-    pairs: int,
-    seed: int,
+    orders: Sequence[list[str]],
     rounds: list[Round],
-    tell: Callable[[int, int], None] = lambda done, of: None,
+    tell: Callable[[int], None] = lambda done: None,
+    life: int = 1,
 ) -> None:
-    """Let the players take turns for `pairs` rounds: every second one runs the one before backwards (ABBA), and
-    in six rounds of three players each takes every position twice.
+    """Let the players take turns, a round for each order.
 
-    rounds: filled as the turns are taken, so that an interruption leaves what was measured.
-    tell: told before each round how many are done, of how many.
+    rounds: filled as the turns are taken, so that an interruption leaves what was measured; there may be some of earlier
+        lives.
+    tell: told before each round, and at last, how many there are.
     Raises RunError if a player tells no time: the clock jumped.
     """
-    for number, order in enumerate(counterbalanced(list(players), pairs, seed)):
-        tell(number, pairs)
-        rounds.append(Round(order))
+    for order in orders:
+        tell(len(rounds))
+        rounds.append(Round(order, life=life))
         for name in order:
             seconds = players[name].call()
             if not 0 < seconds < math.inf:
@@ -54,4 +64,4 @@ def take_turns(
                     "  instead: type the same line again"
                 )
             rounds[-1].seconds[name] = seconds
-    tell(pairs, pairs)
+    tell(len(rounds))

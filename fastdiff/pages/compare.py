@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def lines(data: dict[str, Any]) -> list[tuple[str, str]]:
     if data["state"] == "complete":
         found += [("result", result(data)), *_noise(data)]
     else:
-        found.append(("state", f"{data['state']}: no verdict; {_counted(data)} were measured"))
+        found.append(("state", f"{data['state']}: no verdict; {_counted(data)}"))
     found.append(("turns", turns(data)))
     if data["quality"]:
         found.append(("quality", f"B: {words.quality(data['quality'])}"))
@@ -60,7 +61,16 @@ def _side(side: dict[str, Any]) -> str:
 
 
 def result(data: dict[str, Any]) -> str:
-    """The verdict in words."""
+    """The verdict in words, and of whom it speaks."""
+    if data["ratio"] is None or data["lives"] > 1:
+        return _verdict(data)
+    return (
+        f"{_verdict(data)}; this speaks of these processes alone, which have their own luck with "
+        "memory: compare.lives=5 starts them anew"
+    )
+
+
+def _verdict(data: dict[str, Any]) -> str:
     ratio = data["ratio"]
     if ratio is None:
         return (
@@ -103,20 +113,23 @@ def _noise(data: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     said = f"A against itself {_interval(noise)}"
     if not noise["ci95_low"] <= 1 <= noise["ci95_high"]:
-        said += (
-            ": that doesn't hold 1, so something else was going on; doubt differences of this size"
-        )
+        why = "by chance, as once in 20, or " if data["lives"] > 1 else "the processes' luck, or "
+        said += f": that doesn't hold 1: {why}something else was going on; doubt differences of this size"
     return [("noise floor", said)]
 
 
 def turns(data: dict[str, Any]) -> str:
     """How the turns were taken, and why not with all processes alive."""
+    lives = f" in {data['lives']} lives, each of new processes" if data["lives"] > 1 else ""
     if data["seats"] == "all live":
-        return f"{data['pairs']} pairs of calls; A, B and A again live, each round in random order, the next backwards"
+        return (
+            f"{data['pairs']} pairs of calls{lives}; A, B and A again live, each round in random order, the "
+            "next backwards"
+        )
     if data["seats"] == "two live at a time":
         return (
-            f"{data['pairs']} pairs of calls of A and B, then as many of A and A again, two live at a time: "
-            f"all three don't fit: {data['seats_reason']}"
+            f"{data['pairs']} pairs of calls of A and B, and as many of A and A again{lives}, two live at a "
+            f"time: all three don't fit: {data['seats_reason']}"
         )
     return (
         f"{len(data['rounds'])} pairs of visits, one process after the other, each with "
@@ -125,9 +138,14 @@ def turns(data: dict[str, Any]) -> str:
 
 
 def _counted(data: dict[str, Any]) -> str:
-    """How many rounds are whole."""
+    """How many rounds are whole, and in which life it ended."""
     whole = [r for r in data["rounds"] if len(r["seconds"]) == len(r["order"])]
-    return f"{len(whole)} of {data['pairs']} pairs"
+    if data["seats"] == "one after the other":
+        return f"{len(whole)} of {data['lives']} pairs of visits were measured"
+    counted = f"{len(whole)} of {data['pairs']} pairs were measured"
+    if data["lives"] == 1 or not data["rounds"]:
+        return counted
+    return f"{counted}, up to life {data['rounds'][-1]['life']} of {data['lives']}"
 
 
 def _worth_showing(side: dict[str, Any]) -> list[str]:
@@ -155,6 +173,7 @@ def render(data: dict[str, Any]) -> str:
     if data["error"]:
         page += ["", "## What went wrong", "", str(data["error"]["message"]), "", "```"]
         page += [*data["error"]["log_tail"], "```"]
+    page += ["", "## Every life", "", *_lives(data)]
     page += ["", "## Every turn, in seconds", "", *_table(data["rounds"])]
     if data["noise_rounds"]:
         page += ["", "A against itself:", "", *_table(data["noise_rounds"])]
@@ -165,13 +184,25 @@ def render(data: dict[str, Any]) -> str:
     return "\n".join(page)
 
 
+def _lives(data: dict[str, Any]) -> list[str]:
+    """The ratios of each life by itself."""
+    if not data["ratio_by_life"]:
+        return ["None."]
+    head = ["| life | B is so many times as fast as A | A against itself |", "|---|---|---|"]
+    both = zip_longest(data["ratio_by_life"], data["noise_by_life"])
+    return head + [
+        f"| {life} | {ratio:.3f} | {'-' if noise is None else f'{noise:.3f}'} |"
+        for life, (ratio, noise) in enumerate(both, 1)
+    ]
+
+
 def _table(rounds: list[dict[str, Any]]) -> list[str]:
     if not rounds:
         return ["None."]
     names = sorted(rounds[0]["order"])
-    head = ["| order | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+    head = ["| life | order | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 2)]
     return head + [
-        f"| {', '.join(r['order'])} | "
+        f"| {r['life']} | {', '.join(r['order'])} | "
         + " | ".join(f"{r['seconds'][n]:.4f}" if n in r["seconds"] else "-" for n in names)
         + " |"
         for r in rounds
@@ -182,4 +213,6 @@ def _command(data: dict[str, Any]) -> str:
     typed = [" ".join(map(shlex.quote, data["sides"][name]["overrides"])) for name in ("A", "B")]
     command = ["python -m fastdiff compare", *map(shlex.quote, typed)]
     command.append(f"compare.pairs={data['pairs']}")
+    if data["seats"] != "one after the other":  # there each visit is a life
+        command.append(f"compare.lives={data['lives']}")
     return " ".join(command + ([f"compare.seed={data['seed']}"] if data["seed"] else []))

@@ -18,6 +18,7 @@ from fastdiff.compare.room import Seats
 from fastdiff.errors import RunError
 from fastdiff.pages import compare as page
 from fastdiff.process import Ending
+from fastdiff.ratios import counterbalanced
 from fastdiff.result import Status, read_json
 
 GB = 10**9
@@ -33,6 +34,7 @@ class Stage:
         self.seconds = {"A": 1.0, "B": 0.8, "A again": 1.0}
         self.host_bytes = {"A": GB, "B": GB, "A again": GB}
         self.ready: dict[str, dict[str, Any]] = {"A": {}, "B": {}, "A again": {}}
+        self.ended: dict[str, dict[str, Any]] = {"A": {}, "B": {}, "A again": {}}
         self.fails: Callable[[str, Seat], None] = lambda what, seat: None
         self.alive: list[str] = []
         self.most_alive = 0
@@ -47,7 +49,7 @@ class FakePlayer:
 
     def __init__(self, stage: Stage, seat: Seat) -> None:
         self.stage, self.seat, self.name = stage, seat, seat.name
-        self.ended: dict[str, Any] = {}
+        self.last_word = False
         stage.fails("start", seat)
         stage.events.append(f"start {self.name}")
         stage.alive.append(self.name)
@@ -55,8 +57,8 @@ class FakePlayer:
         seat.folder.mkdir(parents=True, exist_ok=True)
         (seat.folder / "image-0.png").write_text(f"the picture of {self.name}")
         quality = quality_of() if seat.pictures() else quality_of(ssim=None, reason="none")
-        self.ready = ready_of(
-            stage.host_bytes[self.name], **{"quality": quality, **stage.ready[self.name]}
+        seat.heard.started(
+            ready_of(stage.host_bytes[self.name], **{"quality": quality, **stage.ready[self.name]})
         )
 
     def call(self) -> float:
@@ -68,8 +70,10 @@ class FakePlayer:
         return 0.0
 
     def end(self) -> None:
-        self.ended = ended_of()
-        self.kill()
+        if not self.last_word:
+            self.last_word = True
+            self.seat.heard.stopped(ended_of(**self.stage.ended[self.name]))
+            self.kill()
 
     def kill(self) -> None:
         if self.name in self.stage.alive:
@@ -87,10 +91,15 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 
 
 def compared(
-    folder: Path, *words: str, pairs: int = 6, available_bytes: int = 100 * GB, seed: int = 0
+    folder: Path,
+    *words: str,
+    pairs: int = 6,
+    lives: int = 1,
+    available_bytes: int = 100 * GB,
+    seed: int = 0,
 ) -> Comparison:
     a, b = sides_of(*(words or ("", "qkv=fused")), available_bytes=available_bytes)
-    return Comparison(a, b, How(pairs, seed), folder, Told())
+    return Comparison(a, b, How(pairs, lives, seed), folder, Told())
 
 
 def fail(ending: Ending) -> Callable[[Seat], None]:
@@ -202,6 +211,145 @@ def test_a_run_against_itself_says_so(stage: Stage, tmp_path: Path) -> None:
     assert ("", "both sides are the same run: this compares it with itself") in page.lines(data)
 
 
+# Lives ---------------------------------------------------------------------------------------------
+
+
+def test_all_processes_start_anew_for_each_life_and_the_orders_go_on(
+    stage: Stage, tmp_path: Path
+) -> None:
+    found = compared(tmp_path, pairs=20, lives=5)
+    assert found.go() == "complete"
+    names = ["A", "B", "A again"]
+    lives = [names[life % 3 :] + names[: life % 3] for life in range(5)]
+    assert stage.events == [
+        f"{what} {name}" for life in lives for what in ("start", "end") for name in life
+    ]
+    assert stage.most_alive == 3
+    data = read_json(tmp_path / "comparison.json")
+    assert data["lives"] == 5
+    assert [r["life"] for r in data["rounds"]] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4 + [5] * 4
+    assert [r["order"] for r in data["rounds"]] == list(
+        counterbalanced(["A", "B", "A again"], 20, 0)
+    )
+    assert data["ratio_by_life"] == pytest.approx([1.25] * 5)
+    assert data["noise_by_life"] == [1.0] * 5
+    assert data["verdict"] == "faster"
+    phases = found.progress.phases  # type: ignore[attr-defined]
+    assert phases[0] == ("life 1 of 5: A, B and A again take turns", 0, 20)
+    assert phases[-1] == ("life 5 of 5: A, B and A again take turns", 20, 20)
+
+
+def test_luck_that_a_life_keeps_is_no_difference(stage: Stage, tmp_path: Path) -> None:
+    """B's processes are by turns 4 % slower and quicker than A's, and no call differs from another of its life."""
+    luck = iter([1.04, 0.96, 1.05, 0.97, 1.01])
+
+    def start(what: str, seat: Seat) -> None:
+        if what == "start" and seat.name == "B":
+            stage.seconds["B"] = next(luck)
+
+    stage.fails = start
+    compared(tmp_path, pairs=20, lives=5).go()
+    data = read_json(tmp_path / "comparison.json")
+    assert data["verdict"] == "no difference"
+    assert data["ratio"]["ci95_low"] < 0.96
+    assert data["ratio"]["ci95_high"] > 1.04
+
+
+def test_by_twos_each_life_measures_the_noise_too(stage: Stage, tmp_path: Path) -> None:
+    compared(tmp_path, pairs=6, lives=3, available_bytes=round(2.5 * GB / 0.9)).go()
+    assert stage.most_alive == 2
+    starts = (["start A", "start B"], ["start B", "start A"], ["start A", "start B"])
+    ended = [["end A", "end A again"], ["end A", "end A again"], ["end A", "end A again"]]
+    assert [stage.events[at : at + 2] for at in (0, 6, 12)] == list(starts)
+    assert [stage.events[at : at + 2] for at in (2, 8, 14)] == [["end B", "start A again"]] * 3
+    assert [sorted(stage.events[at : at + 2]) for at in (4, 10, 16)] == ended
+    data = read_json(tmp_path / "comparison.json")
+    for rounds in (data["rounds"], data["noise_rounds"]):
+        assert [r["life"] for r in rounds] == [1, 1, 2, 2, 3, 3]
+    assert len(data["noise_by_life"]) == 3
+
+
+def test_what_any_life_shows_is_told(stage: Stage, tmp_path: Path) -> None:
+    lives = 0
+
+    def start(what: str, seat: Seat) -> None:
+        nonlocal lives
+        if what == "start" and seat.name == "B":
+            lives += 1
+            stage.ended["B"] = {"same_picture": lives != 2}
+
+    stage.fails = start
+    compared(tmp_path, pairs=6, lives=3).go()
+    assert read_json(tmp_path / "comparison.json")["sides"]["B"]["notices"] == [
+        "the last call's picture differs from the first's: it doesn't repeat itself exactly"
+    ]
+
+
+def test_memory_that_runs_out_in_a_later_life_begins_all_anew(stage: Stage, tmp_path: Path) -> None:
+    starts = 0
+
+    def full(what: str, seat: Seat) -> None:
+        nonlocal starts
+        if what == "start" and seat.name == "A again":
+            starts += 1
+            if starts == 2:
+                fail(Ending(Status.OOM, "out of memory", 1))(seat)
+
+    stage.fails = full
+    compared(tmp_path, pairs=6, lives=3).go()
+    data = read_json(tmp_path / "comparison.json")
+    assert data["seats"] == "two live at a time"
+    assert [r["life"] for r in data["rounds"]] == [1, 1, 2, 2, 3, 3]
+    assert [len(r["order"]) for r in data["rounds"]] == [2] * 6
+
+
+@pytest.mark.parametrize("exit_code", [1, 2])
+def test_a_player_that_dies_in_a_later_life_leaves_what_was_measured(
+    stage: Stage, tmp_path: Path, exit_code: int
+) -> None:
+    """Exit code 2, a model that went away meanwhile for example, doesn't take back what there is."""
+    status = Status.CRASHED if exit_code == 1 else Status.INCOMPATIBLE
+    starts = 0
+
+    def die(what: str, seat: Seat) -> None:
+        nonlocal starts
+        if what == "start" and seat.name == "B":
+            starts += 1
+            if starts == 3:
+                fail(Ending(status, "it is gone", exit_code))(seat)
+
+    stage.fails = die
+    with pytest.raises(PlayerEnded, match="B: it is gone") as raised:
+        compared(tmp_path, pairs=20, lives=5).go()
+    assert raised.value.exit_code == exit_code
+    data = read_json(tmp_path / "comparison.json")
+    assert (data["state"], data["verdict"], data["ratio"]) == ("failed", None, None)
+    assert (data["error"]["player"], data["error"]["life"]) == ("B", 3)
+    assert [r["life"] for r in data["rounds"]] == [1] * 4 + [2] * 4
+    said = dict(page.lines(data))
+    assert said["state"] == "failed: no verdict; 8 of 20 pairs were measured, up to life 2 of 5"
+
+
+def test_ctrl_c_in_a_later_life_keeps_what_was_measured(stage: Stage, tmp_path: Path) -> None:
+    calls = 0
+
+    def interrupt(what: str, seat: Seat) -> None:
+        nonlocal calls
+        calls += what == "call"
+        if calls == 2 * 3 * 5 + 3 + 2:
+            raise KeyboardInterrupt
+
+    stage.fails = interrupt
+    assert compared(tmp_path, pairs=20, lives=5).go() == "interrupted"
+    data = read_json(tmp_path / "comparison.json")
+    assert [r["life"] for r in data["rounds"]] == [1] * 4 + [2] * 4 + [3]
+    assert len(data["rounds"][-1]["seconds"]) == 1
+    said = dict(page.lines(data))
+    assert said["state"] == (
+        "interrupted: no verdict; 8 of 20 pairs were measured, up to life 3 of 5"
+    )
+
+
 # Who is alive --------------------------------------------------------------------------------------
 
 
@@ -310,6 +458,7 @@ def test_a_player_that_dies_ends_the_others_and_leaves_no_verdict(
     assert (data["state"], data["verdict"], data["ratio"]) == ("failed", None, None)
     assert data["error"] == {
         "player": "B",
+        "life": 1,
         "status": "crashed",
         "message": "it died of SIGSEGV",
         "log_tail": ["the log's end"],
@@ -394,6 +543,7 @@ def test_the_folder_is_named_by_what_is_compared_and_never_written_over(
     first = folder_of(a, b, How())
     assert first.parent == Path("outputs/compare")
     assert folder_of(a, b, How(seed=1)) != first
+    assert folder_of(a, b, How(lives=4)) != first
     assert folder_of(b, a, How()) != first
     first.mkdir(parents=True)
     assert folder_of(a, b, How()) == first.with_name(f"{first.name}-2")
@@ -409,9 +559,11 @@ def tiny(sd_folder: Path) -> tuple[str, ...]:
     return ("model=local", f"model.path={sd_folder}", *size)
 
 
-def real(folder: Path, words: tuple[str, ...], pairs: int, available_bytes: int) -> dict[str, Any]:
+def real(
+    folder: Path, words: tuple[str, ...], pairs: int, lives: int, available_bytes: int
+) -> dict[str, Any]:
     a, b = sides_of("", "qkv=fused", *words, available_bytes=available_bytes)
-    assert Comparison(a, b, How(pairs), folder, Told()).go() == "complete"
+    assert Comparison(a, b, How(pairs, lives), folder, Told()).go() == "complete"
     found: dict[str, Any] = read_json(folder / "comparison.json")
     assert {name: (folder / f"{name}.png").is_file() for name in "ab"} == {"a": True, "b": True}
     return found
@@ -432,22 +584,26 @@ def alive_players(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_three_real_processes_take_turns(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    data = real(tmp_path, tiny, pairs=3, available_bytes=100 * GB)
+def test_three_real_processes_take_turns_and_start_anew(
+    tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    data = real(tmp_path, tiny, pairs=4, lives=2, available_bytes=100 * GB)
     assert data["seats"] == "all live"
-    assert [set(r["seconds"]) for r in data["rounds"]] == [{"A", "B", "A again"}] * 3
+    assert [set(r["seconds"]) for r in data["rounds"]] == [{"A", "B", "A again"}] * 4
+    assert [r["life"] for r in data["rounds"]] == [1, 1, 2, 2]
     assert all(s > 0 for r in data["rounds"] for s in r["seconds"].values())
     assert any(text.startswith("qkv.fused") for text in data["sides"]["B"]["applied"])
     assert data["again"]["identical"] is True
     assert data["quality"]["ssim"] > 0.99
     assert data["latents_shape"] == [1, 4, 16, 16]
-    assert data["ratio"] is None, "three pairs are too few"
+    assert data["ratio"] is None, "four pairs are too few"
+    assert len(data["ratio_by_life"]) == len(data["noise_by_life"]) == 2
     assert alive_players(tmp_path) == []
 
 
 @pytest.mark.slow
 def test_real_processes_one_after_the_other(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    data = real(tmp_path, tiny, pairs=1, available_bytes=1000)
+    data = real(tmp_path, tiny, pairs=1, lives=1, available_bytes=1000)
     assert data["seats"] == "one after the other"
     assert [set(r["seconds"]) for r in data["rounds"]] == [{"A", "B", "A again"}]
     assert data["sides"]["A"]["first_call_s"] > 0

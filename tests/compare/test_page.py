@@ -39,12 +39,21 @@ DATA: dict[str, Any] = {
     "resolution": None,
     "notices": [],
     "pairs": 20,
+    "lives": 5,
+    "ratio_by_life": [1.23, 1.25],
+    "noise_by_life": [1.01],
     "fewest_pairs": 6,
     "seed": 0,
     "seats": "all live",
     "seats_reason": None,
     "calls_a_turn": 1,
-    "rounds": [{"order": ["B", "A", "A again"], "seconds": {"A": 0.7, "B": 0.57, "A again": 0.7}}],
+    "rounds": [
+        {
+            "life": 1,
+            "order": ["B", "A", "A again"],
+            "seconds": {"A": 0.7, "B": 0.57, "A again": 0.7},
+        }
+    ],
     "noise_rounds": None,
     "same_run": False,
     "model": "shapes",
@@ -75,8 +84,8 @@ def test_the_screen_of_a_comparison() -> None:
         "  B             compile=regional: 0.570 s (p10 0.513 s, p90 0.627 s), 0.6 GB\n"
         "  result        B is 1.230 [1.200, 1.260] times as fast as A\n"
         "  noise floor   A against itself 1.002 [0.995, 1.010]\n"
-        "  turns         20 pairs of calls; A, B and A again live, each round in random\n"
-        "                order, the next backwards\n"
+        "  turns         20 pairs of calls in 5 lives, each of new processes; A, B and A\n"
+        "                again live, each round in random order, the next backwards\n"
         "  quality       B: PSNR 40.0 dB, SSIM 0.9900 against A\n"
         "  applied, A    attention.sdpa 14 kernel calls a step, 14 flash\n"
         "  applied, B    attention.sdpa 14 kernel calls a step, 14 flash"
@@ -118,18 +127,31 @@ def test_a_wide_interval_says_what_it_could_not_have_shown() -> None:
 
 
 def test_a_noise_floor_that_does_not_hold_one_is_said_plainly() -> None:
-    said = dict(page.lines(data(noise=interval(0.93, 0.89, 0.95))))
-    assert said["noise floor"] == (
-        "A against itself 0.930 [0.890, 0.950]: that doesn't hold 1, so something else was going "
-        "on; doubt differences of this size"
+    for lives, why in ((5, "by chance, as once in 20"), (1, "the processes' luck")):
+        said = dict(page.lines(data(noise=interval(0.93, 0.89, 0.95), lives=lives)))
+        assert said["noise floor"] == (
+            f"A against itself 0.930 [0.890, 0.950]: that doesn't hold 1: {why}, or something else was "
+            "going on; doubt differences of this size"
+        )
+
+
+def test_a_single_life_speaks_of_its_processes_alone() -> None:
+    assert page.result(data(lives=1)) == (
+        "B is 1.230 [1.200, 1.260] times as fast as A; this speaks of these processes alone, which "
+        "have their own luck with memory: compare.lives=5 starts them anew"
     )
+    assert page.turns(data(lives=1)) == (
+        "20 pairs of calls; A, B and A again live, each round in random order, the next backwards"
+    )
+    few = data(lives=1, ratio=None, verdict=None)
+    assert page.result(few) == "no verdict: 20 pairs are too few; from 6 on there is an interval"
 
 
 def test_two_at_a_time_is_said_with_its_reason() -> None:
     found = data(seats="two live at a time", seats_reason="A needs about 1.0 GB")
     assert page.turns(found) == (
-        "20 pairs of calls of A and B, then as many of A and A again, two live at a time: all three "
-        "don't fit: A needs about 1.0 GB"
+        "20 pairs of calls of A and B, and as many of A and A again in 5 lives, each of new "
+        "processes, two live at a time: all three don't fit: A needs about 1.0 GB"
     )
 
 
@@ -155,15 +177,20 @@ def test_everything_fits_80_columns() -> None:
 
 
 def test_the_page_has_the_turns_both_pictures_and_the_command(tmp_path: Path) -> None:
-    found = data(noise_rounds=[{"order": ["A", "A again"], "seconds": {"A": 0.7}}], seed=3)
+    found = data(
+        noise_rounds=[{"life": 2, "order": ["A", "A again"], "seconds": {"A": 0.7}}], seed=3
+    )
     page.write_comparison_page(tmp_path, found)
     text = (tmp_path / "comparison.md").read_text()
     assert text.startswith("# compare on shapes: cpu, 2 threads\n\n- **A** the defaults: 0.700 s")
-    assert "| B, A, A again | 0.7000 | 0.7000 | 0.5700 |" in text
-    assert "| A, A again | 0.7000 | - |" in text
+    assert "| life | order | A | A again | B |" in text
+    assert "## Every life\n\n" in text
+    assert "|---|---|---|\n| 1 | 1.230 | 1.010 |\n| 2 | 1.250 | - |" in text
+    assert "| 1 | B, A, A again | 0.7000 | 0.7000 | 0.5700 |" in text
+    assert "| 2 | A, A again | 0.7000 | - |" in text
     assert "![A](a.png)\n![B](b.png)" in text
-    command = "python -m fastdiff compare '' compile=regional compare.pairs=20 compare.seed=3"
-    assert command in text
+    command = "python -m fastdiff compare '' compile=regional compare.pairs=20 compare.lives=5"
+    assert f"{command} compare.seed=3\n" in text
 
 
 def test_a_failure_is_on_the_page_with_its_log() -> None:
@@ -171,3 +198,11 @@ def test_a_failure_is_on_the_page_with_its_log() -> None:
     text = page.render(data(state="failed", error=error, rounds=[], ratio=None, noise=None))
     assert "## What went wrong\n\nit died\n\n```\na line\n```" in text
     assert "- **state** failed: no verdict; 0 of 20 pairs were measured" in text
+
+
+def test_visits_are_counted_as_visits() -> None:
+    found = data(state="interrupted", seats="one after the other", lives=8)
+    assert dict(page.lines(found))["state"] == (
+        "interrupted: no verdict; 1 of 8 pairs of visits were measured"
+    )
+    assert "compare.lives" not in page.render(found)

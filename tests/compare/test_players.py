@@ -59,10 +59,12 @@ def gone(pid: int) -> bool:
     return False
 
 
+READY = {"notices": [], "quality": {"ssim": None, "identical": None}}
+
 COUNTING = """
-send(say="loading"); send(phase="warm-up", done=0, of=1); send(ready={"n": 1, "quality": {"ssim": 1.0}})
+send(say="loading"); send(phase="warm-up", done=0, of=1); send(ready={"n": 1, "notices": [], "quality": {"ssim": 1.0, "identical": True}})
 for number, _ in enumerate(turns(), 1): send(seconds=float(number))
-send(ended={"last": True})
+send(ended={"peak_memory_bytes": {"host": 1}, "graphs_while_timing": 2, "same_picture": True})
 """
 
 
@@ -71,10 +73,12 @@ def test_a_player_answers_turns_until_its_input_ends(
 ) -> None:
     plays(monkeypatch, COUNTING)
     player = LivePlayer(seat)
-    assert player.ready["n"] == 1
+    assert seat.heard.ready["n"] == 1
     assert [player.call(), player.call()] == [1.0, 2.0]
     player.end()
-    assert player.ended == {"last": True}
+    assert seat.heard.ended["graphs_while_timing"] == 2
+    player.end()
+    assert seat.heard.ended["graphs_while_timing"] == 2, "it ends once"
     assert seat.progress.said == ["A: loading"]  # type: ignore[attr-defined]
     assert seat.progress.phases == [("A: warm-up", 0, 1)]  # type: ignore[attr-defined]
     player.kill()  # which is nothing now
@@ -89,18 +93,8 @@ def test_a_visit_is_a_process_of_its_own_and_the_median_of_its_calls(
     assert CALLS_A_VISIT == 3
     assert len(set(started)) == 2
     assert all(gone(pid) for pid in started)
-    assert player.ready["n"] == 1
-    assert player.ended == {"last": True}
-
-
-def test_a_visit_keeps_the_distance_of_the_first_visit_that_had_pictures_to_compare_with(
-    monkeypatch: pytest.MonkeyPatch, seat: Seat
-) -> None:
-    plays(monkeypatch, COUNTING)
-    player = VisitingPlayer(seat)
-    player.ready = {"n": 0, "quality": {"ssim": None}}
-    player.call()
-    assert player.ready == {"n": 0, "quality": {"ssim": 1.0}}
+    assert seat.heard.ready["n"] == 1
+    assert seat.heard.ended["graphs_while_timing"] == 4, "of both visits"
 
 
 def test_an_error_of_the_player_is_its_message_and_exit_code(
@@ -132,7 +126,7 @@ def test_a_player_killed_by_the_system_ran_out_of_memory(
 ) -> None:
     plays(
         monkeypatch,
-        "send(ready={})\nfor _ in turns(): os.kill(os.getpid(), signal.SIGKILL)",
+        f"send(ready={READY})\nfor _ in turns(): os.kill(os.getpid(), signal.SIGKILL)",
     )
     player = LivePlayer(seat)
     with pytest.raises(PlayerEnded) as raised:
@@ -145,7 +139,7 @@ def test_a_crash_is_told_with_the_end_of_the_log(
 ) -> None:
     plays(
         monkeypatch,
-        "send(ready={})\nfor _ in turns():\n    print('it broke', file=sys.stderr); os._exit(7)",
+        f"send(ready={READY})\nfor _ in turns():\n    print('it broke', file=sys.stderr); os._exit(7)",
     )
     player = LivePlayer(seat)
     with pytest.raises(PlayerEnded) as raised:
@@ -161,7 +155,7 @@ def test_a_crash_is_told_with_the_end_of_the_log(
 def test_a_player_that_goes_without_a_word_crashed(
     monkeypatch: pytest.MonkeyPatch, seat: Seat
 ) -> None:
-    plays(monkeypatch, "send(ready={})")
+    plays(monkeypatch, f"send(ready={READY})")
     player = LivePlayer(seat)
     with pytest.raises(PlayerEnded, match="A: its process ended early, without a word"):
         player.end()
@@ -170,7 +164,7 @@ def test_a_player_that_goes_without_a_word_crashed(
 def test_a_player_that_is_gone_at_its_turn_is_no_broken_pipe(
     monkeypatch: pytest.MonkeyPatch, seat: Seat
 ) -> None:
-    plays(monkeypatch, "send(ready={})\nsys.stdin.close(); signal.pause()")
+    plays(monkeypatch, f"send(ready={READY})\nsys.stdin.close(); signal.pause()")
     player = LivePlayer(seat)
     os.killpg(player._process.pid, signal.SIGTERM)
     player._process.wait()
@@ -216,10 +210,10 @@ def test_a_real_player_is_warm_before_its_turns_and_can_be_killed(
     a, _ = sides_of("", "", "model=local", f"model.path={sd_folder}", *size)
     player = LivePlayer(Seat("A", a, tmp_path / "a", Told()))
     try:
-        assert player.ready["latents_shape"] == [1, 4, 16, 16]
-        assert len(player.ready["warmup_s"]) >= 1
-        assert any(text.startswith("attention.sdpa") for text in player.ready["applied"])
-        assert (tmp_path / "a" / player.ready["images"][0]["path"]).is_file()
+        assert player.seat.heard.ready["latents_shape"] == [1, 4, 16, 16]
+        assert len(player.seat.heard.ready["warmup_s"]) >= 1
+        assert any(text.startswith("attention.sdpa") for text in player.seat.heard.ready["applied"])
+        assert (tmp_path / "a" / player.seat.heard.ready["images"][0]["path"]).is_file()
         assert player.call() > 0
         os.killpg(player._process.pid, signal.SIGKILL)
         with pytest.raises(PlayerEnded) as raised:

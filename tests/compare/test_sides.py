@@ -12,6 +12,7 @@ from fake_players import plan_of, sides_of
 
 from fastdiff.compare.sides import SidesRefused, read_side, read_sides, same_run
 from fastdiff.errors import FastdiffError, UsageError
+from fastdiff.planning import Plan
 from fastdiff.result import write_json
 
 
@@ -86,7 +87,8 @@ def test_two_sides_are_needed_and_no_options() -> None:
     assert refusal() == needed
     assert refusal("precision=bf16") == needed
     assert refusal("", "", "-m") == (
-        "compare has no option -m\n  there are: compare.pairs, compare.seed, compare.dir"
+        "compare has no option -m\n"
+        "  there are: compare.pairs, compare.lives, compare.seed, compare.dir"
     )
 
 
@@ -157,6 +159,37 @@ def test_what_only_a_run_of_its_own_gives_is_refused() -> None:
         "side B: compare judges no budgets\n"
         "  instead: leave out quality.max_abs_difference=0.1, and run that side alone"
     )
+
+
+def test_what_only_a_run_of_its_own_gives_is_left_out_of_a_finished_run(tmp_path: Path) -> None:
+    overrides = ["qkv=fused", "quality.min_psnr_db=30", "profile=true", "quality.captions=8"]
+    write_json(tmp_path / "report.json", {"overrides": overrides})
+    a, b = sides_of("", str(tmp_path))
+    assert b.own == ["qkv=fused"]
+    said = "compare judges no budgets, draws no captions and profiles nothing"
+    assert b.notices == [f"{word} of that run is left out: {said}" for word in overrides[1:]]
+    assert a.notices == []
+
+
+def test_what_is_not_heeded_is_said() -> None:
+    a, b = sides_of("", "quality.lpips=false", "bench.runs=3", "quality.exact=true")
+    assert a.notices == [
+        "bench.runs=3 is ignored: compare.pairs says how many calls are timed",
+        "quality.exact=true is ignored: compare holds no pass to fp64; a run of its own does",
+    ]
+    assert a.notices == b.notices
+    assert sides_of("quality.exact=false", "")[0].notices == [], "nothing was asked for"
+
+
+def test_lpips_is_not_measured_where_it_could_be() -> None:
+    def elsewhere(words: Sequence[str]) -> Plan:
+        return plan_of([word for word in words if word != "quality.lpips=true"])
+
+    a, b = read_sides(["quality.lpips=true", ""], elsewhere)
+    assert a.notices == [
+        "quality.lpips=true is ignored: compare measures no LPIPS; a run of its own does"
+    ]
+    assert b.notices == []
 
 
 def test_every_refusal_is_a_fastdiff_error_of_its_own() -> None:

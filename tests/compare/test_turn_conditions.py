@@ -54,6 +54,31 @@ def test_a_busy_machine_widens_intervals_and_leaves_ratios() -> None:
     ]
 
 
+def test_what_passes_between_stretches_of_turns_is_left_out() -> None:
+    """Two stretches of 10 s on one CPU, 8 s and 10 s busy, all but 1 s of it with players; 50 s lie between."""
+    moments = [
+        Moment(0.0, 0.0, 0.1, {0: Ticks(0, 0)}),
+        Moment(10.0, 0.0, 0.2, {0: Ticks(800, 100)}),
+        Moment(60.0, 0.0, 0.3, {0: Ticks(5000, 4000)}),
+        Moment(70.0, 0.0, 0.4, {0: Ticks(6000, 4100)}),
+    ]
+    spent = [0.0, 8.0, 100.0, 109.0]
+    watch = Watch(lambda: [ready_of()], lambda: spent.pop(0), lambda: moments.pop(0), lambda: None)
+    for _ in range(2):
+        with watch:
+            pass
+    found = watch.to_dict()
+    assert found is not None
+    assert found["host"]["watched_s"] == pytest.approx(20.0)
+    assert found["host"]["other_share"] == pytest.approx(1 / 20)
+    assert found["host"]["steal_share"] == pytest.approx(2 / 20)
+    assert (found["host"]["load_before"], found["host"]["load_after"]) == (0.1, 0.4)
+
+
+def test_nothing_is_known_before_any_turn() -> None:
+    assert Watch(lambda: [ready_of()], lambda: 0.0).to_dict() is None
+
+
 def test_what_is_too_short_to_tell_asks_for_more_pairs() -> None:
     found = watched(busy_s=0.1, players_s=0.1, ready=[ready_of()], seconds=0.5)
     assert found is not None
