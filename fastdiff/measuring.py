@@ -13,6 +13,7 @@ from fastdiff.config import Bench, Reference
 from fastdiff.protocol import MEASURED, Events, Request
 from fastdiff.report import MeasuredOn, blank_report
 from fastdiff.result import Latency, Observed, Status, sha256_of, write_json
+from fastdiff.software import flags
 
 if TYPE_CHECKING:
     from fastdiff.bench.exactness import Captured
@@ -35,6 +36,7 @@ def run(folder: Path, request: Request, events: Events) -> None:
     memory = PeakMemory(plan.device)
     with memory.phase(IMPORT):
         import_s = import_libraries(plan)
+    flags_at_start = flags()
     from fastdiff.bench.compile_times import native_code
     from fastdiff.bench.pictures import float32_noise
     from fastdiff.bench.quality import save_latents
@@ -53,7 +55,11 @@ def run(folder: Path, request: Request, events: Events) -> None:
         if request.only_pictures:
             return
         report = blank_report(config, plan, request.overrides, started_at)
-        report |= {"images": images, "import_s": import_s}
+        report |= {
+            "images": images,
+            "import_s": import_s,
+            "flags_at_start": flags_at_start,
+        }
         observed, found = what_ran(built, plan, events, code)
         report |= found
         report |= _times(built, timed, plan, observed, memory, events, report["compile"])

@@ -5,21 +5,30 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from omegaconf import OmegaConf
 
 from fastdiff.errors import FastdiffError, UsageError
 from fastdiff.planning import Plan
-from fastdiff.protocol import MEASURED, PARENT, Request
+from fastdiff.protocol import (
+    MEASURED,
+    MEMORY_LIMIT,
+    PARENT,
+    Request,
+    says_disk_full,
+    speaks_of_memory,
+)
 from fastdiff.report import blank_report
 from fastdiff.result import Status, read_json, write_json, write_text
 
@@ -35,6 +44,47 @@ class Progress(Protocol):
     def tell(self, phase: str, done: int, of: int) -> None: ...
 
 
+class Worker(Protocol):
+    """A run's process as its parent sees it; subprocess.Popen is one. Negative exit codes are signals."""
+
+    pid: int
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+class Starter(Protocol):
+    """Who starts a run's process: `start`, or a server that forks it."""
+
+    def __call__(self, module: str, folder: Path, variables: Mapping[str, str], /) -> Worker: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run's process may take; None is no limit.
+
+    timeout_s: seconds from its start to its end.
+    memory_bytes: of its data (protocol.limit_memory says what counts); on Linux, and not where it computes with CUDA.
+    """
+
+    timeout_s: float | None = None
+    memory_bytes: int | None = None
+
+    def variables(self, device: str) -> dict[str, str]:
+        """What the process of a run on this device is told of them.
+
+        CUDA's driver reserves address space as large as all memory together, which the system's limit would count.
+        """
+        if self.memory_bytes is None or device == "cuda":
+            return {}
+        return {MEMORY_LIMIT: str(self.memory_bytes)}
+
+
+class DiskFull(FastdiffError):
+    """The disk is full: neither this run nor the next one can be written."""
+
+
 class RefusedByWorker(FastdiffError):
     """The worker found out that the run can't start: its message, and exit code 2."""
 
@@ -48,6 +98,38 @@ class Ending:
     status: Status
     message: str | None = None
     exit_code: int = 0
+    disk_full: bool = False
+
+
+NO_LIMITS = Limits()
+
+
+def start(
+    module: str, folder: Path, variables: Mapping[str, str], stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """Start a module of fastdiff's on a run folder; its events come out of its pipe, its log goes to `log.txt`.
+
+    stdin: where its standard input comes from; subprocess.PIPE keeps a line to it.
+    """
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, str(folder)],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment_of(variables),
+            start_new_session=True,
+        )
+
+
+def environment_of(variables: Mapping[str, str]) -> dict[str, str]:
+    """Environment of a process of fastdiff's: ours, what it has to know, and these variables."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid()), **variables}
+    # It runs wherever the command was typed, so it must find this very package.
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    return environment
 
 
 def run_in_process(
@@ -56,12 +138,29 @@ def run_in_process(
     folder: Path,
     progress: Progress,
     variables: Mapping[str, str] | None = None,
+    limits: Limits = NO_LIMITS,
+    starter: Starter = start,
 ) -> dict[str, Any]:
     """Run a request in its own process; returns the report, which also lies in the folder.
 
     variables: environment variables that the process gets beside ours.
-    Raises RefusedByWorker, with nothing left behind, if the run could not start (a model that isn't there, say).
+    starter: who starts the process.
+    Raises RefusedByWorker, with nothing left behind, if the run could not start (a model that isn't there, say), and
+    DiskFull if there was no room for what it wrote.
     """
+    with _room_in(folder):
+        return _run(plan, request, folder, progress, variables or {}, limits, starter)
+
+
+def _run(
+    plan: Plan,
+    request: Request,
+    folder: Path,
+    progress: Progress,
+    variables: Mapping[str, str],
+    limits: Limits,
+    starter: Starter,
+) -> dict[str, Any]:
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     before = entries(folder)
     prepare_folder(folder)
@@ -71,7 +170,8 @@ def run_in_process(
     request.write(folder)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(request.config)))
     write_json(folder / "plan.json", plan.to_dict())
-    ending = _watch(folder, progress, variables or {})
+    given = {**variables, **limits.variables(plan.device)}
+    ending = _watch(folder, progress, limits, starter, given)
     if ending.status is Status.INCOMPATIBLE:
         leave_nothing(folder, before)
         raise RefusedByWorker(ending.message or "")
@@ -81,7 +181,28 @@ def run_in_process(
         return report
     if ending.status is Status.OK:
         ending = Ending(Status.CRASHED, "the run's process ended early, without a report", 1)
-    return report_failure(plan, request.overrides, folder, ending, started_at)
+    report = report_failure(plan, request.overrides, folder, ending, started_at)
+    if ending.disk_full:
+        raise no_room(folder)
+    return report
+
+
+@contextlib.contextmanager
+def _room_in(folder: Path) -> Iterator[None]:
+    """Raises DiskFull for what can't be written here because the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if not says_disk_full(error):
+            raise
+        raise no_room(folder) from error
+
+
+def no_room(folder: Path) -> DiskFull:
+    return DiskFull(
+        f"no room on the disk: what a run writes to {folder} is not whole\n"
+        "  instead: make room, and give the same command again"
+    )
 
 
 def report_failure(
@@ -104,21 +225,43 @@ def report_failure(
     return report
 
 
-def draw_reference(request: Request, folder: Path, progress: Progress) -> str | None:
+def draw_reference(
+    request: Request,
+    folder: Path,
+    progress: Progress,
+    device: str,
+    limits: Limits = NO_LIMITS,
+    starter: Starter = start,
+) -> str | None:
     """Draw the reference pictures into a folder; returns why not, if that failed.
 
-    The folder appears whole or not at all. Raises RefusedByWorker if the model can't be had.
+    The folder appears whole or not at all. Raises RefusedByWorker if the model can't be had, DiskFull if there was no
+    room for them.
     """
+    with _room_in(folder):
+        return _draw(request, folder, progress, device, limits, starter)
+
+
+def _draw(
+    request: Request,
+    folder: Path,
+    progress: Progress,
+    device: str,
+    limits: Limits,
+    starter: Starter,
+) -> str | None:
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     before = entries(unfinished)
     prepare_folder(unfinished)
     try:
         request.write(unfinished)
-        ending = _watch(unfinished, progress)
+        ending = _watch(unfinished, progress, limits, starter, limits.variables(device))
         if ending.status is Status.INCOMPATIBLE:
             raise RefusedByWorker(ending.message or "")
         if ending.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
+        if ending.disk_full:
+            raise no_room(folder)
         if ending.status is not Status.OK:
             tail = "" if ending.status is Status.OOM else f" ({ending.status})"
             return f"{ending.message}{tail}"
@@ -189,19 +332,29 @@ def prepare_folder(folder: Path) -> None:
         ) from error
 
 
-def _watch(folder: Path, progress: Progress, variables: Mapping[str, str] = {}) -> Ending:
+def _watch(
+    folder: Path,
+    progress: Progress,
+    limits: Limits,
+    starter: Starter,
+    variables: Mapping[str, str],
+) -> Ending:
     """Start the worker, pass its events on, and say how it ended."""
     last_error: dict[str, Any] | None = None
-    worker = start("fastdiff.worker", folder, variables)
+    worker = starter("fastdiff.worker", folder, variables)
+    left = Countdown(limits.timeout_s)
     try:
-        for event in events_of(worker):
+        for event in events_of(worker, left):
             if "say" in event:
                 progress.say(event["say"])
             elif "phase" in event:
                 progress.tell(event["phase"], event["done"], event["of"])
             elif "error" in event:
                 last_error = event["error"]
-        code = worker.wait()
+        code = worker.wait(timeout=left())
+    except (TimeoutError, subprocess.TimeoutExpired):
+        end(worker)
+        return Ending(Status.TIMEOUT, _too_long(limits), 1)
     except KeyboardInterrupt:
         end(worker)
         return Ending(Status.INTERRUPTED, "interrupted by Ctrl-C", 130)
@@ -209,40 +362,88 @@ def _watch(folder: Path, progress: Progress, variables: Mapping[str, str] = {}) 
         end(worker)
         raise
     if last_error is not None:
-        return Ending(Status(last_error["status"]), last_error["message"], last_error["exit_code"])
-    return ending_of(code)
-
-
-def start(
-    module: str, folder: Path, variables: Mapping[str, str], stdin: int = subprocess.DEVNULL
-) -> subprocess.Popen[bytes]:
-    """Start a module of fastdiff's on a run folder; its events come out of its pipe, its log goes to `log.txt`.
-
-    stdin: where its standard input comes from; subprocess.PIPE keeps a line to it.
-    """
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid()), **variables}
-    # It runs wherever the command was typed, so it must find this very package.
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, str(folder)],
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
+        ending = Ending(
+            Status(last_error["status"]),
+            last_error["message"],
+            last_error["exit_code"],
+            last_error.get("disk_full", False),
         )
+    else:
+        ending = ending_of(code)
+    return ending if limits.memory_bytes is None else _within(limits, ending, folder, variables)
 
 
-def events_of(worker: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
-    """What a process says, line by line, until it ends."""
+def _too_long(limits: Limits) -> str:
+    return (
+        f"the run took longer than {limits.timeout_s:g} s (sweep.timeout_s)\n"
+        "  instead: a longer sweep.timeout_s, or fewer generation.steps"
+    )
+
+
+def _within(limits: Limits, ending: Ending, folder: Path, variables: Mapping[str, str]) -> Ending:
+    """How a run ended that had a memory limit: whatever failed for want of memory is the limit's doing.
+
+    A library that gets no memory may end the process itself; then only the log says why.
+    """
+    if MEMORY_LIMIT not in variables:
+        return ending
+    last_words = "\n".join(last_lines(folder / "log.txt"))
+    died_of_it = ending.status is Status.CRASHED and speaks_of_memory(last_words)
+    said_so = ending.status is Status.OOM and ending.message != KILLED
+    if not (died_of_it or said_so):
+        return ending
+    message = (
+        f"the run needed more than its {(limits.memory_bytes or 0) / 1e9:g} GB of memory (sweep.memory_limit_gb)\n"
+        "  instead: a larger sweep.memory_limit_gb, precision=bf16, or a smaller generation.height and width\n"
+        f"  it said: {ending.message}"
+    )
+    return replace(ending, status=Status.OOM, message=message)
+
+
+class Countdown:
+    """Seconds left of a time limit, at least 0; None without one."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._until = None if seconds is None else time.monotonic() + seconds
+
+    def __call__(self) -> float | None:
+        return None if self._until is None else max(0.0, self._until - time.monotonic())
+
+
+def events_of(worker: Worker, left: Countdown | None = None) -> Iterator[dict[str, Any]]:
+    """What a process says, line by line, until it ends. Raises TimeoutError when no time is left."""
     assert worker.stdout is not None
-    for line in worker.stdout:
+    for line in worker.stdout if left is None else _lines(worker.stdout.fileno(), left):
         # A line cut short by the worker's death carries nothing.
         with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
             yield json.loads(line)
+
+
+def readable(file: int, seconds: float | None) -> bool:
+    """Whether there is something to read, or the end of it, within so many seconds; None waits for it."""
+    waiting = select.poll()
+    waiting.register(file, select.POLLIN)
+    return bool(waiting.poll(None if seconds is None else seconds * 1000))
+
+
+def _lines(pipe: int, left: Countdown) -> Iterator[bytes]:
+    """Lines of a pipe until it is closed. Raises TimeoutError when no time is left."""
+    rest = b""
+    while True:
+        if not readable(pipe, left()):
+            raise TimeoutError
+        some = os.read(pipe, 65536)
+        if not some:
+            break
+        *lines, rest = (rest + some).split(b"\n")
+        yield from lines
+    yield rest
+
+
+KILLED = (
+    "the run was killed by the system, most likely because memory ran out\n"
+    "  instead: precision=bf16, a smaller generation.height and width, or fewer pictures at once"
+)
 
 
 def ending_of(code: int) -> Ending:
@@ -252,8 +453,7 @@ def ending_of(code: int) -> Ending:
     if code == -signal.SIGKILL:
         return Ending(
             Status.OOM,
-            "the run was killed by the system, most likely because memory ran out\n"
-            "  instead: precision=bf16, a smaller generation.height and width, or fewer pictures at once",
+            KILLED,
             1,
         )
     if code < 0:
@@ -263,16 +463,13 @@ def ending_of(code: int) -> Ending:
     )
 
 
-def end(worker: subprocess.Popen[bytes]) -> None:
-    """End the worker and whatever it started, gently first."""
+def end(worker: Worker) -> None:
+    """End the worker and whatever it started, gently first; what is left of its group then has had its time."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(worker.pid, sign)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             worker.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            continue
-        return
 
 
 def last_lines(path: Path, count: int = 12) -> list[str]:

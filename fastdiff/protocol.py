@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -24,6 +25,9 @@ MEASURED = "measured.json"
 
 PARENT = "FASTDIFF_PARENT"
 """Environment variable with the process id of whoever started the worker."""
+
+MEMORY_LIMIT = "FASTDIFF_MEMORY_LIMIT_BYTES"
+"""Environment variable with the bytes of data that the worker may hold."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,23 @@ def end_with_parent() -> None:
             sys.exit(1)  # it was gone before the signal was asked for
 
 
+def limit_memory() -> None:
+    """On Linux: be the first to be ended where memory runs out, and hold no more data than MEMORY_LIMIT says.
+
+    The limit counts what can be written and is this process's own (heap, stacks, copies), used or only reserved; mapped
+    files, such as a model's weights as they lie on the disk, are not counted. A process that this one starts has as much
+    again.
+    """
+    if sys.platform != "linux":
+        return
+    import resource
+
+    with contextlib.suppress(OSError):  # some containers don't allow it
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if limit := os.environ.get(MEMORY_LIMIT):
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
+
+
 def quiet_and_safe() -> None:
     """What has to be set before diffusers and the hub's client are imported."""
     os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
@@ -90,7 +111,7 @@ def quiet_and_safe() -> None:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """An error as the parent needs it: status, message, exit code."""
+    """An error as the parent needs it: status, message, exit code, and whether the disk is full."""
     status = Status.FAILED
     text = str(error).strip() or type(error).__name__
     if isinstance(error, InvalidOutputError):
@@ -101,10 +122,37 @@ def describe(error: BaseException) -> dict[str, Any]:
         status = Status.OOM
     if not isinstance(error, FastdiffError):
         text = f"{type(error).__name__}: {text}"
-    return {"status": status.value, "message": text, "exit_code": getattr(error, "exit_code", 1)}
+    return {
+        "status": status.value,
+        "message": text,
+        "exit_code": getattr(error, "exit_code", 1),
+        "disk_full": says_disk_full(error),
+    }
+
+
+def says_disk_full(error: BaseException) -> bool:
+    """Whether an error, or what led to it, is that the disk or the user's part of it is full."""
+    led_to: BaseException | None = error
+    while led_to is not None:
+        if getattr(led_to, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(led_to):  # as torch's own files say it
+            return True
+        led_to = led_to.__cause__ or led_to.__context__
+    return False
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
     named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
-    return named or any(word in str(error).lower() for word in words)
+    return named or speaks_of_memory(str(error))
+
+
+_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc"),
+    *("memoryerror", "failed to map segment"),
+)
+
+
+def speaks_of_memory(text: str) -> bool:
+    """Whether a library's words say that it got no memory."""
+    return any(word in text.lower() for word in _OF_MEMORY)

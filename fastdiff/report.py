@@ -64,6 +64,7 @@ def blank_report(
         "notices": [f"{n.choice}: {n.text}" for n in plan.notices] if plan else [],
         "effects": [],
         "applied": [],
+        "flags_at_start": None,
         "import_s": None,
         "load_s": None,
         "apply_s": None,

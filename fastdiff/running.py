@@ -24,12 +24,16 @@ from fastdiff.options import default_options
 from fastdiff.pages.run import write_run_page
 from fastdiff.planning import Plan
 from fastdiff.process import (
+    NO_LIMITS,
     Ending,
+    Limits,
     Progress,
+    Starter,
     draw_reference,
     prepare_folder,
     report_failure,
     run_in_process,
+    start,
 )
 from fastdiff.protocol import Request
 from fastdiff.report import run_id
@@ -38,19 +42,30 @@ from fastdiff.result import Status
 REFERENCES = Path("outputs") / "references"
 
 
-def execute(plan: Plan, overrides: list[str], folder: Path, progress: Progress) -> dict[str, Any]:
-    """Run a plan in the folder and return its report. Raises RefusedByWorker if it could not start."""
+def execute(
+    plan: Plan,
+    overrides: list[str],
+    folder: Path,
+    progress: Progress,
+    limits: Limits = NO_LIMITS,
+    starter: Starter = start,
+) -> dict[str, Any]:
+    """Run a plan in the folder and return its report.
+
+    limits: of each process, the reference's and the run's own; starter: who starts them.
+    Raises RefusedByWorker if it could not start, DiskFull if there is no room for it.
+    """
     run = plan.setting.run
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        reference = find_reference(plan, overrides, progress)
+        reference = find_reference(plan, overrides, progress, limits, starter)
     except KeyboardInterrupt:
         prepare_folder(folder)
         ending = Ending(Status.INTERRUPTED, "interrupted by Ctrl-C while the reference was drawn")
         report = report_failure(plan, overrides, folder, ending, started_at)
     else:
         request = Request(run.to_dict(), overrides, reference.to_dict())
-        report = run_in_process(plan, request, folder, progress)
+        report = run_in_process(plan, request, folder, progress, limits=limits, starter=starter)
     write_run_page(folder, report)
     return report
 
@@ -73,7 +88,13 @@ class Found:
         return asdict(self)
 
 
-def find_reference(plan: Plan, overrides: list[str], progress: Progress) -> Found:
+def find_reference(
+    plan: Plan,
+    overrides: list[str],
+    progress: Progress,
+    limits: Limits = NO_LIMITS,
+    starter: Starter = start,
+) -> Found:
     """The pictures to compare with; drawn now if nobody has drawn them yet."""
     run = plan.setting.run
     quality = run.quality
@@ -91,7 +112,7 @@ def find_reference(plan: Plan, overrides: list[str], progress: Progress) -> Foun
     if not folder.is_dir():
         progress.say("drawing the reference picture (fp32)")
         request = Request(plain.to_dict(), [], Found().to_dict(), only_pictures=True)
-        reason = draw_reference(request, folder, progress)
+        reason = draw_reference(request, folder, progress, plan.device, limits, starter)
         if reason is not None:
             return Found(identity, None, f"no reference: {reason}")
         # A model that had to be downloaded has its commit for a name only now.

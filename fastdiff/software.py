@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -123,6 +124,30 @@ def process_flags() -> dict[str, bool | None]:
     return {
         "matmul.allow_tf32": said(lambda: torch.backends.cuda.matmul.allow_tf32),
         "cudnn.allow_tf32": said(lambda: torch.backends.cudnn.allow_tf32),
+    }
+
+
+def flags() -> dict[str, Any]:
+    """What is switched in this process and would change the next run in it: torch's settings, and diffusers' attention.
+
+    attention_backend: the one that diffusers gives to models which name none; None until diffusers has imported models.
+    """
+    import torch
+
+    dispatch = sys.modules.get("diffusers.models.attention_dispatch")
+    registry = getattr(dispatch, "_AttentionBackendRegistry", None)
+    backend = getattr(registry, "_active_backend", None)
+    cuda = torch.backends.cuda
+    return {
+        **torch_settings(),
+        **process_flags(),
+        "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "grad": torch.is_grad_enabled(),
+        "sdp_flash": cuda.flash_sdp_enabled(),
+        "sdp_mem_efficient": cuda.mem_efficient_sdp_enabled(),
+        "sdp_math": cuda.math_sdp_enabled(),
+        "sdp_cudnn": cuda.cudnn_sdp_enabled(),
+        "attention_backend": str(getattr(backend, "value", backend)) if backend else None,
     }
 
 

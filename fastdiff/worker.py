@@ -5,6 +5,7 @@ python -m fastdiff.worker RUN_DIR
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastdiff.protocol import (
     Request,
     describe,
     end_with_parent,
+    limit_memory,
     own_standard_output,
     quiet_and_safe,
 )
@@ -24,14 +26,16 @@ def main() -> int:
     folder = Path(sys.argv[1])
     events = Events(own_standard_output())
     end_with_parent()
+    limit_memory()
     quiet_and_safe()
     try:
         run(folder, Request.read(folder), events)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        traceback.print_exc()
         events.send(error=describe(error))
+        with contextlib.suppress(OSError):  # on a full disk the log can't be written either
+            traceback.print_exc()
         return getattr(error, "exit_code", 1)
     return 0
 
