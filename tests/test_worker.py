@@ -712,7 +712,8 @@ def test_a_worker_whose_parent_is_killed_ends(going: Going) -> None:
 def test_an_error_is_described_by_status_message_and_exit_code(
     error: Exception, status: str, message: str, code: int
 ) -> None:
-    assert describe(error) == {"status": status, "message": message, "exit_code": code}
+    told = {"status": status, "message": message, "exit_code": code}
+    assert describe(error) == {**told, "disk_full": False}
 
 
 def test_cudas_out_of_memory_is_oom() -> None:
