@@ -85,6 +85,8 @@ def _dispatch(words: list[str]) -> int:
         "plan": _plan,
         "ladder": _ladder,
         "compare": _compare,
+        "resume": _resume,
+        "report": _report,
         "diff-env": _diff_env,
         "doctor": _doctor,
     }
@@ -304,47 +306,55 @@ def _run(overrides: list[str]) -> int:
     return ending
 
 
-def _sweep(overrides: list[str]) -> int:
-    """Every combination in turn. A combination that can't work is said and left out; the others go on.
+def _sweep(words: list[str]) -> int:
+    """Every combination in a process of its own, each a row of the sweep's table."""
+    from fastdiff.live import board
+    from fastdiff.pages.sweep import sweep_text
+    from fastdiff.screen import shown
+    from fastdiff.sweep.sweep import exit_code, plan_sweep
 
-    Ctrl-C ends them all.
-    """
-    from fastdiff.composition import check_sweep
-
-    check_sweep(overrides)
-    statuses: list[str] = []
-
-    def job(_: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
-        from fastdiff.composition import compose
-
-        chosen = list(HydraConfig.get().overrides.task)
-        print(f"\n--- {' '.join(chosen)}")
-        try:
-            plan = planned(compose(chosen))
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            if _execute(plan, chosen, folder, statuses) == 130:
-                raise KeyboardInterrupt  # the only thing that stops Hydra's launcher
-        except FastdiffError as error:
-            _complain(str(error), error)
-            statuses.append("incompatible" if error.exit_code == 2 else "failed")
-
-    try:
-        _hand_over(job, ["--multirun", *overrides])
-    except KeyboardInterrupt:
-        if statuses[-1:] != ["interrupted"]:
-            raise
-    counts = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses))
-    print(f"\nfastdiff  {len(statuses)} combinations: {counts}")
-    if "interrupted" in statuses:
-        return 130
-    return 0 if set(statuses) <= {"ok", "incompatible"} else 1
+    sweep = plan_sweep(words)
+    with board() as shown_board:
+        data = sweep.go(shown_board)
+    print(sweep_text(data))
+    print(f"  written       {shown(sweep.folder.path)}/index.html, sweep.md, sweep.csv")
+    if data["error"]:
+        raise FastdiffError(data["error"])
+    return exit_code(data)
 
 
-def _execute(
-    plan: Any, overrides: list[str], folder: Path, statuses: list[str] | None = None
-) -> int:
+def _resume(words: list[str]) -> int:
+    """`resume DIR`: what is missing of a sweep, or failed."""
+    from fastdiff.sweep.sweep import resumed
+
+    if not words or "=" in words[0] or words[0].startswith("-"):
+        raise UsageError(
+            "resume needs a sweep's folder first\n"
+            "  instead: python -m fastdiff resume outputs/sweeps/NAME"
+        )
+    return _sweep(resumed(Path(words[0]), words[1:]))
+
+
+def _report(words: list[str]) -> int:
+    """`report DIR`: a sweep's pages made anew from what lies in its folder, and its table."""
+    from fastdiff.pages.sweep import sweep_text, write_sweep_pages
+    from fastdiff.screen import shown
+    from fastdiff.sweep.sweep import looked_again
+
+    if len(words) != 1 or words[0].startswith("-"):
+        raise UsageError(
+            "report needs a sweep's folder, and nothing else\n"
+            "  instead: python -m fastdiff report outputs/sweeps/NAME"
+        )
+    folder = Path(words[0])
+    data = looked_again(folder)
+    write_sweep_pages(folder, data)
+    print(sweep_text(data))
+    print(f"  written       {shown(folder)}/index.html, sweep.md, sweep.csv")
+    return 0
+
+
+def _execute(plan: Any, overrides: list[str], folder: Path) -> int:
     from fastdiff.models.sources import model_of
     from fastdiff.running import execute
     from fastdiff.screen import progress, summary
@@ -352,8 +362,6 @@ def _execute(
     with progress() as shown:
         report = execute(plan, overrides, folder, shown)
     print(summary(report, folder, model_of(plan.setting.run).title))
-    if statuses is not None:
-        statuses.append(report["status"])
     if report["status"] == "interrupted":
         return 130
     return 0 if report["status"] == "ok" else 1

@@ -20,11 +20,9 @@ from fastdiff.errors import UsageError
 from fastdiff.explaining import (
     ASSIGNMENT,
     LITERAL_KEYS,
-    combinations,
     explain,
     raise_all,
     refusals,
-    refuse_sweep,
     unknown_key,
 )
 from fastdiff.models.sources import Model
@@ -94,22 +92,6 @@ def composed_by_hydra(overrides: Sequence[str]) -> RunConfig:
     assert isinstance(run, RunConfig)
     run.choices = choices
     return run
-
-
-def check_sweep(overrides: Sequence[str]) -> None:
-    """Refuse a grid of which any combination can't be read; raises UsageError with all there is to say."""
-    refuse_sweep(overrides)
-    said: list[str] = []
-    for run in combinations(overrides):
-        early = refusals(run)
-        said += early
-        if early:
-            continue
-        try:
-            compose(run, literal=False)
-        except UsageError as error:
-            said.append(str(error))
-    raise_all(list(dict.fromkeys(said)))
 
 
 def restore(data: dict[str, Any]) -> RunConfig:

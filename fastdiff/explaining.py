@@ -40,7 +40,7 @@ ASSIGNMENT = re.compile(r"^(?P<key>[+~]{0,2}[^=]+)=(?P<value>.*)$", re.DOTALL)
 _HYDRAS_SWEEP = re.compile(r"\s*(choice|shuffle|sort|range|interval)\(")
 """Ways of Hydra to write a grid that aren't for names; glob(...) doesn't look into folders and is refused elsewhere."""
 
-_HYDRAS_OWN = re.compile(r"hydra[./@]")
+_HYDRAS_OWN = re.compile(r"[+~]{0,2}hydra[./@]")
 
 _SCALAR_TYPES: dict[str, type] = {
     f.name: hint
@@ -74,6 +74,8 @@ def raise_all(said: Sequence[str]) -> None:
 
 def refuse_early(override: str) -> None:
     """What Hydra accepts or explains badly. Raises UsageError."""
+    if _HYDRAS_OWN.match(override):
+        return
     if override.startswith(("+", "~")):
         bare = override.lstrip("+~")
         raise UsageError(
@@ -85,8 +87,6 @@ def refuse_early(override: str) -> None:
     if match is None:
         raise UsageError(_not_an_assignment(override))
     key, value = match["key"], match["value"]
-    if _HYDRAS_OWN.match(key):
-        return
     if (key == "experiment" or key in SLOTS) and _HYDRAS_SWEEP.match(value):
         words = re.split(r"[\s,)]+", value.rpartition("(")[2])
         names = [word for word in words if word and "=" not in word]
@@ -151,28 +151,6 @@ def every_combination(overrides: Sequence[str]) -> list[list[str]]:
 def hydras_own(overrides: Sequence[str]) -> list[str]:
     """Those of the overrides that say something to Hydra, and nothing of the run."""
     return [override for override in overrides if _HYDRAS_OWN.match(override)]
-
-
-def combinations(overrides: Sequence[str]) -> list[list[str]]:
-    """The runs of a grid, those left out that can't be refused for anything new.
-
-    Whether a key can be read depends on the option that has it, and on nothing else that is chosen.
-    """
-    own = hydras_own(overrides)
-    seen: set[tuple[str, str]] = set()
-    found: list[list[str]] = []
-    for run in every_combination([o for o in overrides if o not in own]):
-        pairs = {(_owner(override, run), override) for override in run}
-        if not found or not pairs <= seen:
-            found.append([*own, *run])
-        seen |= pairs
-    return found
-
-
-def _owner(override: str, overrides: Sequence[str]) -> str:
-    """The option that a key belongs to in this run."""
-    root = override.partition("=")[0].partition(".")[0]
-    return _chosen_option(root, overrides) if root in SLOTS else root
 
 
 def _not_an_assignment(word: str) -> str:
@@ -324,8 +302,8 @@ def _in_one_line(error: Exception, overrides: Sequence[str]) -> str:
         if _HYDRAS_OWN.match(key) and key in str(error):
             return (
                 f"Hydra itself can't read {override}\n"
-                "  instead: leave it out; fastdiff needs no more of Hydra's own keys than hydra.run.dir=DIR "
-                "and hydra.sweep.dir=DIR"
+                "  instead: leave it out; of Hydra's own keys fastdiff needs hydra.run.dir=DIR, and sweeps "
+                "hydra/launcher=NAME with its keys"
             )
     full_key = getattr(error, "full_key", None)
     first = str(error).strip().splitlines()[0]

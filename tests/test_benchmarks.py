@@ -249,6 +249,13 @@ def test_every_setting_is_spelled_for_fastdiff_as_it_plans_or_refuses_it(peers: 
     }
 
 
+def test_every_candidate_beside_openvino_can_run_on_a_cpu(peers: ModuleType) -> None:
+    for words in (*peers.CANDIDATES.values(), *peers.SDXL_CANDIDATES.values()):
+        plan = [sys.executable, "-m", "fastdiff", "plan", "device=cpu", *words]
+        done = subprocess.run(plan, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_results_do_not_name_the_folder_of_the_environments(peers: ModuleType) -> None:
     words = ["--sdxl", "--venvs", "/some/where", "--rounds", "2", "--venvs=/else"]
     assert peers.without_venvs(words) == ["--sdxl", "--rounds", "2"]

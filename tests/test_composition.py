@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 
 from fastdiff.assembling import assembled
 from fastdiff.composition import (
-    check_sweep,
     compose,
     composed_by_hydra,
     quote_literal,
@@ -23,7 +22,7 @@ from fastdiff.composition import (
 from fastdiff.config import SLOTS, Generation, RunConfig, fingerprint
 from fastdiff.errors import UsageError, nearest
 from fastdiff.experiments import experiments
-from fastdiff.explaining import LITERAL_KEYS, combinations
+from fastdiff.explaining import LITERAL_KEYS
 from fastdiff.models import MODELS
 from fastdiff.models.sources import Shapes
 from fastdiff.options import keys_of, option_files, schemas
@@ -312,23 +311,6 @@ def test_every_key_of_every_option_can_be_overridden_as_far_as_names_go() -> Non
     run = compose(["model=sdxl", "model.student.id=a/b", "model.generation.steps=3"])
     assert run.generation.steps == 3
     assert run.model.student.id == "a/b"
-
-
-def test_combinations_that_bring_nothing_new_are_not_composed_again() -> None:
-    grid = [
-        "quant=int8,fp8",
-        "quant.min_in_features=1,2",
-        "generation.steps=3,4",
-        "hydra.job.name=x",
-    ]
-    assert combinations(grid) == [
-        ["hydra.job.name=x", "quant=int8", "quant.min_in_features=1", "generation.steps=3"],
-        ["hydra.job.name=x", "quant=int8", "quant.min_in_features=1", "generation.steps=4"],
-        ["hydra.job.name=x", "quant=int8", "quant.min_in_features=2", "generation.steps=3"],
-        ["hydra.job.name=x", "quant=fp8", "quant.min_in_features=1", "generation.steps=3"],
-        ["hydra.job.name=x", "quant=fp8", "quant.min_in_features=2", "generation.steps=3"],
-    ]
-    check_sweep(grid)
 
 
 def test_composing_leaves_nothing_behind_for_the_next_time() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from fastdiff.composition import check_sweep, compose
+from fastdiff.composition import compose
 from fastdiff.config import CONF_DIR, SLOTS
 from fastdiff.errors import PlanError, UsageError
 from fastdiff.experiments import experiments, ladder, ladders
+from fastdiff.grid import read_grid
 from fastdiff.models.sources import model_of
 from fastdiff.options import default_options
 
@@ -169,14 +170,14 @@ def test_two_experiments_in_one_run_are_a_grid() -> None:
     both = "experiment=sdxl_tutorial/bf16,sdxl_tutorial/sdpa"
     with pytest.raises(UsageError, match=f"or -m {both} for a run of each"):
         compose([both])
-    check_sweep([both, "model=shapes"])
+    assert all(cell.run for cell in read_grid([both, "model=shapes"]).cells)
     with pytest.raises(UsageError, match="did you mean: sdxl_tutorial/sdpa"):
-        check_sweep(["experiment=sdxl_tutorial/bf16,sdxl_tutorial/sdp"])
+        read_grid(["experiment=sdxl_tutorial/bf16,sdxl_tutorial/sdp"])
 
 
 def test_hydras_glob_is_refused_in_a_grid_too() -> None:
     with pytest.raises(UsageError, match="python -m fastdiff ladder sdxl_tutorial"):
-        check_sweep(["experiment=glob(sdxl_tutorial/*)"])
+        read_grid(["experiment=glob(sdxl_tutorial/*)"])
 
 
 def test_what_was_published_cannot_be_set() -> None:

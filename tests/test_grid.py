@@ -143,8 +143,8 @@ def test_cells_that_are_the_same_run_have_one_identity() -> None:
         ),
         (
             ["quant=none,int8", "hydra.foo=1"],
-            "Hydra itself can't read hydra.foo=1\n  instead: leave it out; fastdiff needs no more of "
-            "Hydra's own keys than hydra.run.dir=DIR and hydra.sweep.dir=DIR",
+            "Hydra itself can't read hydra.foo=1\n  instead: leave it out; of Hydra's own keys fastdiff "
+            "needs hydra.run.dir=DIR, and sweeps hydra/launcher=NAME with its keys",
         ),
     ],
 )

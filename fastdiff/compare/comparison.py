@@ -182,10 +182,12 @@ class Comparison:
             self._turns((A, B, AGAIN), pairs, self.rounds)
             return
         for name in self._joining():
-            if name != AGAIN or self.seats is Seats.TOGETHER:  # which the first ones to join may have ended
-                self._join(name)
+            if name == AGAIN and self.seats is not Seats.TOGETHER:
+                continue  # the first ones to join showed that there is no room for it beside them
+            self._join(name)
         if self.seats is Seats.TOGETHER:
-            return self._turns((A, B, AGAIN), pairs, self.rounds)
+            self._turns((A, B, AGAIN), pairs, self.rounds)
+            return
         self._turns((A, B), pairs, self.rounds)
         self.players[B].end()
         self._join(AGAIN)

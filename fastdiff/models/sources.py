@@ -5,7 +5,7 @@ Each option says, without importing torch, what is known of its model before it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.config import RunConfig, Slot
 from fastdiff.errors import ModelError
+from fastdiff.models.content import content_hash
 from fastdiff.models.facts import ModelFacts
 from fastdiff.models.reading import read_component, read_folder, read_single_file
 from fastdiff.result import sha256_of
@@ -87,6 +88,10 @@ class Model(Slot):
         """What tells these weights from others, as plain data."""
         raise TypeError(f"{type(self).__name__} has no identity()")
 
+    def content(self) -> dict[str, Any]:
+        """The same by what is in the files, where that takes longer to find out: for what is kept for days."""
+        return self.identity()
+
     def fetch(self) -> None:
         """Bring what `facts()` needs onto this machine. Only the hub has something to bring."""
 
@@ -142,6 +147,9 @@ class Folder(Model):
     def identity(self) -> dict[str, Any]:
         return files_identity(self.folder)
 
+    def content(self) -> dict[str, Any]:
+        return files_identity(self.folder, content_hash)
+
     def load(self, dtype: torch.dtype | None, parts: Mapping[str, Any]) -> Any:
         from diffusers import DiffusionPipeline
 
@@ -155,16 +163,19 @@ class Folder(Model):
         )
 
 
-def files_identity(place: Path) -> dict[str, Any]:
-    """What a folder's, or a file's, pictures depend on: configurations and tokenizers by content, weights by size and time.
+def size_and_time(file: Path) -> Any:
+    """A file by its size and time: for a single run, reading gigabytes to hash them would cost more than it tells."""
+    state = file.stat()
+    return [state.st_size, state.st_mtime_ns]
 
-    Reading gigabytes to hash them would cost more than it tells.
-    """
+
+def files_identity(place: Path, weights: Callable[[Path], Any] = size_and_time) -> dict[str, Any]:
+    """What a folder's, or a file's, pictures depend on: configurations and tokenizers by content, weights as asked."""
     folder = place if place.is_dir() else place.parent
     found: dict[str, Any] = {}
     for path in sorted(place.rglob("*")) if place.is_dir() else [place][: place.is_file()]:
         if path.suffix == ".safetensors":
-            found[str(path.relative_to(folder))] = [path.stat().st_size, path.stat().st_mtime_ns]
+            found[str(path.relative_to(folder))] = weights(path)
         elif path.suffix in (".json", ".txt", ".model"):
             found[str(path.relative_to(folder))] = sha256_of(path)
     return found
@@ -186,6 +197,9 @@ class Shapes(Folder):
         # Small enough to be read whole, and its files' times differ from one installation to the next.
         files = sorted(path for path in self.folder.rglob("*") if path.is_file())
         return {str(path.relative_to(self.folder)): sha256_of(path) for path in files}
+
+    def content(self) -> dict[str, Any]:
+        return self.identity()
 
     def own_tiny_vae(self) -> Path | str | None:
         return super().own_tiny_vae() or SHAPES_TINY_VAE
@@ -281,9 +295,17 @@ class SingleFile(Model):
         return read_single_file(self.file)
 
     def identity(self) -> dict[str, Any]:
-        state = self.file.stat()
-        config = files_identity(Path(self.config).expanduser()) if self.config else None
-        return {"file": [self.file.name, state.st_size, state.st_mtime_ns], "config": config}
+        return self._by(size_and_time)
+
+    def content(self) -> dict[str, Any]:
+        return self._by(content_hash)
+
+    def _by(self, weights: Callable[[Path], Any]) -> dict[str, Any]:
+        config = Path(self.config).expanduser() if self.config else None
+        return {
+            "file": [self.file.name, weights(self.file)],
+            "config": files_identity(config, weights) if config else None,
+        }
 
     def load(self, dtype: torch.dtype | None, parts: Mapping[str, Any]) -> Any:
         import diffusers

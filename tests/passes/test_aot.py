@@ -491,6 +491,31 @@ def test_xformers_cannot_be_exported() -> None:
     assert "can't be combined with attention=xformers: its kernels can't be exported" in reasons
 
 
+def test_kernels_are_tried_out_only_where_that_is_asked_for(
+    folder: Path, local_plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastdiff.engine import build
+
+    def inductors(*overrides: str) -> Any:
+        """The options that a package would be built with, and what it is made for."""
+        with monkeypatch.context() as patch:
+            seen: list[Packages] = []
+            serving = Packages.serving
+
+            def noted(self: Packages, *args: Any) -> Any:
+                seen.append(self)
+                return serving(self, *args)
+
+            patch.setattr(Packages, "serving", noted)
+            build(local_plan(folder, *AOT, *overrides))
+        return seen[0]
+
+    plain, tuned = inductors(), inductors("compile.max_autotune=true")
+    assert "max_autotune" not in plain.options
+    assert tuned.options == {**plain.options, "max_autotune": True}
+    assert tuned.made_for != plain.made_for  # a package of its own
+
+
 def test_what_a_package_depends_on_beside_weights_and_inputs(
     tmp_path: Path, folder: Path, local_plan: Any
 ) -> None:

@@ -20,6 +20,9 @@ class Aot(Inductor):
     """AOTInductor: a package of native code for each input size, kept in fastdiff's cache folder for later runs.
 
     The weights are constants of the package, frozen or not. There are no CUDA graphs.
+
+    max_autotune: Inductor's flag of this name: each matrix product by the quickest of several kernels, tried out while
+        the package is built, which takes about twice as long; null leaves Inductor's own.
     """
 
     key: ClassVar[str] = "compile.aot"
@@ -27,6 +30,7 @@ class Aot(Inductor):
     source: ClassVar[str | None] = (
         "https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html"
     )
+    flags: ClassVar[tuple[str, ...]] = ("max_autotune", *Inductor.flags)
     conflicts: ClassVar[tuple[Conflict, ...]] = (
         Conflict(
             "attention=xformers",
@@ -34,6 +38,8 @@ class Aot(Inductor):
             "attention=sdpa, or compile=default",
         ),
     )
+
+    max_autotune: bool | None = None
 
     def needs_cpp_compiler(self, setting: Setting) -> bool:
         return True

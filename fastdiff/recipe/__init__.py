@@ -1,0 +1,1 @@
+"""Settings as a file that one team hands to another."""

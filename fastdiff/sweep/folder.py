@@ -1,0 +1,147 @@
+"""A sweep's folder: what is finished, what goes on, and who works in it.
+
+sweep.json, sweep.csv, sweep.md, index.html     the rows, once as data and three times for people
+cells/<name>/                                    a finished cell: report, pictures, log; whole, or not there
+references/<id>/                                 the pictures that cells are compared with
+.running/<name>.json                             a cell that was begun, and how far it is
+.unfinished/<name>/                              where a cell works until it is finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdiff.errors import FastdiffError
+from fastdiff.result import read_json, write_json, write_text
+
+SWEEPS = Path("outputs") / "sweeps"
+
+
+class SweepBusy(FastdiffError):
+    """Another process works on the same sweep."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A sweep's folder, absolute."""
+
+    path: Path
+
+    @property
+    def data_file(self) -> Path:
+        return self.path / "sweep.json"
+
+    def read(self) -> dict[str, Any] | None:
+        """What `sweep.json` says; None where there is none."""
+        if not self.data_file.is_file():
+            return None
+        found: dict[str, Any] = read_json(self.data_file)
+        return found
+
+    @property
+    def imports_log(self) -> Path:
+        """What libraries print where they are imported once for many cells."""
+        return self.path / ".imports.log"
+
+    def cell(self, name: str) -> Path:
+        return self.path / "cells" / name
+
+    def finished(self, name: str) -> bool:
+        return (self.cell(name) / "report.json").is_file()
+
+    def report(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = read_json(self.cell(name) / "report.json")
+        return found
+
+    def beside(self, name: str) -> dict[str, Any]:
+        """What is known of a finished cell beside its report: `made_with`, `seconds`."""
+        found: dict[str, Any] = read_json(self.cell(name) / "cell.json")
+        return found
+
+    # A cell on its way -----------------------------------------------------------------------------
+
+    def begin(self, name: str) -> Path:
+        """An empty folder for a cell to work in."""
+        folder = self.path / ".unfinished" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def finish(self, name: str) -> None:
+        """Put the cell's folder into its place, whole; what lay there from an earlier try goes."""
+        target, old = self.cell(name), self.path / ".unfinished" / f"{name}.old"
+        target.parent.mkdir(exist_ok=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        (self.path / ".unfinished" / name).rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def forget(self, name: str) -> None:
+        """Remove a finished cell that is to be run again."""
+        shutil.rmtree(self.cell(name))
+
+    # Marks -----------------------------------------------------------------------------------------
+
+    def mark(self, name: str, said: dict[str, Any]) -> None:
+        write_json(self._marks / f"{name}.json", said)
+
+    def marked(self, name: str) -> dict[str, Any] | None:
+        """What was marked of a cell that goes on; None if it doesn't."""
+        with contextlib.suppress(FileNotFoundError):
+            found: dict[str, Any] = read_json(self._marks / f"{name}.json")
+            return found
+        return None
+
+    def unmark(self, name: str) -> None:
+        (self._marks / f"{name}.json").unlink(missing_ok=True)
+
+    @property
+    def _marks(self) -> Path:
+        return self.path / ".running"
+
+    # The whole -------------------------------------------------------------------------------------
+
+    def clean(self) -> None:
+        """Remove what a sweep that was killed left behind."""
+        for name in (".running", ".unfinished"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in (".attempt", ".imports.log"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def open_attempt(self, attempt: str) -> None:
+        """Leave a word by which jobs on other machines see whether they share this folder."""
+        write_text(self.path / ".attempt", attempt)
+
+    def is_shared(self, attempt: str) -> bool:
+        """Whether this is the folder that the attempt began in, and not one of the same name on another machine."""
+        with contextlib.suppress(OSError):
+            return (self.path / ".attempt").read_text(encoding="utf-8") == attempt
+        return False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process alone. Raises SweepBusy. The lock goes with the process, however it ends."""
+        import fcntl
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise SweepBusy(
+                    f"process {file.read().strip() or 'unknown'} is working on {self.path}\n"
+                    "  instead: wait for it, or give this sweep another sweep.name"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield

@@ -1,0 +1,247 @@
+"""What a launcher runs for one cell, here or on another machine: its process, its report, its place in the sweep's folder.
+
+A job never raises for what happens to its cell: it ends in a report with a status.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fastdiff.composition import compose
+from fastdiff.config import RunConfig
+from fastdiff.errors import FastdiffError
+from fastdiff.forking import Forks, can_fork
+from fastdiff.outlook import planned
+from fastdiff.pages.run import write_run_page
+from fastdiff.planning import Plan
+from fastdiff.process import LEAST_FREE_BYTES, DiskFull, Limits, Starter, start
+from fastdiff.report import blank_report
+from fastdiff.result import Status, read_json, write_json
+from fastdiff.running import execute
+from fastdiff.sweep.devices import device_for
+from fastdiff.sweep.folder import Folder
+from fastdiff.sweep.made_with import made_with
+
+MOST_STARTS = 2
+"""How often a cell may take its job's own process with it; then it has crashed."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell to run: its folder's name, and its overrides in Hydra's grammar."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The function that Hydra's launchers call, for every task once. It travels to other processes and machines.
+
+    folder: the sweep's, absolute. attempt: tells this call of the sweep from others.
+    """
+
+    folder: str
+    attempt: str
+    limits: Limits
+    tasks: Sequence[Task]
+
+    def __call__(self, _: object) -> dict[str, Any]:
+        """Run the task that Hydra's job number names. Returns what the parent can't see in a folder that both share."""
+        from hydra.core.hydra_config import HydraConfig
+
+        return self.do(self.tasks[int(HydraConfig.get().job.num)])
+
+    def do(self, task: Task) -> dict[str, Any]:
+        folder = Folder(Path(self.folder))
+        if folder.is_shared(self.attempt):
+            return self._in(folder, task)
+        with tempfile.TemporaryDirectory(prefix="fastdiff-") as temporary:
+            found = self._in(Folder(Path(temporary)), task)
+            return found | {"files": _contents(Path(temporary))}
+
+    def _in(self, folder: Folder, task: Task) -> dict[str, Any]:
+        try:
+            return _Cell(folder, task, self.attempt, self.limits).run()
+        except DiskFull as error:
+            return {"cell": task.name, "disk_full": str(error)}
+        except Exception as error:
+            return {"cell": task.name, "error": f"{error}\n{traceback.format_exc()}"}
+
+
+@dataclass
+class _Cell:
+    """One cell on its way; also the Progress that its run tells how it gets on."""
+
+    folder: Folder
+    task: Task
+    attempt: str
+    limits: Limits
+    starts: int = 1
+    said: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> dict[str, Any]:
+        name, before = self.task.name, self.folder.marked(self.task.name)
+        if self.folder.finished(name):
+            return {"cell": name}
+        _check_room(self.folder.path)
+        if before and before["attempt"] == self.attempt:
+            self.starts = before["starts"] + 1
+        began = time.monotonic()
+        self.say("starting")
+        work = self.folder.begin(name)
+        started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        run = compose(self.task.overrides, literal=False)
+        known: dict[str, str] = {}
+        try:
+            report = self._report(run, work, known, started_at)
+        except DiskFull:
+            self.folder.unmark(name)
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        beside = {"seconds": time.monotonic() - began, "made_with": known}
+        beside["references"] = self._keep_reference(work, report)
+        write_json(work / "cell.json", beside)
+        self.folder.finish(name)
+        self.folder.unmark(name)
+        if report["status"] == Status.INTERRUPTED.value:
+            raise KeyboardInterrupt  # the only thing that stops a launcher
+        return {"cell": name}
+
+    def _report(
+        self, run: RunConfig, work: Path, known: dict[str, str], started_at: str
+    ) -> dict[str, Any]:
+        """The run's report; one without figures if it can't even begin."""
+        words = list(self.task.overrides)
+        status, plan = Status.INCOMPATIBLE, None
+        try:
+            plan = planned(run)
+            known |= made_with(run, plan.device)
+            if self.starts > MOST_STARTS:
+                status = Status.CRASHED
+                raise FastdiffError(
+                    f"the process that ran this cell's job died {MOST_STARTS} times"
+                )
+            with device_for(plan.device, lambda: self.say("waiting for the device")) as variables:
+                return self._executed(plan, words, work, variables)
+        except DiskFull:
+            raise
+        except FastdiffError as error:
+            return _without_figures(run, plan, words, work, started_at, status, str(error))
+        except Exception as error:
+            traceback_ = traceback.format_exc()
+            (work / "log.txt").write_text(traceback_, encoding="utf-8")
+            text = f"{type(error).__name__}: {error}"
+            return _without_figures(run, plan, words, work, started_at, Status.FAILED, text)
+
+    def _executed(
+        self, plan: Plan, words: list[str], work: Path, variables: dict[str, str]
+    ) -> dict[str, Any]:
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)  # for the reference's process too
+        try:
+            starter: Starter = self._forks(plan).start if can_fork(plan) else start
+            return execute(plan, words, work, self, limits=self.limits, starter=starter)
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+    def _forks(self, plan: Plan) -> Forks:
+        facts = plan.setting.facts
+        return forks(self.folder.imports_log, facts.pipeline if facts else None)
+
+    def _keep_reference(self, work: Path, report: dict[str, Any]) -> list[str]:
+        """Copy the pictures that the run was compared with beside the cells; their places in the sweep's folder."""
+        identity = report["quality"]["reference_run_id"]
+        request = work / "request.json"
+        if identity is None or not request.is_file():
+            return []
+        pictures = read_json(request)["reference"]["pictures"]
+        paths = [Path(p) for p in ([pictures] if isinstance(pictures, str) else pictures or [])]
+        kept = []
+        for path in (p for p in paths if p.is_file()):
+            target = self.folder.path / "references" / identity / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+                shutil.copyfile(path, unfinished)
+                os.replace(unfinished, target)
+            kept.append(str(target.relative_to(self.folder.path)))
+        return kept
+
+    # Progress --------------------------------------------------------------------------------------
+
+    def say(self, message: str) -> None:
+        self.said.setdefault("started_at", time.time())
+        self.said |= {"attempt": self.attempt, "starts": self.starts, "phase": message}
+        self.said |= {"host": socket.gethostname(), "process": os.getpid()}
+        self.folder.mark(self.task.name, self.said)
+
+    def tell(self, phase: str, done: int, of: int) -> None:
+        if phase not in ("first call", self.said.get("phase")):
+            self.say(phase)
+
+
+_servers: list[Forks] = []
+
+
+def forks(log: Path, pipeline: str | None) -> Forks:
+    """This process's server of forked runs, started when the first is wanted and ended with the process.
+
+    log: what libraries print when they are imported. pipeline: the class of diffusers that the first run loads.
+    """
+    if not _servers:
+        server = Forks(log, [pipeline] if pipeline else [])
+        server.__enter__()
+        atexit.register(server.__exit__, None, None, None)
+        _servers.append(server)
+    return _servers[0]
+
+
+def _check_room(folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE_BYTES:
+        raise DiskFull(
+            f"no room on the disk: {free / 1e6:.0f} MB are free in {folder}, a cell needs "
+            f"{LEAST_FREE_BYTES / 1e6:.0f} MB\n  instead: make room and type the same line again; "
+            "what is finished stays"
+        )
+
+
+def _without_figures(
+    run: RunConfig,
+    plan: Plan | None,
+    words: list[str],
+    work: Path,
+    started_at: str,
+    status: Status,
+    message: str,
+) -> dict[str, Any]:
+    work.mkdir(parents=True, exist_ok=True)
+    report = blank_report(run, plan, words, started_at)
+    report |= {"status": status.value, "finished_at": datetime.now(UTC).isoformat("T", "seconds")}
+    report["error"] = {"message": message, "log": "log.txt", "log_tail": []}
+    write_json(work / "report.json", report)
+    write_run_page(work, report)
+    return report
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """The files of a finished cell by their path, for a parent that doesn't see this machine's folders."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in files
+        if path.parts[len(folder.parts)] in ("cells", "references")
+    }

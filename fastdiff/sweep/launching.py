@@ -1,0 +1,144 @@
+"""Hydra's launchers, given the cells that can run: one after another here, or on a cluster.
+
+This does what Hydra's own sweeper does, less its splitting of the overrides: a cell that can't be composed would end it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdiff.composition import register_schemas
+from fastdiff.config import CONF_DIR
+from fastdiff.errors import UsageError, nearest
+from fastdiff.explaining import explain
+from fastdiff.sweep.job import Job
+
+HERE = ("basic", "joblib", "submitit_local")
+"""Launchers whose jobs run on this machine."""
+
+SHIPPED = {"ray": "ray", "slurm": "submitit_slurm", "joblib": "joblib"}
+"""Launchers with a configuration of ours, `conf/hydra/launcher/fastdiff_<name>.yaml`, and the plug-in's that it builds on."""
+
+EXTRAS = {name: name for name in SHIPPED}
+EXTRAS |= {"submitit_local": "slurm", "submitit_slurm": "slurm"}
+"""Which of fastdiff's extras brings a launcher."""
+
+_QUIET = (
+    *("hydra.sweep.subdir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"),
+    *("hydra/hydra_logging=disabled", "hydra.job.name=fastdiff"),
+)
+"""Hydra writes nothing of its own: a cell's folder is whole or not there."""
+
+
+def check_launcher(own: Sequence[str]) -> str:
+    """The launcher that Hydra's own overrides choose. Raises UsageError if Hydra doesn't find it here."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
+    chosen = [word.partition("=")[2] for word in own if word.startswith("hydra/launcher=")]
+    name = chosen[-1] if chosen else "basic"
+    Plugins.instance()  # which registers the plug-ins' configurations
+    stored = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
+    installed = {file.removesuffix(".yaml") for file in stored} | {"basic"}
+    known = sorted(installed | {ours for ours, needed in SHIPPED.items() if needed in installed})
+    if name in known:
+        return name
+    if name in EXTRAS:
+        raise _not_here(name, "")
+    near = nearest(name, known)
+    hint = f"did you mean: hydra/launcher={near}" if near else f"there are: {', '.join(known)}"
+    raise UsageError(f"there is no launcher '{name}'\n  {hint}")
+
+
+@dataclass
+class Launch:
+    """Hydra's launcher of a sweep, ready; its callbacks know nothing of it yet."""
+
+    name: str
+    config: Any
+    context: Any
+
+    def run(self, job: Job) -> Iterator[Any]:
+        """Run every task of the job; yields what each returned, an exception where it raised.
+
+        Here one task is handed over at a time, because Hydra keeps whole configurations of what it has run.
+        """
+        numbers = list(range(len(job.tasks)))
+        batches = [[number] for number in numbers] if self.name == "basic" else [numbers]
+        launcher = self._launcher(job)
+        for batch in batches:
+            overrides = [job.tasks[number].overrides for number in batch]
+            for returned in launcher.launch(overrides, initial_job_idx=batch[0]):
+                yield returned._return_value
+
+    def told(self, event: str) -> None:
+        """Tell Hydra's callbacks that the sweep starts (`on_multirun_start`) or has ended (`on_multirun_end`)."""
+        getattr(self.context.callbacks, event)(config=self.config, config_name="config")
+
+    def _launcher(self, job: Callable[[Any], Any]) -> Any:
+        """Hydra's object. Raises UsageError if it can't be made here."""
+        from hydra.core.plugins import Plugins
+
+        try:
+            return Plugins.instance().instantiate_launcher(
+                hydra_context=self.context, task_function=job, config=self.config
+            )
+        except Exception as error:
+            raise _not_here(self.name, str(error)) from error
+
+
+def prepare(own: Sequence[str], folder: Path) -> Launch:
+    """Hydra's side of a sweep. own: Hydra's own overrides, as typed. Raises UsageError."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from hydra.types import HydraContext, RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    for word in own:
+        if word.startswith(("hydra.sweep.", "hydra.run.")):
+            raise UsageError(f"{word}: a sweep has one folder\n  instead: sweep.dir=DIR")
+    name = check_launcher(own)
+    own = [word for word in own if not word.startswith("hydra/launcher=")]
+    own.append(f"hydra/launcher={f'fastdiff_{name}' if name in SHIPPED else name}")
+    register_schemas()
+    _register_resolvers()
+    GlobalHydra.instance().clear()
+    hydra = Hydra.create_main_hydra2("fastdiff", create_config_search_path(str(CONF_DIR)))
+    overrides = [*_QUIET, *own, f'hydra.sweep.dir="{folder}"']
+    try:
+        config = hydra.compose_config(
+            "config", overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False
+        )
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(explain(own, error)) from error
+    callbacks = Callbacks(config)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
+    launch = Launch(name, config, context)
+    launch._launcher(
+        lambda _: None
+    )  # one that isn't installed is refused before anything is written
+    return launch
+
+
+def _register_resolvers() -> None:
+    """What the shipped configurations of launchers ask of this machine."""
+    from omegaconf import OmegaConf
+
+    from fastdiff.environment import this_machine
+
+    gpus = len(this_machine().gpus)
+    OmegaConf.register_new_resolver("fastdiff_gpus_per_job", lambda: min(1, gpus), replace=True)
+    OmegaConf.register_new_resolver("fastdiff_devices", lambda: max(1, gpus), replace=True)
+
+
+def _not_here(name: str, said: str) -> UsageError:
+    extra = EXTRAS.get(name)
+    why = f": {said.strip().splitlines()[0]}" if said.strip() else ""
+    way_out = f'pip install "fastdiff-inference[{extra}]"' if extra else "hydra/launcher=basic"
+    return UsageError(f"the launcher '{name}' can't be had here{why}\n  instead: {way_out}")

@@ -1,0 +1,366 @@
+"""A sweep from its overrides to its table: plan every cell, run what is missing, and have a row for each at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastdiff.environment import this_machine
+from fastdiff.errors import FastdiffError, UsageError
+from fastdiff.explaining import hydras_own, raise_all
+from fastdiff.grid import read_grid
+from fastdiff.models.sources import model_of
+from fastdiff.outlook import outlooks
+from fastdiff.pages.sweep import write_sweep_pages
+from fastdiff.process import DiskFull, Limits, check_folder
+from fastdiff.result import Status, read_json, write_json
+from fastdiff.sweep.entries import Entry, check_size, entries_of, grid_identity
+from fastdiff.sweep.folder import SWEEPS, Folder
+from fastdiff.sweep.how import How, read_how
+from fastdiff.sweep.job import Job, Task
+from fastdiff.sweep.launching import HERE, Launch, check_launcher, prepare
+from fastdiff.sweep.made_with import differences, made_with
+from fastdiff.sweep.rows import blank_row, completed, counts, measured_row
+
+_LOOK_EVERY_S = 0.5
+_GIGABYTE = 1_000_000_000
+
+
+class Board(Protocol):
+    """Who shows how a sweep gets on. `show` is called often, with every row and what is marked of those that run."""
+
+    def show(
+        self, rows: Sequence[dict[str, Any]], running: Mapping[str, dict[str, Any]]
+    ) -> None: ...
+
+
+@dataclass
+class Sweep:
+    """A planned sweep and its folder.
+
+    words: everything that was typed after `-m`. entries: of every cell, in the grid's order.
+    """
+
+    words: list[str]
+    how: How
+    entries: list[Entry]
+    varied: tuple[str, ...]
+    folder: Folder
+    launch: Launch
+    attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    now: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def go(self, board: Board) -> dict[str, Any]:
+        """Run what is missing; returns what `sweep.json` holds in the end.
+
+        Raises UsageError if the folder holds another sweep, or one whose versions have changed.
+        """
+        with self.folder.locked():
+            self._refuse_another()
+            kept = self._kept()
+            job = self._job(kept)
+            self.folder.clean()
+            self.folder.open_attempt(self.attempt)
+            for entry in self.entries:
+                if (
+                    entry.to_run
+                    and entry.name not in kept
+                    and self.folder.cell(entry.name).exists()
+                ):
+                    self.folder.forget(entry.name)
+            self._read_rows()
+            self._write("running")
+            state, error = self._run(job, board)
+            self.folder.clean()
+            self._read_rows()
+            data = self._write(state, error)
+            with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+                write_sweep_pages(self.folder.path, data)
+            return data
+
+    # Before anything runs --------------------------------------------------------------------------
+
+    def _refuse_another(self) -> None:
+        before = self.folder.read()
+        if before is not None and before["grid"] != grid_identity(self.entries):
+            raise UsageError(
+                f"{self.folder.path} holds another sweep: {before['command']}\n"
+                "  instead: another sweep.name, or remove that folder"
+            )
+
+    def _kept(self) -> frozenset[str]:
+        """Names of the cells that stay as they are. Raises UsageError if they may not stand beside new ones."""
+        if self.how.retry == "all":
+            return frozenset()
+        kept: set[str] = set()
+        changed: dict[str, None] = {}
+        for entry in self.entries:
+            if not entry.to_run or not self.folder.finished(entry.name):
+                continue
+            status = self.folder.report(entry.name)["status"]
+            done = (Status.OK.value, Status.INCOMPATIBLE.value)
+            if status == Status.INTERRUPTED.value or (
+                status not in done and self.how.retry == "failed"
+            ):
+                continue
+            kept.add(entry.name)
+            before = self.folder.beside(entry.name)["made_with"]
+            if before and entry.run is not None and self.launch.name in HERE:
+                for text in differences(before, self._made_with(entry)):
+                    changed[text] = None
+        if changed and not self.how.accept_changes:
+            raise UsageError(
+                f"{len(kept)} cells of {self.folder.path} were measured before something changed: "
+                f"{'; '.join(changed)}\n"
+                "  instead: sweep.accept_changes=true keeps them, sweep.retry=all measures them again, "
+                "another sweep.name leaves them alone"
+            )
+        return frozenset(kept)
+
+    def _made_with(self, entry: Entry) -> dict[str, str]:
+        """What the cell would be measured with now; asked once for each."""
+        if entry.name not in self.now:
+            assert entry.run is not None
+            device = this_machine().device(entry.run.device)
+            self.now[entry.name] = made_with(entry.run, device)
+        return self.now[entry.name]
+
+    def _job(self, kept: frozenset[str]) -> Job:
+        tasks = {
+            entry.name: Task(entry.name, entry.cell.overrides)
+            for entry in self.entries
+            if entry.to_run and entry.name not in kept
+        }
+        gigabytes = self.how.memory_limit_gb
+        memory = None if gigabytes is None else round(gigabytes * _GIGABYTE)
+        limits = Limits(self.how.timeout_s, memory)
+        return Job(str(self.folder.path), self.attempt, limits, tuple(tasks.values()))
+
+    # While it runs ---------------------------------------------------------------------------------
+
+    def _run(self, job: Job, board: Board) -> tuple[str, str | None]:
+        """The state in the end, and why the sweep could not go on."""
+        with self._watched(board):
+            try:
+                self.launch.told("on_multirun_start")
+                return self._launched(job)
+            except KeyboardInterrupt:
+                return "interrupted", None
+            except DiskFull as error:
+                return "stopped", str(error)
+            finally:
+                self.launch.told("on_multirun_end")
+
+    def _launched(self, job: Job) -> tuple[str, str | None]:
+        """Hand the tasks to the launcher until all are finished, or it gets no further."""
+        said = "it ended without a word"
+        while job.tasks:
+            before = self._progress(job)
+            try:
+                for returned in self.launch.run(job):
+                    self._take(returned)
+            except DiskFull:
+                raise
+            except Exception as error:  # the launcher's own: a worker that died under joblib
+                said = f"{type(error).__name__}: {error}"
+            if self._progress(job) == before:
+                return "stopped", (
+                    f"the launcher '{self.launch.name}' could not run {len(job.tasks)} cells: {said}\n"
+                    "  instead: hydra/launcher=basic, or mend it and type the same line again"
+                )
+            left = tuple(task for task in job.tasks if not self.folder.finished(task.name))
+            job = replace(job, tasks=left)
+        return "complete", None
+
+    def _progress(self, job: Job) -> list[tuple[bool, int]]:
+        """Of each task, whether it is finished, and how often it was begun."""
+        marks = ((task, self.folder.marked(task.name)) for task in job.tasks)
+        return [(self.folder.finished(t.name), m["starts"] if m else 0) for t, m in marks]
+
+    def _take(self, returned: Any) -> None:
+        """What a job returned: files of another machine, or that the disk is full."""
+        if isinstance(returned, BaseException):
+            raise returned
+        if "disk_full" in returned:
+            raise DiskFull(returned["disk_full"])
+        files: dict[str, bytes] = returned.get("files", {})
+        for place, content in files.items():
+            parts = Path(place).parts
+            target = self.folder.path / place
+            if parts[0] == "cells":
+                target = self.folder.path / ".unfinished" / Path(*parts[1:])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        if files:
+            self.folder.finish(returned["cell"])
+        elif "error" in returned:
+            raise FastdiffError(returned["error"])
+
+    @contextmanager
+    def _watched(self, board: Board) -> Iterator[None]:
+        """Look at the folder while the cells run; one thread, so that all launchers are shown alike."""
+        ended = threading.Event()
+
+        def look() -> None:
+            while not ended.wait(_LOOK_EVERY_S):
+                self._look(board)
+
+        thread = threading.Thread(target=look, name="sweep", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self._look(board)
+
+    def _look(self, board: Board) -> None:
+        with contextlib.suppress(OSError):  # a full disk is the jobs' to tell
+            if self._read_rows():
+                self._write("running")
+        waiting = [row["cell"] for row in self.rows.values() if row["status"] is None]
+        marks = {name: mark for name in waiting if (mark := self.folder.marked(name))}
+        board.show(list(self.rows.values()), marks)
+
+    # Rows ------------------------------------------------------------------------------------------
+
+    def _read_rows(self) -> bool:
+        """Read what has been finished since the last time; returns whether anything was."""
+        changed = not self.rows
+        for place, entry in enumerate(self.entries, 1):
+            row = self.rows.setdefault(place, blank_row(entry, place))
+            if row["report"] is None and entry.to_run and self.folder.finished(entry.name):
+                now = self.now.get(entry.name, {})
+                self.rows[place] = measured_row(row, self.folder, now)
+                changed = True
+        return changed
+
+    def _write(self, state: str, error: str | None = None) -> dict[str, Any]:
+        data = self.to_dict(state, error)
+        if error is None:
+            write_json(self.folder.data_file, data)
+        else:
+            with contextlib.suppress(OSError):
+                write_json(self.folder.data_file, data)
+        return data
+
+    def to_dict(self, state: str, error: str | None = None) -> dict[str, Any]:
+        """The whole sweep as `sweep.json` has it; state: running, complete, interrupted or stopped."""
+        rows = list(self.rows.values())
+        if state in ("interrupted", "stopped"):
+            for row in rows:
+                if row["status"] is None and row["same_as"] is None:
+                    why = "the sweep was interrupted" if error is None else "the sweep stopped"
+                    row |= {"status": Status.INTERRUPTED.value, "reason": f"not run: {why}"}
+        baseline = completed(rows)
+        run = next((entry.run for entry in self.entries if entry.run is not None), None)
+        return {
+            "schema": 1,
+            "name": self.folder.path.name,
+            "grid": grid_identity(self.entries),
+            "state": state,
+            "error": error,
+            "model": model_of(run).title if run else None,
+            "overrides": self.words,
+            "varied": list(self.varied),
+            "launcher": self.launch.name,
+            "command": command_of(self.words),
+            "baseline": baseline,
+            "environment": self._environment(rows),
+            "made_with": next(iter(self.now.values()), None),
+            "started_at": self.started_at,
+            "finished_at": None
+            if state == "running"
+            else datetime.now(UTC).isoformat(timespec="seconds"),
+            "counts": counts(rows),
+            "rows": rows,
+        }
+
+    def _environment(self, rows: Sequence[dict[str, Any]]) -> Any:
+        """What the first measured row's report says of the machine."""
+        first = next((row for row in rows if row["latency_s"] is not None), None)
+        return read_json(self.folder.path / first["report"])["environment"] if first else None
+
+
+def plan_sweep(words: Sequence[str]) -> Sweep:
+    """A sweep of what was typed after `-m`; nothing is written. Raises UsageError for what can't be read in any cell."""
+    how, overrides = read_how(words)
+    own = hydras_own(overrides)
+    elsewhere = check_launcher(own) not in HERE
+    grid = read_grid([word for word in overrides if word not in own])
+    check_size(len(grid.cells))
+    if all(cell.run is None for cell in grid.cells):
+        raise_all(list(dict.fromkeys(reason for cell in grid.cells for reason in cell.reasons)))
+    entries = entries_of(grid, outlooks(grid), elsewhere)
+    folder = Folder(_folder(how, entries))
+    check_folder(folder.path)
+    launch = prepare(own, folder.path)
+    return Sweep(list(words), how, entries, grid.varied, folder, launch)
+
+
+def _folder(how: How, entries: Sequence[Entry]) -> Path:
+    """Where the sweep is kept: the same grid finds it again."""
+    if how.dir is not None:
+        return Path(how.dir).expanduser().absolute()
+    return (SWEEPS / (how.name or grid_identity(entries)[:8])).absolute()
+
+
+def resumed(folder: Path, words: Sequence[str]) -> list[str]:
+    """What to type after `-m` to go on with the sweep in a folder. words: more `sweep.key=value`. Raises UsageError."""
+    data = read_sweep(folder)
+    others = [word for word in words if not word.startswith("sweep.")]
+    placed = [word for word in words if word.startswith(("sweep.name=", "sweep.dir="))]
+    if others or placed:
+        raise UsageError(
+            f"resume takes a sweep's folder and sweep.key=value, not '{(others or placed)[0]}'\n"
+            "  instead: python -m fastdiff resume DIR sweep.retry=all"
+        )
+    given = {word.partition("=")[0] for word in words} | {"sweep.name", "sweep.dir"}
+    kept = [word for word in data["overrides"] if word.partition("=")[0] not in given]
+    return [*kept, *words, f"sweep.dir={folder}"]
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """A sweep's data. Raises UsageError if there is none."""
+    found = Folder(folder.absolute()).read() if folder.is_dir() else None
+    if found is None:
+        raise UsageError(
+            f"{folder} is no sweep's folder: there is no sweep.json in it\n"
+            "  instead: python -m fastdiff -m slot=option,option makes one in outputs/sweeps/"
+        )
+    return found
+
+
+def looked_again(folder: Path) -> dict[str, Any]:
+    """A sweep's data with the rows as its cells' reports have them. Raises UsageError if there is none."""
+    data = read_sweep(folder)
+    home = Folder(folder.absolute())
+    for place, row in enumerate(data["rows"]):
+        if row["same_as"] is None and home.finished(row["cell"]):
+            data["rows"][place] = measured_row(row, home, {})
+    data["baseline"], data["counts"] = completed(data["rows"]), counts(data["rows"])
+    write_json(home.data_file, data)
+    return data
+
+
+def exit_code(data: Mapping[str, Any]) -> int:
+    """0 if every row is measured or can't be; 130 after Ctrl-C."""
+    if data["state"] == "interrupted":
+        return 130
+    good = (Status.OK.value, Status.INCOMPATIBLE.value)
+    return 0 if all(row["status"] in good for row in data["rows"]) else 1
+
+
+def command_of(words: Sequence[str]) -> str:
+    """The line that was typed, ready for a shell."""
+    return " ".join(["python -m fastdiff -m", *(shlex.quote(word) for word in words)])
