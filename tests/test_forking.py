@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import TESTS, TWO_THREADS, TorchServer
 
 from fastdiff import forking, process
 from fastdiff.forking import Forked, Forks, can_fork
@@ -30,24 +31,6 @@ pytestmark = pytest.mark.skipif(
 
 ROOT = Path(__file__).parent.parent
 
-PROGRAM = '''
-"""A worker that does what lies in its folder."""
-import atexit, json, os, signal, subprocess, sys, time
-from pathlib import Path
-from fastdiff.protocol import end_with_parent
-
-def main():
-    folder = Path(sys.argv[1])
-    end_with_parent()
-    def send(**event): print(json.dumps(event), flush=True)
-    given = {**globals(), **locals(), "code": 0}
-    exec((folder / "program.py").read_text(), given)
-    return given["code"]
-
-if __name__ == "__main__":
-    sys.exit(main())
-'''
-
 LIGHT = """
 import sys, threading
 from fastdiff import forking
@@ -57,12 +40,10 @@ sys.exit(forking.main())
 
 
 @pytest.fixture(scope="module", autouse=True)
-def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A module that servers and fresh processes can import, wherever they run."""
-    folder = tmp_path_factory.mktemp("modules")
-    (folder / "does_what_lies_there.py").write_text(PROGRAM)
+def variables() -> Iterator[None]:
+    """Servers and fresh processes can import does_what_lies_there, wherever they run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", str(TESTS))
         late = f"{forking._READ_LATE.pattern}|PYTEST_"  # pytest changes one before each test
         patch.setattr(forking, "_READ_LATE", re.compile(late))
         yield
@@ -325,22 +306,6 @@ class Quiet:
     def tell(self, phase: str, done: int, of: int) -> None: ...
 
 
-@pytest.fixture(scope="module")
-def two_threads() -> Iterator[None]:
-    """OpenMP has two threads, and they don't spin while they wait: tests may have one processor."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "2")
-        patch.setenv("OMP_WAIT_POLICY", "passive")
-        yield
-
-
-@pytest.fixture(scope="module")
-def real(two_threads: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """A server that has imported torch and diffusers."""
-    with Forks(tmp_path_factory.mktemp("server") / "imports.txt") as forks:
-        yield forks
-
-
 def run_of(
     starter: Starter, folder: Path, plan: Any, limits: Limits = process.NO_LIMITS
 ) -> dict[str, Any]:
@@ -364,25 +329,29 @@ send(say=[torch.get_num_threads(), len(before), after[own] - before[own], sorted
 
 
 @pytest.mark.slow
-def test_a_fork_computes_on_two_threads_and_the_server_has_one(real: Forks, tmp_path: Path) -> None:
+def test_a_fork_computes_on_two_threads_and_the_server_has_one(
+    torch_server: TorchServer, tmp_path: Path
+) -> None:
     for name in ("first", "second"):
         ((threads, at_first, own_ns, others_ns),) = said(
-            begin(real.start, tmp_path / name, COMPUTES)
+            begin(torch_server.start, tmp_path / name, COMPUTES)
         )
         assert (threads, at_first, len(others_ns)) == (2, 1, 1)
         assert others_ns[0] > own_ns / 4 > 1_000_000
-    assert "Threads:\t1\n" in Path(f"/proc/{real.pid}/status").read_text()
-    assert real.notice is None
+    assert "Threads:\t1\n" in Path(f"/proc/{torch_server.forks.pid}/status").read_text()
+    assert torch_server.forks.notice is None
 
 
 @pytest.mark.slow
 def test_a_forked_run_reports_what_a_fresh_one_does(
-    real: Forks, tmp_path: Path, shapes_plan: Any
+    torch_server: TorchServer, tmp_path: Path, shapes_plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in TWO_THREADS.items():
+        monkeypatch.setenv(name, value)
     plan = shapes_plan("bench=once", "generation.steps=2", "quality=none")
     fresh = run_of(process.start, tmp_path / "fresh", plan)
-    forked = run_of(real.start, tmp_path / "forked", plan)
-    assert real.notice is None
+    forked = run_of(torch_server.start, tmp_path / "forked", plan)
+    assert torch_server.forks.notice is None
     assert (fresh["status"], forked["status"]) == ("ok", "ok")
     assert forked["images"] == fresh["images"]
     assert forked["flags_at_start"] == fresh["flags_at_start"]
@@ -400,12 +369,12 @@ def test_a_forked_run_reports_what_a_fresh_one_does(
 
 @pytest.mark.slow
 def test_the_order_of_runs_changes_no_flag_at_their_start(
-    real: Forks, tmp_path: Path, shapes_plan: Any
+    torch_server: TorchServer, tmp_path: Path, shapes_plan: Any
 ) -> None:
     short = ("bench=once", "generation.steps=1", "quality=none")
     plans = {"a": shapes_plan(*short), "b": shapes_plan(*short, "precision=bf16", "attention=math")}
     flags = [
-        run_of(real.start, tmp_path / f"{name}{turn}", plans[name])["flags_at_start"]
+        run_of(torch_server.start, tmp_path / f"{name}{turn}", plans[name])["flags_at_start"]
         for turn, name in enumerate("abba")
     ]
     assert flags[1:] == flags[:1] * 3
@@ -413,12 +382,12 @@ def test_the_order_of_runs_changes_no_flag_at_their_start(
 
 @pytest.mark.slow
 def test_a_forked_run_that_wants_more_memory_than_its_limit_is_oom(
-    real: Forks, tmp_path: Path, shapes_plan: Any
+    torch_server: TorchServer, tmp_path: Path, shapes_plan: Any
 ) -> None:
     plan = shapes_plan(
         "bench=once", "generation.steps=1", "generation.images_per_prompt=256", "quality=none"
     )
-    report = run_of(real.start, tmp_path / "run", plan, Limits(memory_bytes=900_000_000))
+    report = run_of(torch_server.start, tmp_path / "run", plan, Limits(memory_bytes=900_000_000))
     assert report["status"] == Status.OOM
     assert report["error"]["message"].startswith(
         "the run needed more than its 0.9 GB of memory (sweep.memory_limit_gb)\n"
@@ -428,10 +397,10 @@ def test_a_forked_run_that_wants_more_memory_than_its_limit_is_oom(
 
 @pytest.mark.slow
 def test_a_fork_compiles(
-    real: Forks, tmp_path: Path, local_plan: Any, smallest_folder: Path
+    torch_server: TorchServer, tmp_path: Path, local_plan: Any, smallest_folder: Path
 ) -> None:
     plan = local_plan(smallest_folder, "compile=default", "bench=once", "quality=none")
-    report = run_of(real.start, tmp_path / "run", plan)
+    report = run_of(torch_server.start, tmp_path / "run", plan)
     assert report["status"] == "ok"
     assert report["compile"]["graphs"] >= 1
-    assert real.notice is None
+    assert torch_server.forks.notice is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TorchServer
 
 import fastdiff.ladder.climb
+from fastdiff.__main__ import main
 from fastdiff.composition import compose
 from fastdiff.errors import ModelError, PlanError, UsageError
 from fastdiff.experiments import ladder
@@ -20,6 +23,7 @@ from fastdiff.ladder.climb import OUT_OF_TIME, Climb, How, exit_code, folder_of,
 from fastdiff.ladder.rows import LONGEST_REASON, ratio, rows, verdict
 from fastdiff.ladder.rungs import Rung, rungs_of
 from fastdiff.pages import ladder as page
+from fastdiff.process import run_in_process
 from fastdiff.result import read_json, write_json
 from fastdiff.screen import ladder_text
 
@@ -489,12 +493,19 @@ def test_a_mistyped_ladder_is_refused_and_writes_nothing(
 @pytest.mark.slow
 def test_the_distilled_ladder_runs_on_the_embedded_model_and_again_from_its_folder(
     tmp_path: Path,
+    torch_server: TorchServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    forked = functools.partial(run_in_process, starter=torch_server.start)
+    monkeypatch.setattr(fastdiff.ladder.climb, "run_in_process", forked)
+    monkeypatch.chdir(tmp_path)
     words = ["ladder", "distilled_guide", "model=shapes", "precision=fp32", "device=cpu"]
     words += ["scheduler=euler", "generation.steps=8", "generation.images_per_prompt=1"]
     words += ["bench=once", "ladder.rounds=1", "ladder.dir=here"]
-    run = _typed(tmp_path, *words)
-    assert run.returncode == 0, run.stderr
+    code = main(words)
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
     data = json.loads((tmp_path / "here" / "ladder.json").read_text())
     assert [row["status"] for row in data["rows"]] == ["ok", "ok", "ok"]
     teacher, student, tiny = data["rows"]
@@ -502,10 +513,10 @@ def test_the_distilled_ladder_runs_on_the_embedded_model_and_again_from_its_fold
     assert student["quality"]["psnr_db"] > 10  # another model, the same scene
     assert tiny["quality"]["psnr_db"] > 10
     assert any("vae.tiny" in effect for effect in tiny["applied"])
-    assert "distilled_tiny_vae" in run.stdout
-    again = _typed(tmp_path, *words)
-    assert again.returncode == 0
-    assert again.stdout == run.stdout
+    assert "distilled_tiny_vae" in printed.out
+    monkeypatch.setattr(fastdiff.ladder.climb, "run_in_process", None)  # nothing is left to run
+    assert main(words) == 0
+    assert capsys.readouterr().out == printed.out
 
 
 def test_composing_an_experiment_of_a_ladder_is_what_its_rung_runs() -> None:

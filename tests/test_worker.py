@@ -1,12 +1,15 @@
 """Runs in their own process: what a report holds, and every way in which a run can end.
 
-The runs of the embedded model are shared by several tests; what a worker does when it dies is shown by small programs
-in its place.
+The runs of the embedded model are shared by several tests, and those whose screen and process are not their subject are
+forked; what a worker does when it dies is shown by small programs in its place.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import io
 import json
 import os
 import signal
@@ -19,9 +22,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import TWO_THREADS, TorchServer, plan_of
 from PIL import Image
 
-from fastdiff import measuring, process
+from fastdiff import __main__, measuring, process, running
 from fastdiff.errors import InvalidOutputError, ModelError, NoEffectError, PlanError, Problem
 from fastdiff.measuring import refuse_if_too_large
 from fastdiff.models.facts import Component, ModelFacts
@@ -97,23 +101,26 @@ def strictly(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
+SHORT = ("device=cpu", "generation.steps=2", "bench=once")
+
+
 def command(*overrides: str) -> list[str]:
-    short = ("device=cpu", "generation.steps=2", "bench=once")
-    return [sys.executable, "-m", "fastdiff", *short, *overrides]
+    return [sys.executable, "-m", "fastdiff", *SHORT, *overrides]
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    """As many threads as forked runs have, so that pictures can be compared."""
+    return os.environ | {"PYTHONPATH": str(REPOSITORY)} | TWO_THREADS
 
 
 class Runs:
     """Whole runs from one working directory."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, home: Path, server: TorchServer) -> None:
+        self.home, self._server = home, server
 
-    def __call__(self, name: str, *overrides: str) -> Path:
-        """Run to the end; returns the run's folder."""
+    def __call__(self, name: str, *overrides: str, code: int = 0) -> Path:
+        """Run the command to its end; returns the run's folder, with what it printed."""
         done = subprocess.run(
             command(f"hydra.run.dir={name}", *overrides),
             cwd=self.home,
@@ -122,17 +129,35 @@ class Runs:
             text=True,
             timeout=300,
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
         (self.home / name / "screen.txt").write_text(done.stdout)
         return self.home / name
+
+    def fork(self, name: str, *overrides: str, code: int = 0) -> Path:
+        """The same without Hydra around it, and as forks."""
+        folder = self.home / name
+        folder.mkdir()
+        with contextlib.ExitStack() as stack:
+            screen = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            errors = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.chdir(self.home)
+            execute = functools.partial(running.execute, starter=self._server.start)
+            patch.setattr(running, "execute", execute)
+            words = [*SHORT, *overrides]
+            assert __main__._execute(plan_of(*words), words, folder) == code
+        assert "Traceback" not in errors.getvalue()
+        (folder / "screen.txt").write_text(screen.getvalue())
+        return folder
 
     def references(self) -> list[Path]:
         return sorted((self.home / "outputs" / "references").iterdir())
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory.mktemp("runs"))
+def runs(tmp_path_factory: pytest.TempPathFactory, torch_server: TorchServer) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"), torch_server)
 
 
 CHOICES = ("qkv=fused", "quant=int8", "memory_format=channels_last")
@@ -142,6 +167,17 @@ CHOICES = ("qkv=fused", "quant=int8", "memory_format=channels_last")
 def first(runs: Runs) -> Path:
     """The folder of a run with three passes that count; it draws the reference."""
     return runs("first", *CHOICES)
+
+
+@pytest.fixture(scope="module")
+def second(runs: Runs, first: Path) -> Path:
+    """The folder of a later run of other choices with the same reference; it misses its budget."""
+    (reference,) = runs.references()
+    drawn = {path: path.stat().st_mtime_ns for path in (reference, *reference.iterdir())}
+    folder = runs("second", "precision=bf16", "quality.min_psnr_db=99", code=1)
+    assert runs.references() == [reference]
+    assert {path: path.stat().st_mtime_ns for path in drawn} == drawn, "it was drawn again"
+    return folder
 
 
 # A run that went well -----------------------------------------------------------------------------
@@ -247,18 +283,12 @@ def test_what_libraries_print_goes_to_the_log_and_not_to_the_screen(first: Path)
 
 
 @pytest.mark.slow
-def test_the_reference_is_drawn_once_and_used_again(runs: Runs, first: Path) -> None:
+def test_the_reference_is_drawn_once_and_used_again(first: Path, second: Path) -> None:
     report = strictly((first / "report.json").read_text())
     assert report["quality"]["reason"] is None
     assert report["quality"]["psnr_db"] > 20
     assert 0.8 < report["quality"]["ssim"] <= 1
-    (reference,) = runs.references()
-    picture = reference / "image-0.png"
-    drawn_at = (reference.stat().st_mtime_ns, picture.stat().st_mtime_ns)
-
-    again = strictly((runs("again", "precision=bf16") / "report.json").read_text())
-    assert runs.references() == [reference]
-    assert (reference.stat().st_mtime_ns, picture.stat().st_mtime_ns) == drawn_at
+    again = strictly((second / "report.json").read_text())
     assert again["quality"]["reference_run_id"] == report["quality"]["reference_run_id"]
     assert again["quality"]["psnr_db"] > 15
     assert again["run_id"] != report["run_id"]
@@ -269,7 +299,7 @@ def test_a_picture_of_ones_own_is_compared_with_and_the_same_run_is_identical(
     runs: Runs, first: Path
 ) -> None:
     picture = first / "image-0.png"
-    folder = runs("own picture", *CHOICES, f"quality.reference={picture}")
+    folder = runs.fork("own picture", *CHOICES, f"quality.reference={picture}")
     report = strictly((folder / "report.json").read_text())
     figures = {name: value for name, value in report["quality"].items() if value is not None}
     reasons, caption = figures.pop("reasons"), figures.pop("caption")
@@ -289,19 +319,9 @@ def test_a_picture_of_ones_own_is_compared_with_and_the_same_run_is_identical(
 
 
 @pytest.mark.slow
-def test_a_run_that_misses_its_budget_keeps_its_figures_and_is_no_success(
-    runs: Runs, first: Path
-) -> None:
-    done = subprocess.run(
-        command("hydra.run.dir=missed", *CHOICES, "quality.min_psnr_db=99"),
-        cwd=runs.home,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 1
-    report = strictly((runs.home / "missed" / "report.json").read_text())
+def test_a_run_that_misses_its_budget_keeps_its_figures_and_is_no_success(second: Path) -> None:
+    report = strictly((second / "report.json").read_text())
+    screen = (second / "screen.txt").read_text()
     psnr = report["quality"]["psnr_db"]
     assert report["status"] == "invalid_output"
     assert report["quality"]["missed"] == [
@@ -310,42 +330,29 @@ def test_a_run_that_misses_its_budget_keeps_its_figures_and_is_no_success(
     assert report["quality"]["max_abs_difference_latents"] > 0
     assert report["latency_s"]["median"] > 0
     assert report["error"]["message"].startswith("the picture misses its budget\n")
-    assert "invalid_output" in done.stdout
-    assert "quality.min_psnr_db=99: PSNR is" in done.stdout
-    assert f"PSNR {psnr:.1f} dB" in done.stdout
-    assert "Status **invalid_output**" in (runs.home / "missed" / "report.md").read_text()
+    assert "invalid_output" in screen
+    assert "quality.min_psnr_db=99: PSNR is" in screen
+    assert f"PSNR {psnr:.1f} dB" in screen
+    assert "Status **invalid_output**" in (second / "report.md").read_text()
 
 
 @pytest.mark.slow
 def test_a_run_whose_pass_did_nothing_fails_and_says_so_everywhere(runs: Runs) -> None:
-    overrides = (
-        "hydra.run.dir=nothing",
-        "quality=none",
-        "quant=int8",
-        "quant.min_in_features=9999",
-    )
-    done = subprocess.run(
-        command(*overrides),
-        cwd=runs.home,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    folder = runs.home / "nothing"
+    words = ("quality=none", "quant=int8", "quant.min_in_features=9999")
+    folder = runs.fork("nothing", *words, code=1)
+    screen = (folder / "screen.txt").read_text()
     report = strictly((folder / "report.json").read_text())
     message = (
         "quant.int8 changed 0 linears: it ran and did nothing on this model\n"
         "  instead: leave it out, or allow_no_effect=true to measure all the same"
     )
-    assert done.returncode == 1
     assert report["status"] == "failed"
     assert report["error"]["message"] == message
     assert set(FIELDS) <= set(report)
     assert any("NoEffectError" in line for line in report["error"]["log_tail"])
     assert "Traceback" in (folder / "log.txt").read_text()
-    assert "quant.int8 changed 0 linears" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+    assert "quant.int8 changed 0 linears" in screen
+    assert "Traceback" not in screen
     page = (folder / "report.md").read_text()
     assert "Status **failed**" in page
     assert message in page
@@ -741,8 +748,6 @@ def test_events_to_a_parent_that_is_gone_are_lost_without_an_error() -> None:
 
 def test_a_reference_that_cannot_fit_is_refused_before_it_is_loaded() -> None:
     from dataclasses import replace
-
-    from conftest import plan_of
 
     plan = plan_of("device=cpu")
     machine = replace(plan.setting.environment, available_memory_bytes=10_000_000_000)

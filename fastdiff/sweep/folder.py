@@ -116,15 +116,35 @@ class Folder:
         for name in (".attempt", ".imports.log"):
             (self.path / name).unlink(missing_ok=True)
 
-    def open_attempt(self, attempt: str) -> None:
-        """Leave a word by which jobs on other machines see whether they share this folder."""
-        write_text(self.path / ".attempt", attempt)
+    def open_attempt(self, attempt: str, turn: int = 0) -> None:
+        """Leave a word by which jobs see whether they share this folder, and whether anybody waits for them.
+
+        turn: counts how often the attempt has handed cells to its launcher. Jobs of an earlier turn are over.
+        """
+        write_text(self.path / ".attempt", f"{attempt} {turn}")
+
+    def close_attempt(self, attempt: str) -> None:
+        """Tell jobs that a launcher begins later, or still runs on other machines, that the attempt is over."""
+        with contextlib.suppress(OSError):
+            write_text(self.path / ".attempt", f"{attempt} over")
 
     def is_shared(self, attempt: str) -> bool:
         """Whether this is the folder that the attempt began in, and not one of the same name on another machine."""
-        with contextlib.suppress(OSError):
-            return (self.path / ".attempt").read_text(encoding="utf-8") == attempt
-        return False
+        return (self._attempt() or "").partition(" ")[0] == attempt
+
+    def is_over(self, attempt: str, turn: int) -> bool:
+        """Whether nobody waits any more for what was handed over in this turn; for jobs that share the folder."""
+        found = self._attempt()
+        return found is not None and found != f"{attempt} {turn}"
+
+    def _attempt(self) -> str | None:
+        """Attempt and turn; empty without them, None where the folder can't be read at this moment."""
+        try:
+            return (self.path / ".attempt").read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+        except OSError:
+            return None
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -6,13 +6,18 @@ A job never raises for what happens to its cell: it ends in a report with a stat
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import re
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +30,7 @@ from fastdiff.forking import Forks, can_fork
 from fastdiff.outlook import planned
 from fastdiff.pages.run import write_run_page
 from fastdiff.planning import Plan
-from fastdiff.process import LEAST_FREE_BYTES, DiskFull, Limits, Starter, start
+from fastdiff.process import LEAST_FREE_BYTES, DiskFull, Limits, Starter, Worker, start
 from fastdiff.report import blank_report
 from fastdiff.result import Status, read_json, write_json
 from fastdiff.running import execute
@@ -35,6 +40,9 @@ from fastdiff.sweep.made_with import made_with
 
 MOST_STARTS = 2
 """How often a cell may take its job's own process with it; then it has crashed."""
+
+_LOOK_EVERY_S = 1.0
+_THREADS = re.compile(r"[A-Z]+_(NUM|MAXIMUM)_THREADS")
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,20 @@ class Task:
 class Job:
     """The function that Hydra's launchers call, for every task once. It travels to other processes and machines.
 
-    folder: the sweep's, absolute. attempt: tells this call of the sweep from others.
+    folder: the sweep's, absolute. attempt: tells this call of the sweep from others. turn: Folder.open_attempt's.
+    host, process: where the sweep goes on. directory: in which it was typed, which relative paths begin at.
+    threads: variables that choose how many threads a run has; Ray and joblib set their own for the processes of jobs.
     """
 
     folder: str
     attempt: str
     limits: Limits
     tasks: Sequence[Task]
+    turn: int = 0
+    host: str = field(default_factory=socket.gethostname)
+    process: int = field(default_factory=os.getpid)
+    directory: str = field(default_factory=os.getcwd)
+    threads: Mapping[str, str] = field(default_factory=lambda: _threads_of(os.environ))
 
     def __call__(self, _: object) -> dict[str, Any]:
         """Run the task that Hydra's job number names. Returns what the parent can't see in a folder that both share."""
@@ -64,20 +79,60 @@ class Job:
         return self.do(self.tasks[int(HydraConfig.get().job.num)])
 
     def do(self, task: Task) -> dict[str, Any]:
+        self._be_as_typed()
         folder = Folder(Path(self.folder))
         if folder.is_shared(self.attempt):
-            return self._in(folder, task)
-        with tempfile.TemporaryDirectory(prefix="fastdiff-") as temporary:
-            found = self._in(Folder(Path(temporary)), task)
-            return found | {"files": _contents(Path(temporary))}
+            return {"cell": task.name} if self._is_over(folder) else self._in(folder, task)
+        # Of the same name at every start of this cell here, so that the starts are counted.
+        temporary = Path(tempfile.gettempdir()) / f"fastdiff-{self.attempt}-{task.name}"
+        temporary.mkdir(mode=0o700, exist_ok=True)
+        found = self._in(Folder(temporary), task)
+        found |= {"files": _contents(temporary)}
+        shutil.rmtree(temporary, ignore_errors=True)
+        return found
+
+    def _be_as_typed(self) -> None:
+        """Where a launcher began this process with other threads, or elsewhere: what a single run has counts."""
+        if os.getpid() == self.process and socket.gethostname() == self.host:
+            return
+        for name in _threads_of(os.environ):
+            del os.environ[name]
+        os.environ.update(self.threads)
+        with contextlib.suppress(OSError):
+            os.chdir(self.directory)
+
+    def _is_over(self, folder: Folder) -> bool:
+        """Whether nobody waits for this job any more, because the sweep was ended, or has died."""
+        if socket.gethostname() == self.host and not _is_alive(self.process):
+            return True
+        return str(folder.path) == self.folder and folder.is_over(self.attempt, self.turn)
 
     def _in(self, folder: Folder, task: Task) -> dict[str, Any]:
+        def over() -> bool:
+            return self._is_over(folder)
+
         try:
-            return _Cell(folder, task, self.attempt, self.limits).run()
+            return _Cell(folder, task, self.attempt, self.limits, over).run()
         except DiskFull as error:
             return {"cell": task.name, "disk_full": str(error)}
         except Exception as error:
+            with contextlib.suppress(OSError):
+                folder.unmark(task.name)  # it is its cell's fault, and no process has died
             return {"cell": task.name, "error": f"{error}\n{traceback.format_exc()}"}
+
+
+def _threads_of(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if _THREADS.fullmatch(name)}
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @dataclass
@@ -88,6 +143,7 @@ class _Cell:
     task: Task
     attempt: str
     limits: Limits
+    over: Callable[[], bool]
     starts: int = 1
     said: dict[str, Any] = field(default_factory=dict)
 
@@ -110,6 +166,8 @@ class _Cell:
             self.folder.unmark(name)
             shutil.rmtree(work, ignore_errors=True)
             raise
+        if self.over():
+            raise KeyboardInterrupt
         beside = {"seconds": time.monotonic() - began, "made_with": known}
         beside["references"] = self._keep_reference(work, report)
         write_json(work / "cell.json", beside)
@@ -148,14 +206,40 @@ class _Cell:
     def _executed(
         self, plan: Plan, words: list[str], work: Path, variables: dict[str, str]
     ) -> dict[str, Any]:
+        if self.over():
+            raise KeyboardInterrupt
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)  # for the reference's process too
         try:
-            starter: Starter = self._forks(plan).start if can_fork(plan) else start
-            return execute(plan, words, work, self, limits=self.limits, starter=starter)
+            starts: Starter = self._forks(plan).start if can_fork(plan) else start
+            with self._ended_with_the_sweep(starts) as starter:
+                return execute(plan, words, work, self, limits=self.limits, starter=starter)
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+    @contextmanager
+    def _ended_with_the_sweep(self, starter: Starter) -> Iterator[Starter]:
+        """A starter whose processes are killed once nobody waits for the cell any more."""
+        ended, workers = threading.Event(), list[Worker]()
+
+        def started(module: str, folder: Path, variables: Mapping[str, str], /) -> Worker:
+            workers.append(starter(module, folder, variables))
+            return workers[-1]
+
+        def look() -> None:
+            while not ended.wait(_LOOK_EVERY_S):
+                if self.over() and workers:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(workers[-1].pid, signal.SIGKILL)
+
+        thread = threading.Thread(target=look, name="cell", daemon=True)
+        thread.start()
+        try:
+            yield started
+        finally:
+            ended.set()
+            thread.join()
 
     def _forks(self, plan: Plan) -> Forks:
         facts = plan.setting.facts

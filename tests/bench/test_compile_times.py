@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import TorchServer
 
 from fastdiff.bench import compile_times
 from fastdiff.bench.compile_times import native_code, read, records_folder, setting_key
 from fastdiff.composition import compose
+from fastdiff.process import events_of
 from fastdiff.result import Observed
 
 COLD, WARM = Observed(cache="cold", compile_s=96.0), Observed(cache="warm", compile_s=5.5)
@@ -226,49 +226,49 @@ def test_records_lie_within_the_cache(tmp_path: Path, monkeypatch: pytest.Monkey
     assert where("compile=aot") == tmp_path / "own" / "aot" / "fastdiff"
 
 
-CODE = """if True:
-    import sys, json, torch, torch._inductor.config
-    torch._inductor.config.cpp_cache_precompile_headers = False  # they take long, and have their own place
-    from torch._dynamo.utils import counters
-    from conftest import Ran, plan_of
-    from fastdiff.bench.compile_times import compile_times, native_code
-    from fastdiff.bench.observing import compile_counters
-    found = []
-    for freezing in sys.argv[3:]:
-        plan = plan_of(
-            "device=cpu", "model=local", f"model.path={sys.argv[1]}", "generation.steps=1", "generation.height=32",
-            "generation.width=32", "compile=default", "compile.targets=[denoiser]", f"compile.freezing={freezing}",
-            f"compile.cache_dir={sys.argv[2]}",
-        )
-        torch._dynamo.reset()
-        counters.clear()
-        before = native_code(plan.setting)
-        ran = Ran(plan)
-        found.append(compile_times(plan.setting, compile_counters(), ran.built.outcomes, before))
-    print(json.dumps(found))
-    """
+CODE = """
+import torch, torch._inductor.config
+torch._inductor.config.cpp_cache_precompile_headers = False  # they take long, and have their own place
+from torch._dynamo.utils import counters
+from conftest import Ran, plan_of
+from fastdiff.bench.compile_times import compile_times, native_code
+from fastdiff.bench.observing import compile_counters
+model, cache, *choices = json.loads((folder / "words.json").read_text())
+found = []
+for freezing in choices:
+    plan = plan_of(
+        "device=cpu", "model=local", f"model.path={model}", "generation.steps=1", "generation.height=32",
+        "generation.width=32", "compile=default", "compile.targets=[denoiser]", f"compile.freezing={freezing}",
+        f"compile.cache_dir={cache}",
+    )
+    torch._dynamo.reset()
+    counters.clear()
+    before = native_code(plan.setting)
+    ran = Ran(plan)
+    found.append(compile_times(plan.setting, compile_counters(), ran.built.outcomes, before))
+send(say=found)
+"""
 
 
 @pytest.mark.slow
 def test_a_cache_is_warm_in_another_place_and_cold_where_it_is_damaged(
-    smallest_folder: Path, tmp_path: Path
+    smallest_folder: Path, tmp_path: Path, torch_server: TorchServer
 ) -> None:
     """Plain and frozen weights: an empty folder, the same one moved; then its index as garbage, its code cut short."""
-    import json
 
     def run(cache: Path, *freezing: str) -> tuple[list[Any], str]:
         """What compile_times said of each in one process, or the message with which it failed."""
-        ended = subprocess.run(
-            [sys.executable, "-c", CODE, str(smallest_folder), str(cache), *freezing],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(["tests", "."])},
-            cwd=Path(__file__).parent.parent.parent,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        if ended.returncode:
-            return [], ended.stderr
-        return json.loads(ended.stdout.strip().splitlines()[-1]), ""
+        folder = tmp_path / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / "program.py").write_text(CODE)
+        words = [str(smallest_folder), str(cache), *freezing]
+        (folder / "words.json").write_text(json.dumps(words))
+        worker = torch_server.start("does_what_lies_there", folder, {})
+        said = [event["say"] for event in events_of(worker)]
+        if worker.wait():
+            return [], (folder / "log.txt").read_text()
+        return said[0], ""
 
     cold, message = run(tmp_path / "one", "false", "true")
     assert [(of["cache"], of["saved_reason"]) for of in cold] == [
