@@ -3,15 +3,21 @@
 Every tensor is drawn by itself, in fp32 on the CPU, from a seed that its name decides, and cast afterwards: every dtype
 and device holds the same model. Parameters are born on the meta device and take their place one by one, so that the
 whole never needs much more memory than its own weights.
+
+Runs that follow one another may keep what was drawn in a folder, which an environment variable names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdiff.config import fingerprint
 from fastdiff.models.architectures import Architecture, Blueprint
 
 if TYPE_CHECKING:
@@ -20,6 +26,9 @@ if TYPE_CHECKING:
 
 RECIPE = 1
 """Changes when the same seed no longer draws the same numbers: it is part of a random model's identity."""
+
+KEPT_IN = "FASTDIFF_RANDOM_WEIGHTS_DIR"
+"""Environment variable: the folder in which weights that were drawn are kept for the runs that follow."""
 
 CLIP_VOCABULARY = 49408
 T5_VOCABULARY = 32128
@@ -46,8 +55,45 @@ def build_component(blueprint: Blueprint, seed: int, name: str, dtype: torch.dty
     if blueprint.class_name.endswith("Scheduler"):
         return empty_component(blueprint)
     module = empty_component(blueprint)
-    fill(module, seed, name, dtype or torch.float32)
+    dtype = dtype or torch.float32
+    kept = kept_file(blueprint, seed, name, dtype)
+    if kept is not None and kept.is_file():
+        from safetensors import safe_open
+
+        with safe_open(kept, framework="pt") as file:
+            # A copy, so that the weights lie in memory as they do where they were drawn.
+            fill(module, dtype, lambda part, key, path: file.get_tensor(path).clone())
+    else:
+        fill(module, dtype, lambda part, key, path: draw(part, key, seed, f"{name}.{path}"))
+        if kept is not None:
+            keep(module, kept)
     return module.eval().requires_grad_(False)
+
+
+def kept_file(blueprint: Blueprint, seed: int, name: str, dtype: torch.dtype) -> Path | None:
+    """Where the component's weights are kept, or would be; None where nobody asked for that."""
+    folder = os.environ.get(KEPT_IN)
+    if not folder:
+        return None
+    identity = [RECIPE, blueprint.class_name, blueprint.config, seed, name, str(dtype)]
+    return Path(folder) / f"{name}-{fingerprint(identity)}.safetensors"
+
+
+def keep(module: nn.Module, file: Path) -> None:
+    """Write the module's weights, each once, unless the disk would be fuller than half of what is free with them."""
+    from safetensors.torch import save_file
+
+    tensors = {name: parameter.data for name, parameter in module.named_parameters()}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if size > shutil.disk_usage(file.parent).free / 2:
+        return
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        save_file(tensors, unfinished)
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def empty_component(blueprint: Blueprint) -> Any:
@@ -68,8 +114,15 @@ def empty_component(blueprint: Blueprint) -> Any:
     return module
 
 
-def fill(module: nn.Module, seed: int, name: str, dtype: torch.dtype) -> None:
-    """Give every parameter its numbers, and what shares one parameter the same."""
+def fill(
+    module: nn.Module,
+    dtype: torch.dtype,
+    numbers: Callable[[nn.Module, str, str], torch.Tensor],
+) -> None:
+    """Give every parameter its numbers, and what shares one parameter the same.
+
+    numbers: of a parameter, by the module that has it, its key there, and its path from the top.
+    """
     import torch
 
     owners: dict[int, list[tuple[nn.Module, str, str]]] = {}
@@ -80,8 +133,7 @@ def fill(module: nn.Module, seed: int, name: str, dtype: torch.dtype) -> None:
                 owners.setdefault(id(parameter), []).append((part, key, whole))
     for places in owners.values():
         part, key, path = places[0]
-        numbers = draw(part, key, seed, f"{name}.{path}").to(dtype)
-        weight = torch.nn.Parameter(numbers, requires_grad=False)
+        weight = torch.nn.Parameter(numbers(part, key, path).to(dtype), requires_grad=False)
         for part, key, _ in places:
             part._parameters[key] = weight
     for part in module.modules():

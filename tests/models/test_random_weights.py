@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -204,3 +205,40 @@ def test_building_needs_little_more_memory_than_the_weights() -> None:
     run = subprocess.run([sys.executable, "-c", _MEASURE], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     assert 1.0 < float(run.stdout) < 1.3
+
+
+def test_weights_that_were_drawn_are_kept_for_the_runs_that_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from fastdiff.models import random_weights
+
+    monkeypatch.setenv(random_weights.KEPT_IN, str(tmp_path))
+    first = build_component(CLIP, 0, "text_encoder", torch.bfloat16).state_dict()
+    (kept,) = tmp_path.iterdir()
+    assert kept.suffix == ".safetensors"
+    monkeypatch.setattr(random_weights, "draw", None)  # nothing is drawn a second time
+    again = build_component(CLIP, 0, "text_encoder", torch.bfloat16)
+    assert all(torch.equal(first[name], tensor) for name, tensor in again.state_dict().items())
+    assert not again.training
+    monkeypatch.undo()
+    monkeypatch.setenv(random_weights.KEPT_IN, str(tmp_path))
+    build_component(CLIP, 1, "text_encoder", torch.bfloat16)  # another seed, another dtype
+    build_component(CLIP, 0, "text_encoder", None)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_weights_are_not_kept_where_they_would_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from fastdiff.models import random_weights
+
+    monkeypatch.setenv(random_weights.KEPT_IN, str(tmp_path))
+    monkeypatch.setattr(
+        "fastdiff.models.random_weights.shutil.disk_usage", lambda _: SimpleNamespace(free=1000)
+    )
+    build_component(CLIP, 0, "text_encoder", None)
+    assert list(tmp_path.iterdir()) == []
