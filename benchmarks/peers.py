@@ -3,6 +3,7 @@
     python benchmarks/peers.py
     python benchmarks/peers.py --tools fastdiff pruna --settings fp32 compile --rounds 6
     python benchmarks/peers.py --openvino-only
+    python benchmarks/peers.py --openvino-only --tunables glibc.malloc.mxfast=0:glibc.malloc.hugetlb=1
     python benchmarks/peers.py --openvino-only --sdxl
 
 Every tool but fastdiff gets a virtual environment of its own under --venvs, made by pip where it isn't there: several gigabytes
@@ -155,9 +156,11 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "bf16": ("precision=bf16", "compile=default"),
     "bf16, ahead of time": ("precision=bf16", *_AHEAD_OF_TIME),
 }
+# At this size matrix products are nearly all of the time: what compiling can gain beyond a block is not worth the hour that the
+# whole UNet takes.
 SDXL_CANDIDATES: dict[str, tuple[str, ...]] = {
-    "bf16": ("precision=bf16", "compile=default"),
-    "bf16, int8": ("precision=bf16", "compile=default", "quant=int8", "qkv=fused"),
+    "bf16": ("precision=bf16",),
+    "bf16, regional": ("precision=bf16", "compile=regional", "memory_format=channels_last"),
 }
 OPENVINO = {"OpenVINO fp32": "fp32", "OpenVINO bf16": "bf16"}
 SDXL_OPENVINO = {"OpenVINO bf16": "bf16"}
@@ -563,6 +566,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--openvino-only", action="store_true", help="leaves the tools out")
     parser.add_argument("--no-openvino", action="store_true")
     parser.add_argument("--sdxl", action="store_true", help="OpenVINO on SDXL's architecture")
+    parser.add_argument(
+        "--keep", type=Path, help="folder that keeps SDXL's weights and what was converted"
+    )
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--runs", type=int, default=5, help="timed calls of each process")
     parser.add_argument("--warmup", type=int, default=1)
@@ -611,14 +617,16 @@ def measure_tools(asked: argparse.Namespace, work: Path) -> None:
 def measure_openvino(asked: argparse.Namespace, work: Path) -> None:
     started_at = now()
     python = environment("openvino", asked.venvs)
+    home = asked.keep or work
     if asked.sdxl:
-        save_sdxl(work / "sdxl")
-        length = Length(work / "sdxl", asked.steps or 2, 5.0, 512, asked.runs, asked.warmup)
+        if not (home / "sdxl").is_dir():
+            save_sdxl(home / "sdxl")
+        length = Length(home / "sdxl", asked.steps or 2, 5.0, 512, asked.runs, asked.warmup)
     else:
         length = Length(SHAPES, asked.steps or 25, 4.0, 64, asked.runs, asked.warmup)
     known = SDXL_CANDIDATES if asked.sdxl else CANDIDATES
     told = {name: words for name, words in known.items() if name in (asked.candidates or known)}
-    sides = openvino_sides(python, length, asked.sdxl, told, work / "openvino")
+    sides = openvino_sides(python, length, asked.sdxl, told, home / "openvino")
     rows = take_turns(sides, asked.rounds, asked.seed, work)
     print("\n".join(openvino_table(rows)))
     results = {"told": {f"fastdiff {name}": list(words) for name, words in told.items()}}
@@ -639,19 +647,19 @@ def keep(name: str, results: dict[str, Any], length: Length, started_at: str) ->
     requirements = {
         tool: [" ".join(step) for step in steps] for tool, steps in REQUIREMENTS.items()
     }
-    typed = [sys.executable, str(Path(__file__).resolve()), *without_venvs(sys.argv[1:])]
+    typed = [sys.executable, str(Path(__file__).resolve()), *without_places(sys.argv[1:])]
     told = {"command": as_typed(typed), "drawn": drawn, "installed": requirements}
     path = write_results(name, told | results, started_at)
     print(f"written: {path.relative_to(ROOT)}", file=sys.stderr)
 
 
-def without_venvs(words: Sequence[str]) -> list[str]:
-    """The words of a command line without --venvs DIR, which says something of this machine only."""
-    before = ["", *words]
+def without_places(words: Sequence[str]) -> list[str]:
+    """The words of a command line without --venvs DIR and --keep DIR, which say something of this machine only."""
+    places, before = ("--venvs", "--keep"), ["", *words]
     return [
         word
         for last, word in zip(before, words, strict=False)
-        if last != "--venvs" and word.partition("=")[0] != "--venvs"
+        if last not in places and word.partition("=")[0] not in places
     ]
 
 

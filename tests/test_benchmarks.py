@@ -257,5 +257,5 @@ def test_every_candidate_beside_openvino_can_run_on_a_cpu(peers: ModuleType) -> 
 
 
 def test_results_do_not_name_the_folder_of_the_environments(peers: ModuleType) -> None:
-    words = ["--sdxl", "--venvs", "/some/where", "--rounds", "2", "--venvs=/else"]
-    assert peers.without_venvs(words) == ["--sdxl", "--rounds", "2"]
+    words = ["--sdxl", "--venvs", "/some/where", "--rounds", "2", "--venvs=/else", "--keep", "/there"]
+    assert peers.without_places(words) == ["--sdxl", "--rounds", "2"]
