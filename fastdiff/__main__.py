@@ -159,7 +159,9 @@ def _plan_grid(overrides: list[str], as_json: bool) -> int:
     """Every combination's row; exit code 2 if none of them can run."""
     from fastdiff.grid import read_grid
     from fastdiff.outlook import as_data, outlooks
+    from fastdiff.sweep.how import read_how
 
+    _, overrides = read_how(overrides)
     grid = read_grid(overrides)
     rows = [outlook.to_dict() for outlook in outlooks(grid)]
     if as_json:

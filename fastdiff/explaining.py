@@ -166,6 +166,8 @@ def _not_an_assignment(word: str) -> str:
 
 
 def _unknown_root(key: str) -> str:
+    if key.startswith("sweep."):
+        return f"{key} is about a sweep, and this is a single run\n  instead: -m makes a sweep of what follows it"
     known = (*SLOTS, "experiment", "generation", *SCALARS)
     near = nearest(key.split(".")[0].lower(), known)
     if near is None:

@@ -176,6 +176,10 @@ MISSPELLED = {
         "generation.steps=(1 can't be read: brackets and quotes must be closed, and a text with signs in it quoted",
         "  instead: quote it twice, once for the shell and once for Hydra: 'generation.steps=\"...\"'",
     ),
+    ("sweep.name=x", "quant=int8"): (
+        "sweep.name is about a sweep, and this is a single run",
+        "  instead: -m makes a sweep of what follows it",
+    ),
     ("qaunt=int8",): ("there is no key 'qaunt'", "  did you mean: quant"),
     ("QUANT=int8",): ("there is no key 'QUANT'", "  did you mean: quant"),
     ("steps=3",): ("there is no key 'steps'", "  did you mean: generation.steps"),

@@ -548,3 +548,9 @@ print(json.dumps({{"code": code, "kilobytes": resident}}))
     kilobytes = found["kilobytes"]
     assert len(kilobytes) == 200
     assert kilobytes[-1] - kilobytes[20] < 20_000
+
+
+def test_the_line_of_a_sweep_can_be_planned(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "-m", *PLAIN, seeds(1, 2), "sweep.name=grid"]) == 0
+    assert "2 combinations: 2 ok" in capsys.readouterr().out
+    assert list(fake.iterdir()) == []
