@@ -369,14 +369,19 @@ def test_a_forked_run_reports_what_a_fresh_one_does(
 
 @pytest.mark.slow
 def test_the_order_of_runs_changes_no_flag_at_their_start(
-    torch_server: TorchServer, tmp_path: Path, shapes_plan: Any
+    torch_server: TorchServer, tmp_path: Path, local_plan: Any, sd_folder: Path
 ) -> None:
-    short = ("bench=once", "generation.steps=1", "quality=none")
-    plans = {"a": shapes_plan(*short), "b": shapes_plan(*short, "precision=bf16", "attention=math")}
-    flags = [
-        run_of(torch_server.start, tmp_path / f"{name}{turn}", plans[name])["flags_at_start"]
+    short = ("bench=once", "quality=none")
+    plans = {
+        "a": local_plan(sd_folder, *short),
+        "b": local_plan(sd_folder, *short, "precision=bf16", "attention=math"),
+    }
+    reports = [
+        run_of(torch_server.start, tmp_path / f"{name}{turn}", plans[name])
         for turn, name in enumerate("abba")
     ]
+    assert [report["status"] for report in reports] == ["ok"] * 4
+    flags = [report["flags_at_start"] for report in reports]
     assert flags[1:] == flags[:1] * 3
 
 

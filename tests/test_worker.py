@@ -119,7 +119,7 @@ class Runs:
     def __init__(self, home: Path, server: TorchServer) -> None:
         self.home, self._server = home, server
 
-    def __call__(self, name: str, *overrides: str, code: int = 0) -> Path:
+    def __call__(self, name: str, *overrides: str) -> Path:
         """Run the command to its end; returns the run's folder, with what it printed."""
         done = subprocess.run(
             command(f"hydra.run.dir={name}", *overrides),
@@ -129,7 +129,7 @@ class Runs:
             text=True,
             timeout=300,
         )
-        assert done.returncode == code, done.stderr
+        assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
         (self.home / name / "screen.txt").write_text(done.stdout)
         return self.home / name
@@ -143,6 +143,8 @@ class Runs:
             errors = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.chdir(self.home)
+            for variable, value in TWO_THREADS.items():
+                patch.setenv(variable, value)
             execute = functools.partial(running.execute, starter=self._server.start)
             patch.setattr(running, "execute", execute)
             words = [*SHORT, *overrides]
@@ -174,7 +176,7 @@ def second(runs: Runs, first: Path) -> Path:
     """The folder of a later run of other choices with the same reference; it misses its budget."""
     (reference,) = runs.references()
     drawn = {path: path.stat().st_mtime_ns for path in (reference, *reference.iterdir())}
-    folder = runs("second", "precision=bf16", "quality.min_psnr_db=99", code=1)
+    folder = runs.fork("second", "precision=bf16", "quality.min_psnr_db=99", code=1)
     assert runs.references() == [reference]
     assert {path: path.stat().st_mtime_ns for path in drawn} == drawn, "it was drawn again"
     return folder
