@@ -62,7 +62,7 @@ def best(rows: Sequence[Row]) -> Row | None:
 
 
 class LineBoard:
-    """Without a terminal: a plain line for each cell that begins waiting for nothing more."""
+    """Without a terminal: a plain line for each cell once it is finished, or can't be run."""
 
     def __init__(self, pace: Pace | None = None) -> None:
         self._pace = pace or Pace()
@@ -113,6 +113,7 @@ class LiveBoard:
         self, rows: Sequence[Row], running: Mapping[str, Row], now: Callable[[], float] = time.time
     ) -> RenderableType:
         from rich.console import Group
+        from rich.padding import Padding
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
@@ -126,13 +127,15 @@ class LiveBoard:
         table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
         ended = [row for row in rows if row["finished_at"] and row["same_as"] is None]
         for row in sorted(ended, key=lambda row: row["finished_at"])[-_LAST:]:
-            table.add_row(f"{row['place']}", cell_words(row), Text(outcome(row)))
+            table.add_row(f"{row['place']}", Text(cell_words(row)), Text(outcome(row)))
         for row in rows:
             mark = running.get(row["cell"])
             if mark and row["same_as"] is None:
                 lasted = words.seconds(max(0.0, now() - mark["started_at"]))
-                table.add_row(f"{row['place']}", cell_words(row), f"{mark['phase']}, {lasted}")
-        lines: list[RenderableType] = [head, ProgressBar(count, finished, width=60), table]
+                said = Text(f"{mark['phase']}, {lasted}")
+                table.add_row(f"{row['place']}", Text(cell_words(row)), said)
+        bar = Padding(ProgressBar(count, finished, width=60), 0)  # which ends its line
+        lines: list[RenderableType] = [head, bar, table]
         if (fastest := best(rows)) is not None:
             lines.append(Text(f"best so far: {cell_words(fastest)}, {outcome(fastest)}"))
         return Group(*lines)

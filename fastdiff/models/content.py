@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 from fastdiff.cache_folder import cache_folder, distrust, make_private
@@ -30,7 +29,7 @@ def _place() -> Path:
 def _known() -> dict[str, str]:
     place = _place()
     if distrust(place) is None and place.is_file():
-        with contextlib.suppress(OSError, json.JSONDecodeError):
+        with contextlib.suppress(OSError, ValueError):
             found = read_json(place)
             return dict(found) if isinstance(found, dict) else {}
     return {}

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -44,10 +45,14 @@ def device_for(
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA names them; asks nothing of CUDA."""
+    """The GPUs that this process may use, as CUDA names them; asks nothing of CUDA.
+
+    The empty name where all are hidden: a run then says itself that CUDA finds none.
+    """
     named = os.environ.get(_VISIBLE)
-    if named:
-        return [name.strip() for name in named.split(",") if name.strip()]
+    if named is not None:
+        names = (name.strip() for name in named.split(","))
+        return list(takewhile(lambda name: name not in ("", "-1"), names)) or [""]
     return [str(number) for number in range(max(1, len(this_machine().gpus)))]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,11 @@ class Folder:
         """What libraries print where they are imported once for many cells."""
         return self.path / ".imports.log"
 
+    @property
+    def weights(self) -> Path:
+        """Random weights that one cell has drawn, for the others; they go with the sweep's end."""
+        return self.path / ".weights"
+
     def cell(self, name: str) -> Path:
         return self.path / "cells" / name
 
@@ -84,6 +89,22 @@ class Folder:
         (self.path / ".unfinished" / name).rename(target)
         shutil.rmtree(old, ignore_errors=True)
 
+    def take(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Put a cell that another machine has finished into its place, and its reference's pictures.
+
+        files: content by path in a folder like this one. Each place is whole or not there.
+        """
+        for place, content in files.items():
+            target = self.path / place
+            if Path(place).parts[0] == "cells":
+                target = self.path / ".unfinished" / Path(*Path(place).parts[1:])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+            unfinished.write_bytes(content)
+            os.replace(unfinished, target)
+        if f"cells/{name}/report.json" in files:
+            self.finish(name)
+
     def forget(self, name: str) -> None:
         """Remove a finished cell that is to be run again."""
         shutil.rmtree(self.cell(name))
@@ -111,7 +132,7 @@ class Folder:
 
     def clean(self) -> None:
         """Remove what a sweep that was killed left behind."""
-        for name in (".running", ".unfinished"):
+        for name in (".running", ".unfinished", ".weights"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in (".attempt", ".imports.log"):
             (self.path / name).unlink(missing_ok=True)

@@ -27,10 +27,11 @@ from fastdiff.composition import compose
 from fastdiff.config import RunConfig
 from fastdiff.errors import FastdiffError
 from fastdiff.forking import Forks, can_fork
+from fastdiff.models.random_weights import KEPT_IN as RANDOM_WEIGHTS
 from fastdiff.outlook import planned
 from fastdiff.pages.run import write_run_page
 from fastdiff.planning import Plan
-from fastdiff.process import LEAST_FREE_BYTES, DiskFull, Limits, Starter, Worker, start
+from fastdiff.process import LEAST_FREE_BYTES, DiskFull, Limits, Starter, Worker, readable, start
 from fastdiff.report import blank_report
 from fastdiff.result import Status, read_json, write_json
 from fastdiff.running import execute
@@ -86,10 +87,11 @@ class Job:
         # Of the same name at every start of this cell here, so that the starts are counted.
         temporary = Path(tempfile.gettempdir()) / f"fastdiff-{self.attempt}-{task.name}"
         temporary.mkdir(mode=0o700, exist_ok=True)
-        found = self._in(Folder(temporary), task)
-        found |= {"files": _contents(temporary)}
-        shutil.rmtree(temporary, ignore_errors=True)
-        return found
+        try:
+            found = self._in(Folder(temporary), task)
+            return found | {"files": _contents(temporary)}
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _be_as_typed(self) -> None:
         """Where a launcher began this process with other threads, or elsewhere: what a single run has counts."""
@@ -126,13 +128,20 @@ def _threads_of(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _is_alive(process: int) -> bool:
+    """Whether a process of this machine goes on; one that has ended may still have its number."""
     try:
-        os.kill(process, 0)
+        if not hasattr(os, "pidfd_open"):
+            os.kill(process, 0)
+            return True
+        file = os.pidfd_open(process)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except OSError:
         return True
-    return True
+    try:
+        return not readable(file, 0)
+    finally:
+        os.close(file)
 
 
 @dataclass
@@ -192,6 +201,7 @@ class _Cell:
                     f"the process that ran this cell's job died {MOST_STARTS} times"
                 )
             with device_for(plan.device, lambda: self.say("waiting for the device")) as variables:
+                variables |= {RANDOM_WEIGHTS: str(self.folder.weights)}
                 return self._executed(plan, words, work, variables)
         except DiskFull:
             raise

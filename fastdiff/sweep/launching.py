@@ -5,6 +5,11 @@ This does what Hydra's own sweeper does, less its splitting of the overrides: a 
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +17,7 @@ from typing import Any
 
 from fastdiff.composition import register_schemas
 from fastdiff.config import CONF_DIR
+from fastdiff.environment import this_machine
 from fastdiff.errors import UsageError, nearest
 from fastdiff.explaining import explain
 from fastdiff.sweep.job import Job
@@ -25,6 +31,9 @@ SHIPPED = {"ray": "ray", "slurm": "submitit_slurm", "joblib": "joblib"}
 EXTRAS = {name: name for name in SHIPPED}
 EXTRAS |= {"submitit_local": "slurm", "submitit_slurm": "slurm"}
 """Which of fastdiff's extras brings a launcher."""
+
+_OBJECT_STORE_BYTES = 100_000_000
+"""Of a cluster that lives as long as the sweep: what jobs return is small. Ray takes no less than 75 MB."""
 
 _QUIET = (
     *("hydra.sweep.subdir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"),
@@ -64,15 +73,43 @@ class Launch:
     def run(self, job: Job) -> Iterator[Any]:
         """Run every task of the job; yields what each returned, an exception where it raised.
 
-        Here one task is handed over at a time, because Hydra keeps whole configurations of what it has run.
+        Here one task is handed over at a time, because Hydra keeps whole configurations of what it has run; and to
+        submitit_local, which begins all that it is given, as many as there are devices for.
         """
-        numbers = list(range(len(job.tasks)))
-        batches = [[number] for number in numbers] if self.name == "basic" else [numbers]
+        numbers = range(len(job.tasks))
+        devices = max(1, len(this_machine().gpus))
+        most = {"basic": 1, "submitit_local": devices}.get(self.name, len(numbers))
         launcher = self._launcher(job)
-        for batch in batches:
+        if self.name == "ray":
+            self._begin_ray()
+        for batch in (numbers[at : at + most] for at in range(0, len(numbers), most)):
             overrides = [job.tasks[number].overrides for number in batch]
             for returned in launcher.launch(overrides, initial_job_idx=batch[0]):
                 yield returned._return_value
+
+    def _begin_ray(self) -> None:
+        """Begin or join the cluster as the plug-in would, but leave SIGTERM ours: Ray's way with it is to abort.
+
+        The plug-in also sizes the object store of a cluster that it joins, which Ray refuses.
+        """
+        import ray
+        from omegaconf import OmegaConf
+
+        if ray.is_initialized():
+            return
+        init: Any = OmegaConf.to_container(self.config.hydra.launcher.ray.init, resolve=True)
+        if not (init.get("address") or os.environ.get("RAY_ADDRESS")):
+            init.setdefault("object_store_memory", _OBJECT_STORE_BYTES)
+        ours = signal.getsignal(signal.SIGTERM)
+        ray.init(**init)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
+
+    def end(self) -> None:
+        """End what of the launcher still goes on in this process: Ray's cluster, or the line to it."""
+        ray = sys.modules.get("ray")
+        if self.name in ("ray", "ray_aws") and ray is not None:
+            ray.shutdown()
 
     def told(self, event: str) -> None:
         """Tell Hydra's callbacks that the sweep starts (`on_multirun_start`) or has ended (`on_multirun_end`)."""
@@ -110,7 +147,7 @@ def prepare(own: Sequence[str], folder: Path) -> Launch:
     _register_resolvers()
     GlobalHydra.instance().clear()
     hydra = Hydra.create_main_hydra2("fastdiff", create_config_search_path(str(CONF_DIR)))
-    overrides = [*_QUIET, *own, f'hydra.sweep.dir="{folder}"']
+    overrides = [*_QUIET, *own, _assigned("hydra.sweep.dir", str(folder))]
     try:
         config = hydra.compose_config(
             "config", overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False
@@ -126,11 +163,16 @@ def prepare(own: Sequence[str], folder: Path) -> Launch:
     return launch
 
 
+def _assigned(key: str, text: str) -> str:
+    """An override by which Hydra takes a text as it stands, whatever signs are in it."""
+    for_omegaconf = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # backslashes count before ${ alone
+    for_hydra = re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + m[2].replace('"', r"\""), for_omegaconf)
+    return f'{key}="{for_hydra}"'
+
+
 def _register_resolvers() -> None:
     """What the shipped configurations of launchers ask of this machine."""
     from omegaconf import OmegaConf
-
-    from fastdiff.environment import this_machine
 
     gpus = len(this_machine().gpus)
     OmegaConf.register_new_resolver("fastdiff_gpus_per_job", lambda: min(1, gpus), replace=True)

@@ -24,7 +24,7 @@ def made_with(run: RunConfig, device: str) -> dict[str, str]:
     found = dict(here.versions)
     found |= {"fastdiff": __version__, "python": here.python}
     if device == "cuda" and here.gpus:
-        found["gpu"] = here.gpus[0].name
+        found["gpu"] = " or ".join(sorted({gpu.name for gpu in here.gpus}))
     else:
         found["processor"] = f"{here.cpu}, {here.threads} threads"
     found["weights"] = weights_content(run)

@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fastdiff.environment import this_machine
-from fastdiff.errors import FastdiffError, UsageError
+from fastdiff.errors import UsageError
 from fastdiff.explaining import hydras_own, raise_all
 from fastdiff.grid import read_grid
 from fastdiff.models.sources import model_of
 from fastdiff.outlook import outlooks
 from fastdiff.pages.sweep import write_sweep_pages
-from fastdiff.process import DiskFull, Limits, check_folder
+from fastdiff.process import DiskFull, Limits, check_folder, no_room
+from fastdiff.protocol import says_disk_full
 from fastdiff.result import Status, read_json, write_json
 from fastdiff.sweep.entries import Entry, check_size, entries_of, grid_identity
 from fastdiff.sweep.folder import SWEEPS, Folder
 from fastdiff.sweep.how import How, read_how
-from fastdiff.sweep.job import Job, Task
+from fastdiff.sweep.job import MOST_STARTS, Job, Task
 from fastdiff.sweep.launching import HERE, Launch, check_launcher, prepare
 from fastdiff.sweep.made_with import differences, made_with
 from fastdiff.sweep.rows import blank_row, completed, counts, measured_row
@@ -59,6 +60,7 @@ class Sweep:
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     now: dict[str, dict[str, str]] = field(default_factory=dict)
+    turn: int = 0
 
     def go(self, board: Board) -> dict[str, Any]:
         """Run what is missing; returns what `sweep.json` holds in the end.
@@ -82,6 +84,8 @@ class Sweep:
             self._write("running")
             state, error = self._run(job, board)
             self.folder.clean()
+            if state != "complete":
+                self.folder.close_attempt(self.attempt)
             self._read_rows()
             data = self._write(state, error)
             with contextlib.suppress(OSError) if error else contextlib.nullcontext():
@@ -159,52 +163,67 @@ class Sweep:
             except DiskFull as error:
                 return "stopped", str(error)
             finally:
+                self.launch.end()
                 self.launch.told("on_multirun_end")
 
     def _launched(self, job: Job) -> tuple[str, str | None]:
         """Hand the tasks to the launcher until all are finished, or it gets no further."""
-        said = "it ended without a word"
         while job.tasks:
-            before = self._progress(job)
-            try:
-                for returned in self.launch.run(job):
-                    self._take(returned)
-            except DiskFull:
-                raise
-            except Exception as error:  # the launcher's own: a worker that died under joblib
-                said = f"{type(error).__name__}: {error}"
-            if self._progress(job) == before:
+            said = self._handed_over(job)
+            left = self._left(job)
+            begun = [task for task in left if self.folder.marked(task.name)]
+            for task in begun:  # one of them took its process along, and the others were beside it
+                said = self._alone(replace(job, tasks=(task,))) or said
+            still = self._left(job)
+            if len(still) == len(job.tasks):
+                cells = "1 cell" if len(still) == 1 else f"{len(still)} cells"
                 return "stopped", (
-                    f"the launcher '{self.launch.name}' could not run {len(job.tasks)} cells: {said}\n"
+                    f"the launcher '{self.launch.name}' could not run {cells}: "
+                    f"{said or 'it ended without a word'}\n"
                     "  instead: hydra/launcher=basic, or mend it and type the same line again"
                 )
-            left = tuple(task for task in job.tasks if not self.folder.finished(task.name))
-            job = replace(job, tasks=left)
+            job = replace(job, tasks=still)
         return "complete", None
 
-    def _progress(self, job: Job) -> list[tuple[bool, int]]:
-        """Of each task, whether it is finished, and how often it was begun."""
-        marks = ((task, self.folder.marked(task.name)) for task in job.tasks)
-        return [(self.folder.finished(t.name), m["starts"] if m else 0) for t, m in marks]
+    def _alone(self, job: Job) -> str | None:
+        """Hand over one task until it is finished; once its starts are used up, its job finishes it as crashed."""
+        said = None
+        for _ in range(MOST_STARTS):
+            if self._left(job):
+                said = self._handed_over(job)
+        return said
 
-    def _take(self, returned: Any) -> None:
-        """What a job returned: files of another machine, or that the disk is full."""
+    def _handed_over(self, job: Job) -> str | None:
+        """Why the launcher, or a job, could not go on; None if nothing was said. Raises DiskFull."""
+        self.turn += 1
+        self.folder.open_attempt(self.attempt, self.turn)
+        said = None
+        try:
+            for returned in self.launch.run(replace(job, turn=self.turn)):
+                said = self._take(returned) or said
+        except DiskFull:
+            raise
+        except Exception as error:  # the launcher's own: a worker that died under joblib
+            if says_disk_full(error):
+                raise no_room(self.folder.path) from error
+            self.launch.end()
+            said = f"{type(error).__name__}: {error}"
+        return said.strip().splitlines()[0] if said else None
+
+    def _left(self, job: Job) -> tuple[Task, ...]:
+        return tuple(task for task in job.tasks if not self.folder.finished(task.name))
+
+    def _take(self, returned: Any) -> str | None:
+        """What a job returned: files of another machine, that the disk is full, or what went wrong with it."""
         if isinstance(returned, BaseException):
             raise returned
         if "disk_full" in returned:
             raise DiskFull(returned["disk_full"])
         files: dict[str, bytes] = returned.get("files", {})
-        for place, content in files.items():
-            parts = Path(place).parts
-            target = self.folder.path / place
-            if parts[0] == "cells":
-                target = self.folder.path / ".unfinished" / Path(*parts[1:])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
         if files:
-            self.folder.finish(returned["cell"])
-        elif "error" in returned:
-            raise FastdiffError(returned["error"])
+            self.folder.take(returned["cell"], files)
+        error: str | None = returned.get("error")
+        return error
 
     @contextmanager
     def _watched(self, board: Board) -> Iterator[None]:

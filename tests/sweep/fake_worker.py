@@ -44,7 +44,10 @@ def report_of(request: Request) -> dict[str, Any]:
     report["status"] = "ok"
     report |= {"images": [{"path": "image-0.png", "sha256": "0"}], "load_s": 0.1}
     report["finished_at"] = "2026-01-01T00:00:01+00:00"
-    report["quality"]["reason"] = "quality=none"
+    if request.reference.get("run_id"):
+        report["quality"]["reference_run_id"] = request.reference["run_id"]
+    else:
+        report["quality"]["reason"] = request.reference.get("reason", "quality=none")
     return report
 
 
@@ -80,6 +83,8 @@ def main() -> int:
         print("a library says something", flush=True)
         behave(request.config["generation"]["seed"], events)
         (folder / "image-0.png").write_bytes(PICTURE)
+        if request.only_pictures:
+            return 0
         write_json(folder / "report.json", report_of(request))
     except Exception as error:
         print(f"Traceback: {error}", flush=True)

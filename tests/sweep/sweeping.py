@@ -15,6 +15,8 @@ from fastdiff.sweep import job
 HERE = Path(__file__).parent
 ENDS_ITS_JOB = 201
 """Seed of a cell whose job ends the process that it runs in: Ray's worker, joblib's."""
+APART = "SWEEPING_APART"
+"""Variable that makes jobs see no folder of the sweep's, as on a machine that shares none."""
 
 
 def start_fake(module: str, folder: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -36,6 +38,8 @@ class FakeJob(job.Job):
     def do(self, task: job.Task) -> dict[str, Any]:
         job.start = start_fake  # type: ignore[assignment]
         job.can_fork = lambda plan: False
+        if os.environ.get(APART):
+            job.Folder.is_shared = lambda self, attempt: False  # type: ignore[method-assign]
         if f"generation.seed={ENDS_ITS_JOB}" in task.overrides:
             job.execute = lambda *_, **__: os._exit(9)  # type: ignore[assignment]
         return super().do(task)
