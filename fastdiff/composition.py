@@ -141,8 +141,13 @@ def quote_literal(override: str) -> str:
     is_list = value.startswith("[") and value.endswith("]") and match["key"] == LITERAL_KEYS[0]
     if value == "null" or is_list or re.fullmatch(r"'[^'\\]*'|\"[^\"\\]*\"", value):
         return override
-    for_omegaconf = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # backslashes count before ${ alone
+    return f"{match['key']}={quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    """A text in double quotes, as Hydra's grammar and OmegaConf after it read it back."""
+    for_omegaconf = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # backslashes count before ${ alone
     for_hydra = re.sub(
         r"(\\*)(\"|\Z)", lambda m: m[1] * 2 + m[2].replace('"', r"\""), for_omegaconf
     )
-    return f'{match["key"]}="{for_hydra}"'
+    return f'"{for_hydra}"'

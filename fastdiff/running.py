@@ -49,16 +49,19 @@ def execute(
     progress: Progress,
     limits: Limits = NO_LIMITS,
     starter: Starter = start,
+    missing: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run a plan in the folder and return its report.
 
     limits: of each process, the reference's and the run's own; starter: who starts them.
+    missing: references that could not be drawn a moment ago, by the id of the run that draws them, and why. They aren't
+    tried again; one that can't be drawn now is added.
     Raises RefusedByWorker if it could not start, DiskFull if there is no room for it.
     """
     run = plan.setting.run
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        reference = find_reference(plan, overrides, progress, limits, starter)
+        reference = find_reference(plan, overrides, progress, limits, starter, missing)
     except KeyboardInterrupt:
         prepare_folder(folder)
         ending = Ending(Status.INTERRUPTED, "interrupted by Ctrl-C while the reference was drawn")
@@ -94,6 +97,7 @@ def find_reference(
     progress: Progress,
     limits: Limits = NO_LIMITS,
     starter: Starter = start,
+    missing: dict[str, str] | None = None,
 ) -> Found:
     """The pictures to compare with; drawn now if nobody has drawn them yet."""
     run = plan.setting.run
@@ -110,10 +114,14 @@ def find_reference(
         return Found(identity, "own", name="itself")
     folder = _reference_folder(identity, plain)
     if not folder.is_dir():
+        if missing and identity in missing:
+            return Found(identity, None, missing[identity])
         progress.say("drawing the reference picture (fp32)")
         request = Request(plain.to_dict(), [], Found().to_dict(), only_pictures=True)
         reason = draw_reference(request, folder, progress, plan.device, limits, starter)
         if reason is not None:
+            if missing is not None:
+                missing[identity] = f"no reference: {reason}"
             return Found(identity, None, f"no reference: {reason}")
         # A model that had to be downloaded has its commit for a name only now.
         if folder != (named := _reference_folder(identity, plain)):

@@ -257,5 +257,14 @@ def test_every_candidate_beside_openvino_can_run_on_a_cpu(peers: ModuleType) -> 
 
 
 def test_results_do_not_name_the_folder_of_the_environments(peers: ModuleType) -> None:
-    words = ["--sdxl", "--venvs", "/some/where", "--rounds", "2", "--venvs=/else", "--keep", "/there"]
+    words = [
+        "--sdxl",
+        "--venvs",
+        "/some/where",
+        "--rounds",
+        "2",
+        "--venvs=/else",
+        "--keep",
+        "/there",
+    ]
     assert peers.without_places(words) == ["--sdxl", "--rounds", "2"]

@@ -109,6 +109,20 @@ class Folder:
         """Remove a finished cell that is to be run again."""
         shutil.rmtree(self.cell(name))
 
+    # References that can't be drawn ----------------------------------------------------------------
+
+    def miss(self, attempt: str, reasons: Mapping[str, str]) -> None:
+        """Remember for the other cells of this attempt why references could not be drawn."""
+        for identity, reason in reasons.items():
+            place = self.path / ".missing" / attempt / f"{identity}.json"
+            if not place.exists():
+                write_json(place, reason)
+
+    def missing(self, attempt: str) -> dict[str, str]:
+        """Why references could not be drawn in this attempt, by the id of the run that draws them."""
+        files = (self.path / ".missing" / attempt).glob("*.json")
+        return {file.stem: read_json(file) for file in files if not file.name.startswith(".")}
+
     # Marks -----------------------------------------------------------------------------------------
 
     def mark(self, name: str, said: dict[str, Any]) -> None:
@@ -132,7 +146,7 @@ class Folder:
 
     def clean(self) -> None:
         """Remove what a sweep that was killed left behind."""
-        for name in (".running", ".unfinished", ".weights"):
+        for name in (".running", ".unfinished", ".weights", ".missing"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in (".attempt", ".imports.log"):
             (self.path / name).unlink(missing_ok=True)

@@ -223,7 +223,10 @@ class _Cell:
         try:
             starts: Starter = self._forks(plan).start if can_fork(plan) else start
             with self._ended_with_the_sweep(starts) as starter:
-                return execute(plan, words, work, self, limits=self.limits, starter=starter)
+                missing = self.folder.missing(self.attempt)
+                report = execute(plan, words, work, self, self.limits, starter, missing)
+                self.folder.miss(self.attempt, missing)
+                return report
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -6,7 +6,6 @@ This does what Hydra's own sweeper does, less its splitting of the overrides: a 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import threading
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdiff.composition import register_schemas
+from fastdiff.composition import quoted, register_schemas
 from fastdiff.config import CONF_DIR
 from fastdiff.environment import this_machine
 from fastdiff.errors import UsageError, nearest
@@ -115,6 +114,10 @@ class Launch:
         """Tell Hydra's callbacks that the sweep starts (`on_multirun_start`) or has ended (`on_multirun_end`)."""
         getattr(self.context.callbacks, event)(config=self.config, config_name="config")
 
+    def check(self) -> None:
+        """Raise UsageError for a launcher that isn't installed, before anything is written."""
+        self._launcher(lambda _: None)
+
     def _launcher(self, job: Callable[[Any], Any]) -> Any:
         """Hydra's object. Raises UsageError if it can't be made here."""
         from hydra.core.plugins import Plugins
@@ -147,7 +150,7 @@ def prepare(own: Sequence[str], folder: Path) -> Launch:
     _register_resolvers()
     GlobalHydra.instance().clear()
     hydra = Hydra.create_main_hydra2("fastdiff", create_config_search_path(str(CONF_DIR)))
-    overrides = [*_QUIET, *own, _assigned("hydra.sweep.dir", str(folder))]
+    overrides = [*_QUIET, *own, f"hydra.sweep.dir={quoted(str(folder))}"]
     try:
         config = hydra.compose_config(
             "config", overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False
@@ -157,17 +160,8 @@ def prepare(own: Sequence[str], folder: Path) -> Launch:
     callbacks = Callbacks(config)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
     launch = Launch(name, config, context)
-    launch._launcher(
-        lambda _: None
-    )  # one that isn't installed is refused before anything is written
+    launch.check()
     return launch
-
-
-def _assigned(key: str, text: str) -> str:
-    """An override by which Hydra takes a text as it stands, whatever signs are in it."""
-    for_omegaconf = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # backslashes count before ${ alone
-    for_hydra = re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + m[2].replace('"', r"\""), for_omegaconf)
-    return f'{key}="{for_hydra}"'
 
 
 def _register_resolvers() -> None:

@@ -22,7 +22,7 @@ from fastdiff.protocol import (
 )
 from fastdiff.result import write_json
 
-RAISES, EXITS_7, HANGS, KILLED, NO_MEMORY, NAN, DISK_FULL = range(101, 108)
+RAISES, EXITS_7, HANGS, KILLED, NO_MEMORY, NAN, DISK_FULL, NO_REFERENCE = range(101, 109)
 PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYPgPAAEDAQAIicLsAAAAAElFTkSuQmCC"
 )
@@ -84,6 +84,8 @@ def main() -> int:
         behave(request.config["generation"]["seed"], events)
         (folder / "image-0.png").write_bytes(PICTURE)
         if request.only_pictures:
+            if request.config["generation"]["seed"] == NO_REFERENCE:
+                os._exit(3)
             return 0
         write_json(folder / "report.json", report_of(request))
     except Exception as error:

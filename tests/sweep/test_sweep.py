@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,16 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from fake_worker import DISK_FULL, EXITS_7, HANGS, KILLED, NAN, NO_MEMORY, RAISES  # noqa: E402
+from fake_worker import (  # noqa: E402
+    DISK_FULL,
+    EXITS_7,
+    HANGS,
+    KILLED,
+    NAN,
+    NO_MEMORY,
+    NO_REFERENCE,
+    RAISES,
+)
 from sweeping import start_fake  # noqa: E402
 
 PLAIN = ("model=shapes", "device=cpu", "quality=none")
@@ -29,8 +39,13 @@ GRID = Path("outputs/sweeps/grid")
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     monkeypatch.chdir(tmp_path)
+    # Cells of other sweeps on this machine are none of a test's business, and would be waited for.
+    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("locks")))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     return tmp_path
 
 
@@ -231,6 +246,26 @@ def test_hydras_callbacks_are_told_whatever_happens_to_a_cell(fake: Path) -> Non
     finally:
         sys.path.remove(str(fake))
     assert (fake / "said").read_text().split() == ["start", "COMPLETED", "COMPLETED", "end"]
+
+
+def test_a_reference_that_cant_be_drawn_is_tried_once_in_a_sweep(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Path] = []
+
+    def counted(module: str, at: Path, variables: Any) -> Any:
+        started.append(at)
+        return start_fake(module, at, variables)
+
+    monkeypatch.setattr(job, "start", counted)
+    words = ["model=shapes", "device=cpu", f"generation.seed={NO_REFERENCE}", "sweep.name=grid"]
+    grid = ["-m", *words, "precision=bf16", "qkv=separate,fused"]
+    assert main(grid) == 0
+    assert len([at for at in started if "references" in at.parts]) == 1
+    assert len(started) == 3
+    started.clear()
+    assert main([*grid, "sweep.retry=all"]) == 0
+    assert len(started) == 3  # another call tries again
 
 
 # Going on ------------------------------------------------------------------------------------------
@@ -522,7 +557,7 @@ from fastdiff.sweep import job
 
 resident = []
 
-def execute(plan, words, folder, progress, limits, starter):
+def execute(plan, words, folder, progress, *_):
     run = plan.setting.run
     report = report_of(Request(run.to_dict(), words, {{}}))
     report["images"] = []
