@@ -209,7 +209,7 @@ def _ladder(words: list[str]) -> int:
             )
     rungs = rungs_of(name, overrides, lambda words: planned(compose(words)))
     folder = folder_of(name, overrides, how)
-    check_folder(folder)
+    check_folder(folder, "ladder.dir")
     with progress() as shown:
         climb = Climb(name, rungs, overrides, how, folder, shown)
         state = climb.go()
@@ -230,7 +230,7 @@ def _compare(words: list[str]) -> int:
     how, others = read_how(words)
     a, b = read_sides(others, lambda words: planned(compose(words)))
     folder = folder_of(a, b, how)
-    check_folder(folder)
+    check_folder(folder, "compare.dir")
     with progress() as shown:
         comparison = Comparison(a, b, how, folder, shown)
         state = comparison.go()

@@ -298,24 +298,27 @@ def leave_nothing(folder: Path, before: frozenset[str]) -> None:
             at.rmdir()
 
 
-def check_folder(folder: Path) -> None:
-    """Whether a run could write into a folder that need not exist yet. Writes nothing. Raises UsageError."""
+def check_folder(folder: Path, key: str = "hydra.run.dir") -> None:
+    """Whether something could be written into a folder that need not exist yet. Writes nothing. Raises UsageError.
+
+    key: by which a user names another folder.
+    """
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir():
         raise UsageError(
             f"can't write to {folder}: {existing.absolute()} is a file\n"
-            "  instead: start where you may write, or hydra.run.dir=DIR"
+            f"  instead: start where you may write, or {key}=DIR"
         )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(
             f"can't write to {folder}: {existing.absolute()} is read-only for you\n"
-            "  instead: start where you may write, or hydra.run.dir=DIR"
+            f"  instead: start where you may write, or {key}=DIR"
         )
     free = shutil.disk_usage(existing).free
     if free < LEAST_FREE_BYTES:
         raise UsageError(
             f"no room on the disk: {free / 1e6:.0f} MB are free in {existing.absolute()}, a run needs "
-            f"{LEAST_FREE_BYTES / 1e6:.0f} MB\n  instead: make room, or hydra.run.dir=DIR on another disk"
+            f"{LEAST_FREE_BYTES / 1e6:.0f} MB\n  instead: make room, or {key}=DIR on another disk"
         )
 
 

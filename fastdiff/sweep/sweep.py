@@ -322,7 +322,7 @@ def plan_sweep(words: Sequence[str]) -> Sweep:
         raise_all(list(dict.fromkeys(reason for cell in grid.cells for reason in cell.reasons)))
     entries = entries_of(grid, outlooks(grid), elsewhere)
     folder = Folder(_folder(how, entries))
-    check_folder(folder.path)
+    check_folder(folder.path, "sweep.dir")
     launch = prepare(own, folder.path)
     return Sweep(list(words), how, entries, grid.varied, folder, launch)
 

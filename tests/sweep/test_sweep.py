@@ -527,17 +527,24 @@ def test_a_small_disk_that_really_fills_up(fake: Path, capsys: pytest.CaptureFix
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
-def test_a_folder_that_cant_be_written_is_refused(fake: Path) -> None:
-    fake.chmod(0o500)
+def test_a_folder_that_cant_be_written_is_refused(
+    fake: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastdiff.process.os.access", lambda *_: False)  # root may write anywhere
     assert sweep(seeds(1, 2)) == 2
-    fake.chmod(0o700)
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"{fake} is read-only for you instead: start where you may write, or sweep.dir=DIR" in said
+    )
+    assert list(fake.iterdir()) == []
 
 
 def test_a_folder_below_a_file_is_refused(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (fake / "file").write_text("")
     assert sweep(seeds(1, 2), "sweep.dir=file/grid") == 2
-    assert f"{fake / 'file'} is a file" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{fake / 'file'} is a file" in said
+    assert said.endswith("instead: start where you may write, or sweep.dir=DIR")
 
 
 # Many cells ----------------------------------------------------------------------------------------
