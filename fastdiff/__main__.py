@@ -311,18 +311,27 @@ def _run(overrides: list[str]) -> int:
 def _sweep(words: list[str]) -> int:
     """Every combination in a process of its own, each a row of the sweep's table."""
     from fastdiff.live import board
-    from fastdiff.pages.sweep import sweep_text
+    from fastdiff.pages.sweep import sweep_row, sweep_text
     from fastdiff.screen import shown
     from fastdiff.sweep.sweep import exit_code, plan_sweep
 
     sweep = plan_sweep(words)
     with board() as shown_board:
         data = sweep.go(shown_board)
-    print(sweep_text(data))
-    print(f"  written       {shown(sweep.folder.path)}/index.html, sweep.md, sweep.csv")
+    try:
+        print(sweep_text(data), sweep_row("written", _pages_in(shown(sweep.folder.path))), sep="\n")
+        sys.stdout.flush()
+    except (
+        BrokenPipeError
+    ):  # whoever read our output has seen enough; how the sweep ended counts all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if data["error"]:
         raise FastdiffError(data["error"])
     return exit_code(data)
+
+
+def _pages_in(folder: str) -> str:
+    return f"{folder}/index.html, sweep.md, sweep.csv"
 
 
 def _resume(words: list[str]) -> int:
@@ -339,7 +348,7 @@ def _resume(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     """`report DIR`: a sweep's pages made anew from what lies in its folder, and its table."""
-    from fastdiff.pages.sweep import sweep_text, write_sweep_pages
+    from fastdiff.pages.sweep import sweep_row, sweep_text, write_sweep_pages
     from fastdiff.screen import shown
     from fastdiff.sweep.sweep import looked_again
 
@@ -352,7 +361,7 @@ def _report(words: list[str]) -> int:
     data = looked_again(folder)
     write_sweep_pages(folder, data)
     print(sweep_text(data))
-    print(f"  written       {shown(folder)}/index.html, sweep.md, sweep.csv")
+    print(sweep_row("written", _pages_in(shown(folder))))
     return 0
 
 

@@ -83,7 +83,8 @@ class LineBoard:
             if self._first and row["report"]:
                 continue  # an earlier call's
             print(f"  {row['place']}/{count}  {cell_words(row)}: {outcome(row)}", file=sys.stderr)
-        if new and finished < count and left_s is not None:
+        ended = any(row["status"] == "interrupted" for row in new)
+        if new and finished < count and left_s is not None and not ended:
             print(f"  {finished} of {count} done, {about(left_s)} left", file=sys.stderr)
         self._first = False
         sys.stderr.flush()

@@ -15,13 +15,32 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fastdiff.errors import FastdiffError
+from fastdiff.errors import FastdiffError, UsageError
 from fastdiff.result import read_json, write_json, write_text
 
 SWEEPS = Path("outputs") / "sweeps"
+_OLD = ".old"
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file holds an object; read once as long as it doesn't change."""
+    try:
+        state = file.stat()
+    except OSError:
+        return False
+    return _holds_an_object(file, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=20_000)
+def _holds_an_object(file: Path, changed_ns: int, size: int) -> bool:
+    try:
+        return isinstance(read_json(file), dict)
+    except (OSError, ValueError):
+        return False
 
 
 class SweepBusy(FastdiffError):
@@ -39,10 +58,18 @@ class Folder:
         return self.path / "sweep.json"
 
     def read(self) -> dict[str, Any] | None:
-        """What `sweep.json` says; None where there is none."""
+        """What `sweep.json` says; None where there is none. Raises UsageError for one that is broken."""
         if not self.data_file.is_file():
             return None
-        found: dict[str, Any] = read_json(self.data_file)
+        try:
+            found: dict[str, Any] = read_json(self.data_file)
+            if not {"rows", "overrides", "command", "grid"} <= found.keys():
+                raise ValueError
+        except (ValueError, AttributeError) as error:
+            raise UsageError(
+                f"{self.data_file} is not what a sweep writes, or only a part of it\n"
+                "  instead: remove that file and type the sweep's line again; finished cells stay"
+            ) from error
         return found
 
     @property
@@ -58,15 +85,18 @@ class Folder:
     def cell(self, name: str) -> Path:
         return self.path / "cells" / name
 
-    def finished(self, name: str) -> bool:
-        return (self.cell(name) / "report.json").is_file()
+    def finished(self, name: str, attempt: str | None = None) -> bool:
+        """Whether a cell is finished and can be read; attempt: by this attempt."""
+        if not all(_is_whole(self.cell(name) / file) for file in ("report.json", "cell.json")):
+            return False
+        return attempt is None or self.beside(name).get("attempt") == attempt
 
     def report(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = read_json(self.cell(name) / "report.json")
         return found
 
     def beside(self, name: str) -> dict[str, Any]:
-        """What is known of a finished cell beside its report: `made_with`, `seconds`."""
+        """What is known of a finished cell beside its report: `made_with`, `seconds`, `references`, `attempt`."""
         found: dict[str, Any] = read_json(self.cell(name) / "cell.json")
         return found
 
@@ -80,8 +110,8 @@ class Folder:
         return folder
 
     def finish(self, name: str) -> None:
-        """Put the cell's folder into its place, whole; what lay there from an earlier try goes."""
-        target, old = self.cell(name), self.path / ".unfinished" / f"{name}.old"
+        """Put the cell's folder into its place, whole; what lay there from an earlier attempt goes after that."""
+        target, old = self.cell(name), self.path / ".unfinished" / f"{name}{_OLD}"
         target.parent.mkdir(exist_ok=True)
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
@@ -105,10 +135,6 @@ class Folder:
         if f"cells/{name}/report.json" in files:
             self.finish(name)
 
-    def forget(self, name: str) -> None:
-        """Remove a finished cell that is to be run again."""
-        shutil.rmtree(self.cell(name))
-
     # References that can't be drawn ----------------------------------------------------------------
 
     def miss(self, attempt: str, reasons: Mapping[str, str]) -> None:
@@ -130,7 +156,7 @@ class Folder:
 
     def marked(self, name: str) -> dict[str, Any] | None:
         """What was marked of a cell that goes on; None if it doesn't."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError, ValueError):
             found: dict[str, Any] = read_json(self._marks / f"{name}.json")
             return found
         return None
@@ -145,7 +171,11 @@ class Folder:
     # The whole -------------------------------------------------------------------------------------
 
     def clean(self) -> None:
-        """Remove what a sweep that was killed left behind."""
+        """Remove what a sweep that was killed left behind; an earlier result whose place is empty goes back there."""
+        for old in (self.path / ".unfinished").glob(f"*{_OLD}"):
+            target = self.cell(old.name.removesuffix(_OLD))
+            if not target.exists():
+                old.rename(target)
         for name in (".running", ".unfinished", ".weights", ".missing"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in (".attempt", ".imports.log"):

@@ -20,7 +20,8 @@ class How:
 
     name: of its folder in outputs/sweeps; null makes one from the grid, so that the same grid finds it again.
     dir: the folder itself, wherever it is.
-    timeout_s: seconds that a cell may take, reference and compiling included; null sets no limit.
+    timeout_s: seconds that a process may take: a cell's run, compiling included, or the drawing of its reference; null sets
+    no limit.
     memory_limit_gb: of the host, for each cell (10^9 bytes); null sets no limit. On Linux only, and not for a run on a GPU.
     retry: what is run again beside what is missing: `failed` (whatever isn't ok), `none`, or `all`.
     accept_changes: go on although versions, weights or the machine aren't those of the finished cells.
@@ -58,6 +59,8 @@ def read_how(words: Sequence[str]) -> tuple[How, list[str]]:
 
 
 def _name(key: str, value: str) -> str | None:
+    if not value:
+        raise UsageError(f"{key}= is no name\n  instead: {key}=NAME, or {key}=null")
     if value != "null" and not _NAME.fullmatch(value):
         raise UsageError(
             f"{key}={value} can't be a folder's name\n"
@@ -80,8 +83,9 @@ def _limit(key: str, value: str) -> float | None:
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
+        example = {"sweep.timeout_s": "600", "sweep.memory_limit_gb": "8"}[key]
         raise UsageError(
-            f"{key}={value} is not a number above 0\n  for example: {key}=600, or {key}=null"
+            f"{key}={value} is not a number above 0\n  for example: {key}={example}, or {key}=null"
         )
     return number
 

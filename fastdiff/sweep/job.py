@@ -158,12 +158,11 @@ class _Cell:
 
     def run(self) -> dict[str, Any]:
         name, before = self.task.name, self.folder.marked(self.task.name)
-        if self.folder.finished(name):
+        if self.folder.finished(name, self.attempt):
             return {"cell": name}
         _check_room(self.folder.path)
         if before and before["attempt"] == self.attempt:
             self.starts = before["starts"] + 1
-        began = time.monotonic()
         self.say("starting")
         work = self.folder.begin(name)
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -177,7 +176,8 @@ class _Cell:
             raise
         if self.over():
             raise KeyboardInterrupt
-        beside = {"seconds": time.monotonic() - began, "made_with": known}
+        seconds = time.time() - self.said["started_at"]
+        beside = {"seconds": seconds, "made_with": known, "attempt": self.attempt}
         beside["references"] = self._keep_reference(work, report)
         write_json(work / "cell.json", beside)
         self.folder.finish(name)
@@ -202,6 +202,8 @@ class _Cell:
                 )
             with device_for(plan.device, lambda: self.say("waiting for the device")) as variables:
                 variables |= {RANDOM_WEIGHTS: str(self.folder.weights)}
+                del self.said["started_at"]  # waiting is no part of a cell's time
+                self.say("starting")
                 return self._executed(plan, words, work, variables)
         except DiskFull:
             raise
@@ -301,9 +303,14 @@ def forks(log: Path, pipeline: str | None) -> Forks:
     if not _servers:
         server = Forks(log, [pipeline] if pipeline else [])
         server.__enter__()
-        atexit.register(server.__exit__, None, None, None)
+        atexit.register(_end, server)
         _servers.append(server)
     return _servers[0]
+
+
+def _end(server: Forks) -> None:
+    with contextlib.suppress(KeyboardInterrupt):  # of somebody who can't wait for the end
+        server.__exit__(None, None, None)
 
 
 def _check_room(folder: Path) -> None:

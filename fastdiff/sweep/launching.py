@@ -6,6 +6,7 @@ This does what Hydra's own sweeper does, less its splitting of the overrides: a 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -144,6 +145,11 @@ def prepare(own: Sequence[str], folder: Path) -> Launch:
         if word.startswith(("hydra.sweep.", "hydra.run.")):
             raise UsageError(f"{word}: a sweep has one folder\n  instead: sweep.dir=DIR")
     name = check_launcher(own)
+    if name in ("slurm", "submitit_slurm") and shutil.which("srun") is None:
+        raise UsageError(
+            f"the launcher '{name}' submits through srun, and there is none here\n"
+            "  instead: type the line on a machine of the cluster, or hydra/launcher=basic"
+        )
     own = [word for word in own if not word.startswith("hydra/launcher=")]
     own.append(f"hydra/launcher={f'fastdiff_{name}' if name in SHIPPED else name}")
     register_schemas()

@@ -12,6 +12,9 @@ from fastdiff.environment import this_machine
 from fastdiff.models.content import content_hash
 from fastdiff.models.sources import files_identity, model_of
 
+MACHINE = ("processor", "gpu", "python")
+"""What is said of the machine rather than of the software."""
+
 _WORDS = {"processor": "the processor", "gpu": "the GPU", "weights": "the weights"}
 
 

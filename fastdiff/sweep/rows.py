@@ -100,6 +100,25 @@ def measured_row(row: Mapping[str, Any], folder: Folder, now: Mapping[str, str])
     return found
 
 
+def unmeasured_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose cell was finished once and is no longer there, or is broken."""
+    lost = {
+        "status": None,
+        "reason": "its report is missing or broken; the sweep's line again measures it",
+        "latency_s": None,
+        "step_latency_s": None,
+        "quality": None,
+        "report": None,
+        "report_sha256": None,
+        "recipe": None,
+        "log": None,
+        "seconds": None,
+        "finished_at": None,
+        "compile_cache": None,
+    }
+    return {**row, **dict.fromkeys(_FIGURES), **lost, "images": [], "reference": [], "applied": []}
+
+
 def _failure(error: Mapping[str, Any]) -> dict[str, Any]:
     """The message in two parts: what happened, and the way out, where it names one."""
     lines = [line.strip() for line in (error["message"] or "").splitlines() if line.strip()]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,12 +26,12 @@ from fastdiff.process import DiskFull, Limits, check_folder, no_room
 from fastdiff.protocol import says_disk_full
 from fastdiff.result import Status, read_json, write_json
 from fastdiff.sweep.entries import Entry, check_size, entries_of, grid_identity
-from fastdiff.sweep.folder import SWEEPS, Folder
+from fastdiff.sweep.folder import SWEEPS, Folder, SweepBusy
 from fastdiff.sweep.how import How, read_how
 from fastdiff.sweep.job import MOST_STARTS, Job, Task
 from fastdiff.sweep.launching import HERE, Launch, check_launcher, prepare
-from fastdiff.sweep.made_with import differences, made_with
-from fastdiff.sweep.rows import blank_row, completed, counts, measured_row
+from fastdiff.sweep.made_with import MACHINE, differences, made_with
+from fastdiff.sweep.rows import blank_row, completed, counts, measured_row, unmeasured_row
 
 _LOOK_EVERY_S = 0.5
 _GIGABYTE = 1_000_000_000
@@ -48,6 +50,8 @@ class Sweep:
     """A planned sweep and its folder.
 
     words: everything that was typed after `-m`. entries: of every cell, in the grid's order.
+    again: names of the cells of this attempt, whose earlier results no longer count. blind: nobody can be shown anything any more.
+    written_s: when sweep.json was last written, and how long that took.
     """
 
     words: list[str]
@@ -60,7 +64,11 @@ class Sweep:
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     now: dict[str, dict[str, str]] = field(default_factory=dict)
+    again: frozenset[str] = frozenset()
     turn: int = 0
+    blind: bool = False
+    unwritten: bool = False
+    written_s: tuple[float, float] = (0.0, 0.0)
 
     def go(self, board: Board) -> dict[str, Any]:
         """Run what is missing; returns what `sweep.json` holds in the end.
@@ -73,23 +81,19 @@ class Sweep:
             job = self._job(kept)
             self.folder.clean()
             self.folder.open_attempt(self.attempt)
-            for entry in self.entries:
-                if (
-                    entry.to_run
-                    and entry.name not in kept
-                    and self.folder.cell(entry.name).exists()
-                ):
-                    self.folder.forget(entry.name)
+            self.again = frozenset(task.name for task in job.tasks)
             self._read_rows()
             self._write("running")
             state, error = self._run(job, board)
-            self.folder.clean()
-            if state != "complete":
-                self.folder.close_attempt(self.attempt)
-            self._read_rows()
-            data = self._write(state, error)
-            with contextlib.suppress(OSError) if error else contextlib.nullcontext():
-                write_sweep_pages(self.folder.path, data)
+            with _undisturbed():
+                self.folder.clean()
+                if state != "complete":
+                    self.folder.close_attempt(self.attempt)
+                self.again = frozenset()  # what was not reached keeps its earlier result
+                self._read_rows()
+                data = self._write(state, error)
+                with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+                    write_sweep_pages(self.folder.path, data)
             return data
 
     # Before anything runs --------------------------------------------------------------------------
@@ -119,8 +123,8 @@ class Sweep:
                 continue
             kept.add(entry.name)
             before = self.folder.beside(entry.name)["made_with"]
-            if before and entry.run is not None and self.launch.name in HERE:
-                for text in differences(before, self._made_with(entry)):
+            if before and entry.run is not None:
+                for text in differences(before, self._made_with(entry, before)):
                     changed[text] = None
         if changed and not self.how.accept_changes:
             raise UsageError(
@@ -131,12 +135,18 @@ class Sweep:
             )
         return frozenset(kept)
 
-    def _made_with(self, entry: Entry) -> dict[str, str]:
-        """What the cell would be measured with now; asked once for each."""
+    def _made_with(self, entry: Entry, before: Mapping[str, str]) -> dict[str, str]:
+        """What the cell would be measured with now; asked once for each.
+
+        before: what it was measured with. On a cluster the machine is taken from there: this one says nothing of it.
+        """
         if entry.name not in self.now:
             assert entry.run is not None
-            device = this_machine().device(entry.run.device)
-            self.now[entry.name] = made_with(entry.run, device)
+            found = made_with(entry.run, this_machine().device(entry.run.device))
+            if self.launch.name not in HERE:
+                found = {name: word for name, word in found.items() if name not in MACHINE}
+                found |= {name: word for name, word in before.items() if name in MACHINE}
+            self.now[entry.name] = found
         return self.now[entry.name]
 
     def _job(self, kept: frozenset[str]) -> Job:
@@ -211,7 +221,7 @@ class Sweep:
         return said.strip().splitlines()[0] if said else None
 
     def _left(self, job: Job) -> tuple[Task, ...]:
-        return tuple(task for task in job.tasks if not self.folder.finished(task.name))
+        return tuple(t for t in job.tasks if not self.folder.finished(t.name, self.attempt))
 
     def _take(self, returned: Any) -> str | None:
         """What a job returned: files of another machine, that the disk is full, or what went wrong with it."""
@@ -245,11 +255,24 @@ class Sweep:
 
     def _look(self, board: Board) -> None:
         with contextlib.suppress(OSError):  # a full disk is the jobs' to tell
-            if self._read_rows():
-                self._write("running")
+            if changed := self._read_rows():
+                completed(self.rows.values())
+            if changed or self.unwritten:
+                self._write_if_cheap()
         waiting = [row["cell"] for row in self.rows.values() if row["status"] is None]
         marks = {name: mark for name in waiting if (mark := self.folder.marked(name))}
-        board.show(list(self.rows.values()), marks)
+        if not self.blind:
+            try:
+                board.show(list(self.rows.values()), marks)
+            except OSError:  # whoever read our output has seen enough; the sweep goes on
+                self.blind = True
+
+    def _write_if_cheap(self) -> None:
+        """Write sweep.json, but spend no more than a hundredth of the time on it: cells are being timed meanwhile."""
+        at, took = self.written_s
+        self.unwritten = time.monotonic() - at < 100 * took
+        if not self.unwritten:
+            self._write("running")
 
     # Rows ------------------------------------------------------------------------------------------
 
@@ -257,20 +280,22 @@ class Sweep:
         """Read what has been finished since the last time; returns whether anything was."""
         changed = not self.rows
         for place, entry in enumerate(self.entries, 1):
-            row = self.rows.setdefault(place, blank_row(entry, place))
-            if row["report"] is None and entry.to_run and self.folder.finished(entry.name):
+            if place not in self.rows:
+                self.rows[place] = blank_row(entry, place)
+            row = self.rows[place]
+            attempt = self.attempt if entry.name in self.again else None
+            if row["report"] is None and entry.to_run and self.folder.finished(entry.name, attempt):
                 now = self.now.get(entry.name, {})
                 self.rows[place] = measured_row(row, self.folder, now)
                 changed = True
         return changed
 
     def _write(self, state: str, error: str | None = None) -> dict[str, Any]:
+        began = time.monotonic()
         data = self.to_dict(state, error)
-        if error is None:
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
             write_json(self.folder.data_file, data)
-        else:
-            with contextlib.suppress(OSError):
-                write_json(self.folder.data_file, data)
+        self.written_s = (time.monotonic(), time.monotonic() - began)
         return data
 
     def to_dict(self, state: str, error: str | None = None) -> dict[str, Any]:
@@ -296,7 +321,7 @@ class Sweep:
             "command": command_of(self.words),
             "baseline": baseline,
             "environment": self._environment(rows),
-            "made_with": next(iter(self.now.values()), None),
+            "made_with": self._first_made_with(rows),
             "started_at": self.started_at,
             "finished_at": None
             if state == "running"
@@ -304,6 +329,11 @@ class Sweep:
             "counts": counts(rows),
             "rows": rows,
         }
+
+    def _first_made_with(self, rows: Sequence[dict[str, Any]]) -> Any:
+        """What the first finished cell was measured with."""
+        first = next((row for row in rows if row["report"] and row["same_as"] is None), None)
+        return self.folder.beside(first["cell"])["made_with"] if first else None
 
     def _environment(self, rows: Sequence[dict[str, Any]]) -> Any:
         """What the first measured row's report says of the machine."""
@@ -344,7 +374,10 @@ def resumed(folder: Path, words: Sequence[str]) -> list[str]:
             f"resume takes a sweep's folder and sweep.key=value, not '{(others or placed)[0]}'\n"
             "  instead: python -m fastdiff resume DIR sweep.retry=all"
         )
-    given = {word.partition("=")[0] for word in words} | {"sweep.name", "sweep.dir"}
+    given = {word.partition("=")[0] for word in words}
+    given |= {
+        f"sweep.{key}" for key in ("name", "dir", "retry", "accept_changes")
+    }  # of one call alone
     kept = [word for word in data["overrides"] if word.partition("=")[0] not in given]
     return [*kept, *words, f"sweep.dir={folder}"]
 
@@ -361,14 +394,23 @@ def read_sweep(folder: Path) -> dict[str, Any]:
 
 
 def looked_again(folder: Path) -> dict[str, Any]:
-    """A sweep's data with the rows as its cells' reports have them. Raises UsageError if there is none."""
-    data = read_sweep(folder)
-    home = Folder(folder.absolute())
+    """A sweep's data with the rows as its cells' reports have them. Raises UsageError if there is none.
+
+    What is found goes into sweep.json too, unless the sweep is going on.
+    """
+    data, home = read_sweep(folder), Folder(folder.absolute())
     for place, row in enumerate(data["rows"]):
-        if row["same_as"] is None and home.finished(row["cell"]):
+        if row["same_as"] is not None:
+            continue
+        if home.finished(row["cell"]):
             data["rows"][place] = measured_row(row, home, {})
+        elif row["report"] is not None:
+            data["rows"][place] = unmeasured_row(row)
     data["baseline"], data["counts"] = completed(data["rows"]), counts(data["rows"])
-    write_json(home.data_file, data)
+    with contextlib.suppress(SweepBusy), home.locked():
+        if data["state"] == "running":  # and nobody runs it
+            data["state"] = "interrupted"
+        write_json(home.data_file, data)
     return data
 
 
@@ -383,3 +425,16 @@ def exit_code(data: Mapping[str, Any]) -> int:
 def command_of(words: Sequence[str]) -> str:
     """The line that was typed, ready for a shell."""
     return " ".join(["python -m fastdiff -m", *(shlex.quote(word) for word in words)])
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the table and the pages are whole."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

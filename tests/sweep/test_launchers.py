@@ -507,7 +507,9 @@ class Scripted:
             task = job.tasks[place]
             (self.folder.begin(task.name) / "report.json").write_text(report_text(task.overrides))
             (self.folder.path / ".unfinished" / task.name / "cell.json").write_text(
-                '{"seconds": 1.0, "made_with": {}, "references": []}'
+                json.dumps(
+                    {"seconds": 1.0, "made_with": {}, "references": [], "attempt": job.attempt}
+                )
             )
             self.folder.finish(task.name)
             self.folder.unmark(task.name)

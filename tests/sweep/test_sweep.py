@@ -596,3 +596,114 @@ def test_the_line_of_a_sweep_can_be_planned(fake: Path, capsys: pytest.CaptureFi
     assert main(["plan", "-m", *PLAIN, seeds(1, 2), "sweep.name=grid"]) == 0
     assert "2 combinations: 2 ok" in capsys.readouterr().out
     assert list(fake.iterdir()) == []
+
+
+# What others' eyes found ---------------------------------------------------------------------------
+
+
+def test_retry_all_and_accept_changes_are_of_one_call(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sweep(seeds(1, 2), "sweep.name=grid") == 0
+    assert main(["resume", str(GRID), "sweep.retry=all"]) == 0
+    before = untouched(GRID)
+    assert main(["resume", str(GRID)]) == 0
+    assert untouched(GRID) == before
+    monkeypatch.setattr("fastdiff.sweep.made_with.__version__", "99.0")
+    assert main(["resume", str(GRID), "sweep.accept_changes=true"]) == 0
+    assert main(["resume", str(GRID)]) == 2
+
+
+@linux
+def test_measuring_all_again_keeps_what_it_did_not_reach(begun: Any, here: Path) -> None:
+    from fastdiff.sweep.folder import Folder
+
+    parent, worker = begun()
+    os.kill(worker, signal.SIGKILL)  # the second cell is oom, the third is measured
+    parent.communicate(timeout=60)
+    before = untouched(GRID)
+    assert len(before) == 3
+    parent, _ = begun("sweep.retry=all")
+    os.kill(parent.pid, signal.SIGINT)
+    parent.communicate(timeout=60)
+    assert parent.returncode == 130
+    assert statuses() == ["ok", "interrupted", "ok"]
+    after = untouched(GRID)
+    third = next(name for name in before if "/2-" in name)
+    assert after[third] == before[third]
+    first = next(name for name in before if "/1-" in name)
+    assert after[first] != before[first]
+    names = [row["cell"] for row in data_of()["rows"]]
+    home = Folder((here / GRID).absolute())
+    attempts = [home.beside(name)["attempt"] for name in names]
+    assert attempts[0] != attempts[2]
+
+
+def test_an_earlier_result_survives_a_kill_between_two_renames(tmp_path: Path) -> None:
+    from fastdiff.sweep.folder import Folder
+
+    folder = Folder(tmp_path)
+    old = tmp_path / ".unfinished" / "a-1.old"
+    old.mkdir(parents=True)
+    (old / "report.json").write_text("{}")
+    (old / "cell.json").write_text("{}")
+    (tmp_path / "cells").mkdir()
+    folder.clean()
+    assert folder.finished("a-1")
+    assert not (tmp_path / ".unfinished").exists()
+
+
+def test_a_broken_cell_is_measured_again_and_takes_no_page_along(
+    fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(seeds(1, 2, 3), "sweep.name=grid") == 0
+    first, second, third = (GRID / "cells" / row["cell"] for row in data_of()["rows"])
+    (first / "report.json").write_text((first / "report.json").read_text()[:100])
+    (second / "cell.json").unlink()
+    before = untouched(GRID)
+    assert main(["report", str(GRID)]) == 0
+    assert statuses() == [None, None, "ok"]
+    assert data_of()["rows"][0]["reason"] == (
+        "its report is missing or broken; the sweep's line again measures it"
+    )
+    assert main(["resume", str(GRID)]) == 0
+    assert statuses() == ["ok"] * 3
+    assert untouched(GRID)[str(third / "report.json")] == before[str(third / "report.json")]
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+@pytest.mark.parametrize("verb", ["report", "resume"])
+def test_a_broken_sweep_json_is_named(
+    here: Path, capsys: pytest.CaptureFixture[str], text: str, verb: str
+) -> None:
+    GRID.mkdir(parents=True)
+    (GRID / "sweep.json").write_text(text)
+    assert main([verb, str(GRID)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == (
+        f"fastdiff: {here / GRID / 'sweep.json'} is not what a sweep writes, or only a part of it "
+        "instead: remove that file and type the sweep's line again; finished cells stay"
+    )
+
+
+@linux
+def test_the_report_of_a_killed_sweep_says_interrupted(begun: Any, here: Path) -> None:
+    parent, _ = begun()
+    assert main(["report", str(GRID)]) == 0
+    assert data_of()["state"] == "running"
+    parent.kill()
+    parent.wait()
+    assert main(["report", str(GRID)]) == 0
+    assert data_of()["state"] == "interrupted"
+
+
+def test_a_reader_that_has_seen_enough_ends_no_sweep(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("fastdiff.live.LineBoard.show", closed)
+    assert sweep(seeds(1, RAISES), "sweep.name=grid") == 1
+    assert statuses() == ["ok", "failed"]
+    assert files(GRID) >= PAGES

@@ -43,7 +43,7 @@ def test_every_key_has_a_value_and_the_last_one_counts() -> None:
         ),
         (
             ["sweep.memory_limit_gb=inf"],
-            "sweep.memory_limit_gb=inf is not a number above 0\n  for example: sweep.memory_limit_gb=600, or sweep.memory_limit_gb=null",
+            "sweep.memory_limit_gb=inf is not a number above 0\n  for example: sweep.memory_limit_gb=8, or sweep.memory_limit_gb=null",
         ),
         (
             ["sweep.timeout_s=nan"],

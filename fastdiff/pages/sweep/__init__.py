@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastdiff.pages.sweep.text import sweep_text
+from fastdiff.pages.sweep.text import sweep_row, sweep_text
 from fastdiff.result import write_text
 
-__all__ = ["sweep_text", "write_sweep_pages"]
+__all__ = ["sweep_row", "sweep_text", "write_sweep_pages"]
 
 
 def write_sweep_pages(folder: Path, data: dict[str, Any]) -> None:

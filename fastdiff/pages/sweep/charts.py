@@ -56,7 +56,7 @@ def uncompared(data: Mapping[str, Any]) -> list[str]:
 
 def _name(row: Row, varied: Sequence[str]) -> str:
     """`3  bf16, sdpa`, escaped: plotly reads a few tags in texts."""
-    return f"{row['place']}  {html.escape(labels.label(row, varied))}"
+    return f"{row['place']}  {html.escape(labels.label(row, varied), quote=False)}"
 
 
 def _bars(rows: Sequence[Row], values: Sequence[float], names: list[str], title: str) -> Any:
@@ -254,4 +254,4 @@ def _told(row: Row, varied: Sequence[str]) -> str:
     """A point's text under the pointer."""
     quality = cells.figure_cells(row)[cells.FIGURES.index("quality")]
     said = ", ".join(filter(None, (quality.text, quality.note)))
-    return f"{_name(row, varied)}<br>{words.seconds(figures.median_s(row))}, {html.escape(said)}"
+    return f"{_name(row, varied)}<br>{words.seconds(figures.median_s(row))}, {html.escape(said, quote=False)}"

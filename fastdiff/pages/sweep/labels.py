@@ -52,11 +52,15 @@ def moment(at: str) -> str:
     return f"{datetime.fromisoformat(at):%Y-%m-%d %H:%M %Z}".strip()
 
 
-def where(data: Mapping[str, Any]) -> str:
-    """`cpu, 2 threads`, or `cuda, NVIDIA H200`: where rows were measured."""
+def on(data: Mapping[str, Any]) -> str:
+    """` on cpu, 2 threads`, or ` on cuda, NVIDIA H200`: where rows were measured; what to say where none was."""
     environment = data["environment"]
     if not environment:
-        return "nothing measured yet"
+        return ", nothing measured" + (" yet" if data["state"] == "running" else "")
+    return f" on {_device(environment)}"
+
+
+def _device(environment: Mapping[str, Any]) -> str:
     device = str(environment["device"])
     if device == "cpu":
         return f"{device}, {words.counted(environment['threads'], 'thread')}"

@@ -51,7 +51,7 @@ def page(folder: Path, data: Mapping[str, Any]) -> str:
         counts=labels.counts(rows),
         state=labels.state(data),
         times=_times(data),
-        where=labels.where(data),
+        on=labels.on(data),
         highlights=cells.highlights(rows, varied),
         baselines=[
             (row["cell"], f"{row['place']}  {labels.label(row, varied)}")

@@ -28,23 +28,25 @@ def sweep_text(data: Mapping[str, Any]) -> str:
     if len(measured) > _MOST_ROWS:
         ok_first = sorted(measured, key=lambda row: (row["status"] != "ok", figures.median_s(row)))
         shown = ok_first[:_MOST_ROWS]
-    lines = [_headline(f"sweep {data['name']}: {data['model']} on {labels.where(data)}"), ""]
+    lines = [_headline(f"sweep {data['name']}: {data['model']}{labels.on(data)}"), ""]
     if shown:
         lines += [_table(shown, data["varied"]), ""]
     if left := len(measured) - len(shown):
         lines.append(
-            _line("", f"the fastest {len(shown)} of {len(measured)}; {left} more are on the page")
+            sweep_row(
+                "", f"the fastest {len(shown)} of {len(measured)}; {left} more are on the page"
+            )
         )
-    lines.append(_line("cells", labels.counts(rows)))
+    lines.append(sweep_row("cells", labels.counts(rows)))
     if base := labels.baseline(data):
         lines.append(
-            _line("speed-up", f"over {base['place']}: {labels.label(base, data['varied'])}")
+            sweep_row("speed-up", f"over {base['place']}: {labels.label(base, data['varied'])}")
         )
     lines += _reasons(rows)
     if data["state"] != "complete":
         because = f": {labels.first_line(data['error'])}" if data["error"] else ""
         lines.append(
-            _line("state", f"{data['state']}{because}; the same line again goes on from here")
+            sweep_row("state", f"{data['state']}{because}; the same line again goes on from here")
         )
     return "\n".join(line.rstrip() for line in "\n".join(lines).splitlines())
 
@@ -103,10 +105,12 @@ def _reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         text = textwrap.shorten(
             f"{labels.first_line(reason)}{way_out}", _LONGEST_REASON, placeholder=" ..."
         )
-        lines.append(_line(status, f"{_numbers(places)}: {text}"))
+        lines.append(sweep_row(status, f"{_numbers(places)}: {text}"))
     left = sum(len(places) for _, places in found[_MOST_REASONS:])
     if left:
-        lines.append(_line("", f"the reasons of {words.counted(left, 'more row')} are on the page"))
+        lines.append(
+            sweep_row("", f"the reasons of {words.counted(left, 'more row')} are on the page")
+        )
     return lines
 
 
@@ -127,7 +131,8 @@ def _headline(text: str) -> str:
     )
 
 
-def _line(label: str, text: str) -> str:
+def sweep_row(label: str, text: str) -> str:
+    """A labelled line below the table, wrapped under its text."""
     return textwrap.fill(
         text,
         WIDTH,

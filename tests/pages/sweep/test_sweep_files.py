@@ -279,7 +279,7 @@ def test_a_sweep_that_stopped_says_why() -> None:
         environment=None,
     )
     assert sweep_text(data) == (
-        "fastdiff  sweep grid: shapes on nothing measured yet\n"
+        "fastdiff  sweep grid: shapes, nothing measured\n"
         "\n"
         "  cells           1 cell: 1 not run\n"
         "  state           stopped: no space left on the device; the same line again goes\n"
