@@ -24,6 +24,14 @@ from fastdiff.pages.sweep.spreadsheet import plain
 # Figures ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep's folder with every status in it, and its pages."""
+    path = tmp_path_factory.mktemp("sweep")
+    write_sweep_pages(path, every_status(path))
+    return path
+
+
 def test_a_speed_up_has_the_interval_of_both_medians() -> None:
     slow = made_row(1, {}, **measured(0.8))
     quick = made_row(2, {}, cell="quick", **measured(0.4))
