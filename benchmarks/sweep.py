@@ -1,7 +1,7 @@
 """A sweep of 24 cells of the embedded model against a shell loop over the same single runs.
 
     python benchmarks/sweep.py
-    python benchmarks/sweep.py --rounds 2 --bench once
+    python benchmarks/sweep.py --rounds 2 --bench quick
 
 A round is one whole sweep and one whole loop, the order turned around in the next. Both begin without the reference picture and
 with the machine's rates measured, as they are after anybody's first run. The medians of each cell are compared between both ways:
@@ -97,7 +97,7 @@ def computing_s(report: dict[str, Any]) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--bench", default="quick")
+    parser.add_argument("--bench", default="once")
     asked = parser.parse_args()
     started_at, found = now(), []
     with tempfile.TemporaryDirectory() as name:

@@ -254,7 +254,8 @@ def _where_it_went(
         events.say("looking for what waits for the GPU in one step")
     syncs = syncs_of_a_step(pipeline, run.generation, device)
     events.say("looking where the time goes")
-    parts = time_parts(pipeline, run.generation, device, calls_for(timed.latency.median_s))
+    looks = calls_for(timed.latency.median_s, len(timed.latency.samples_s))
+    parts = time_parts(pipeline, run.generation, device, looks)
     profile = not_profiled()
     if run.profile:
         events.say("profiling one call")

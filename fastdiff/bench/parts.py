@@ -146,9 +146,9 @@ class Stopwatch:
         return [(part, end - start) for part, start, end in self.marks]
 
 
-def calls_for(call_s: float) -> int:
-    """How many calls to look at: three, or one where a call is long."""
-    return 1 if call_s > _LONG_CALL_S else 3
+def calls_for(call_s: float, runs: int) -> int:
+    """How many calls to look at: as many as were timed but three at most, or one where a call is long."""
+    return 1 if call_s > _LONG_CALL_S else min(3, runs)
 
 
 def time_parts(pipeline: Any, generation: Generation, device: str, calls: int) -> dict[str, Any]:

@@ -139,7 +139,8 @@ def test_a_pipeline_without_text_encoders_has_no_seconds_of_them(clock: Clock) -
 
 
 def test_long_calls_are_looked_at_once() -> None:
-    assert [calls_for(seconds) for seconds in (0.4, 5.0, 5.1, 300.0)] == [3, 3, 1, 1]
+    assert [calls_for(seconds, 5) for seconds in (0.4, 5.0, 5.1, 300.0)] == [3, 3, 1, 1]
+    assert [calls_for(0.4, runs) for runs in (1, 2, 3)] == [1, 2, 3]
 
 
 def attributes(pipeline: Any) -> dict[str, Any]:
