@@ -377,6 +377,8 @@ def begun(here: Path) -> Any:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Whoever runs the tests in the background has them ignore Ctrl-C, and what they start with them.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(parent)
         mark = wait_for(lambda: marks("hanging"))
