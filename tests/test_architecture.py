@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fastdiff"
 
 LAYERS = (
     ("errors", "config", "environment", "result", "verbs", "cache_folder", "ratios", "machine"),
-    ("models", "autocast", "protocol", "software", "diff_env"),
+    ("models", "autocast", "own_keys", "protocol", "software", "diff_env"),
     ("passes",),
     ("options", "experiments"),
     ("explaining", "assembling"),
@@ -55,6 +55,7 @@ WITHOUT_TORCH = (
     "options",
     "experiments",
     "forking",
+    "own_keys",
     "live",
     "recipe.writing",
     "sweep.how",

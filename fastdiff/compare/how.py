@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fastdiff.compare.lives import most_lives
-from fastdiff.errors import UsageError, nearest
+from fastdiff.errors import UsageError
+from fastdiff.own_keys import read_folder, read_own_keys
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,8 @@ class How:
 
 def read_how(words: Sequence[str]) -> tuple[How, list[str]]:
     """`compare.key=value` words, and the others. Raises UsageError."""
-    given: dict[str, Any] = {}
-    others = []
     known = [f.name for f in fields(How)]
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not key.startswith("compare."):
-            others.append(word)
-            continue
-        name = key.removeprefix("compare.")
-        if name not in known or not equals:
-            near = nearest(name, known)
-            hint = f"did you mean: compare.{near}" if near else f"it has: {', '.join(known)}"
-            raise UsageError(f"compare has no key '{name}'\n  {hint}")
-        given[name] = _folder(value) if name == "dir" else _count(key, value)
+    given, others = read_own_keys("compare", known, _value, words)
     how = How(**given)
     if 2 * how.lives > how.pairs and "lives" in given and how.lives > 1:
         raise UsageError(
@@ -50,12 +39,8 @@ def read_how(words: Sequence[str]) -> tuple[How, list[str]]:
     return replace(how, lives=most_lives(how.pairs, how.lives)), others
 
 
-def _folder(value: str) -> str | None:
-    if not value:
-        raise UsageError(
-            "compare.dir= names no folder\n  instead: compare.dir=DIR, or compare.dir=null"
-        )
-    return None if value == "null" else value
+def _value(key: str, name: str, value: str) -> Any:
+    return read_folder(key, value) if name == "dir" else _count(key, value)
 
 
 def _count(key: str, value: str) -> int:

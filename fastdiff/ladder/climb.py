@@ -17,10 +17,11 @@ from typing import Any
 
 from fastdiff.bench.quality import LATENTS
 from fastdiff.config import NoQuality, fingerprint
-from fastdiff.errors import UsageError, nearest
+from fastdiff.errors import UsageError
 from fastdiff.ladder.rows import rows
 from fastdiff.ladder.rungs import Rung
 from fastdiff.models.sources import model_of
+from fastdiff.own_keys import read_folder, read_own_keys
 from fastdiff.pages.ladder import write_ladder_page
 from fastdiff.pages.run import write_run_page
 from fastdiff.process import Progress, RefusedByWorker, run_in_process
@@ -50,30 +51,14 @@ class How:
 
 def read_how(words: Sequence[str]) -> tuple[How, list[str]]:
     """`ladder.key=value` words, and the others. Raises UsageError."""
-    given: dict[str, Any] = {}
-    others = []
-    known = {f.name: f for f in fields(How)}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not key.startswith("ladder."):
-            others.append(word)
-            continue
-        name = key.removeprefix("ladder.")
-        if name not in known or not equals:
-            near = nearest(name, known)
-            hint = f"did you mean: ladder.{near}" if near else f"it has: {', '.join(known)}"
-            raise UsageError(f"ladder has no key '{name}'\n  {hint}")
-        given[name] = _value(key, name, value)
+    known = [f.name for f in fields(How)]
+    given, others = read_own_keys("ladder", known, _value, words)
     return How(**given), others
 
 
 def _value(key: str, name: str, value: str) -> Any:
     if name == "dir":
-        if not value:
-            raise UsageError(
-                "ladder.dir= names no folder\n  instead: ladder.dir=DIR, or ladder.dir=null"
-            )
-        return None if value == "null" else value
+        return read_folder(key, value)
     low = {"rounds": 1, "seed": 0, "limit_s": 0}[name]
     if name == "limit_s" and value == "null":
         return None

@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 from fastdiff.errors import UsageError, nearest
+from fastdiff.own_keys import read_folder, read_own_keys
 
 RETRIES = ("failed", "none", "all")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -37,20 +37,10 @@ class How:
 
 def read_how(words: Sequence[str]) -> tuple[How, list[str]]:
     """`sweep.key=value` words, and the others. Raises UsageError."""
-    given: dict[str, Any] = {}
-    others = []
     known = [f.name for f in fields(How)]
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not key.startswith("sweep."):
-            others.append(word)
-            continue
-        name = key.removeprefix("sweep.")
-        if name not in known or not equals:
-            near = nearest(name, known)
-            hint = f"did you mean: sweep.{near}" if near else f"it has: {', '.join(known)}"
-            raise UsageError(f"sweep has no key '{name}'\n  {hint}")
-        given[name] = _READERS[name](key, value)
+    given, others = read_own_keys(
+        "sweep", known, lambda key, name, text: _READERS[name](key, text), words
+    )
     if given.get("name") and given.get("dir"):
         raise UsageError(
             "sweep.name and sweep.dir both say where the sweep is kept\n  instead: one of them"
@@ -66,12 +56,6 @@ def _name(key: str, value: str) -> str | None:
             f"{key}={value} can't be a folder's name\n"
             f"  instead: letters, digits, '.', '_' and '-', or sweep.dir=DIR for another place"
         )
-    return None if value == "null" else value
-
-
-def _folder(key: str, value: str) -> str | None:
-    if not value:
-        raise UsageError(f"{key}= names no folder\n  instead: {key}=DIR, or {key}=null")
     return None if value == "null" else value
 
 
@@ -106,7 +90,7 @@ def _yes_or_no(key: str, value: str) -> bool:
 
 _READERS = {
     "name": _name,
-    "dir": _folder,
+    "dir": read_folder,
     "timeout_s": _limit,
     "memory_limit_gb": _limit,
     "retry": _retry,
