@@ -15,6 +15,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import gc
 import importlib
 import itertools
 import json
@@ -33,7 +34,7 @@ from typing import IO, Any, Self
 
 from fastdiff.planning import Plan
 from fastdiff.process import Countdown, Worker, environment_of, readable, start
-from fastdiff.protocol import PARENT, quiet_and_safe
+from fastdiff.protocol import PARENT, end_at_once, quiet_and_safe
 
 PIPELINES = ("StableDiffusionXLPipeline",)
 """Of diffusers: what the embedded model is loaded as."""
@@ -422,8 +423,11 @@ def main() -> int:
     import_all(sys.argv[3:])
     line.send(json.dumps({"threads": count_threads()}).encode())
     server, pages = os.getpid(), file_pages()
+    gc.freeze()  # a collection in a child would write to every object, and so copy what it shares with the server
     child = Server(line, parent).serve()
-    return 0 if child is None else child.run(server, pages)
+    if child is not None:
+        end_at_once(child.run(server, pages))
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from fastdiff.protocol import (
     Events,
     Request,
     describe,
+    end_at_once,
     end_with_parent,
     limit_memory,
     own_standard_output,
@@ -41,4 +42,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_at_once(main())
