@@ -155,12 +155,15 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "fp32, ahead of time": _AHEAD_OF_TIME,
     "bf16": ("precision=bf16", "compile=default"),
     "bf16, ahead of time": ("precision=bf16", *_AHEAD_OF_TIME),
+    "fp32, huge pages": (*_AHEAD_OF_TIME, "allocator=huge_pages"),
+    "bf16, huge pages": ("precision=bf16", *_AHEAD_OF_TIME, "allocator=huge_pages"),
 }
 # At this size matrix products are nearly all of the time: what compiling can gain beyond a block is not worth the hour that the
 # whole UNet takes.
 SDXL_CANDIDATES: dict[str, tuple[str, ...]] = {
     "bf16": ("precision=bf16",),
     "bf16, regional": ("precision=bf16", "compile=regional", "memory_format=channels_last"),
+    "bf16, huge pages": ("precision=bf16", "allocator=huge_pages"),
 }
 OPENVINO = {"OpenVINO fp32": "fp32", "OpenVINO bf16": "bf16"}
 SDXL_OPENVINO = {"OpenVINO bf16": "bf16"}

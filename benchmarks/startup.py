@@ -40,6 +40,7 @@ MOST_TIMES_HYDRA_FOR_50 = 40.0
 MOST_RUN_S = 30.0
 MOST_PARENT_BYTES = 100_000_000
 HYDRA = "import hydra"
+RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ COMMANDS = {
     ),
     "plan of an experiment": Command(
         ("-m", "fastdiff", "plan", "experiment=sdxl_tutorial/int8", "model=shapes")
+    ),
+    "recipe check": Command(("-m", "fastdiff", "recipe", "check", str(RECIPES / "int8.yaml"))),
+    "recipe that is wrong": Command(
+        ("-m", "fastdiff", f"recipe={RECIPES / 'misspelled.yaml'}", "precision=fp32"), 2
     ),
     "--help": Command(("-m", "fastdiff", "--help")),
     "misspelled option": Command(("-m", "fastdiff", "quant=imt8"), 2),

@@ -11,11 +11,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from fastdiff.config_dirs import named_in
 from fastdiff.errors import FastdiffError, PlanError, UsageError
 
 
@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(words)
+        with named_in(words) as others:
+            return _dispatch(others)
     except FastdiffError as error:
         _complain(str(error), error)
         return error.exit_code
@@ -89,6 +90,7 @@ def _dispatch(words: list[str]) -> int:
         "report": _report,
         "diff-env": _diff_env,
         "doctor": _doctor,
+        "recipe": _recipe,
     }
     if verb in verbs:
         return verbs[verb](words[1:])
@@ -275,16 +277,27 @@ def _doctor(words: list[str]) -> int:
     return 0
 
 
+def _recipe(words: list[str]) -> int:
+    """`recipe VERB FILE`: look at a shared file, compare, measure again, write."""
+    from fastdiff.sharing.commands import run
+
+    return run(words)
+
+
 def _run(overrides: list[str]) -> int:
     """One run: refuse before anything is written, then let Hydra make the folder."""
     from fastdiff.composition import compose, quote_literal
     from fastdiff.process import check_folder, entries, leave_nothing
+    from fastdiff.recipe.using import spelled_out
 
-    plan = planned(compose(overrides))
-    quoted = [quote_literal(override) for override in overrides]
+    run = compose(overrides)
+    plan = planned(run)
+    quoted = spelled_out([quote_literal(override) for override in overrides], run.recipe)
     asked = [o.partition("=")[2] for o in quoted if o.startswith("hydra.run.dir=")]
     if not asked:
-        asked.append(str(_new_folder()))
+        from fastdiff.running import new_folder
+
+        asked.append(str(new_folder()))
         quoted.append(f'hydra.run.dir="{asked[0]}"')
     if "${" not in asked[-1]:  # Hydra alone knows what that will be
         check_folder(Path(asked[-1].strip("'\"")))
@@ -296,7 +309,7 @@ def _run(overrides: list[str]) -> int:
         folder = Path(HydraConfig.get().runtime.output_dir)
         before = entries(folder) - {".hydra"}
         try:
-            endings.append(_execute(plan, overrides, folder))
+            endings.append(_execute(plan, spelled_out(overrides, run.recipe), folder))
         except FastdiffError as error:  # Hydra would print a traceback and exit with 1
             leave_nothing(folder, before)
             endings.append(error)
@@ -343,7 +356,8 @@ def _resume(words: list[str]) -> int:
             "resume needs a sweep's folder first\n"
             "  instead: python -m fastdiff resume outputs/sweeps/NAME"
         )
-    return _sweep(resumed(Path(words[0]), words[1:]))
+    with named_in(resumed(Path(words[0]), words[1:])) as again:
+        return _sweep(again)
 
 
 def _report(words: list[str]) -> int:
@@ -392,14 +406,6 @@ def _hand_over(job: Any, arguments: list[str]) -> None:
         hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
     finally:
         sys.argv = before
-
-
-def _new_folder() -> Path:
-    """A folder named by the time that no run has used yet."""
-    now = datetime.now()
-    day = Path("outputs") / f"{now:%Y-%m-%d}"
-    names = (f"{now:%H-%M-%S}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
-    return next(day / name for name in names if not (day / name).exists())
 
 
 def console() -> None:

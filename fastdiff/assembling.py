@@ -1,7 +1,8 @@
 """Overrides → RunConfig out of the option files alone: a twentieth of the time that Hydra's composition takes.
 
-Hydra looks for files that may be anywhere and may name each other. Ours lie in `conf/<slot>/`, each with one schema, and no
-slot's file says anything of another slot. So a run is its options, one by one: each is made once, whatever else is chosen.
+Hydra looks for files that may be anywhere and may name each other. Ours lie in `conf/<slot>/`, and in the same place of a
+team's folder, each with one schema, and no slot's file says anything of another slot. So a run is its options, one by one: each
+is made once, whatever else is chosen.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import CONF_DIR, NO_EXPERIMENT, SCALARS, SLOTS, RunConfig
-from fastdiff.experiments import read_experiment
-from fastdiff.options import content, default_options, option_files
+from fastdiff.experiments import ExperimentFile, read_experiment
+from fastdiff.option_yaml import content
+from fastdiff.options import OptionFile, default_options, option_files
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,10 +35,11 @@ def assembled(overrides: Sequence[str]) -> RunConfig | None:
             return None  # interpolations, and Hydra's own keys
         if key not in choices:
             keys[root if root in SLOTS else _OUTSIDE].append(override)
-    experiment = choices["experiment"]
+    name, files = choices["experiment"], option_files()
+    experiment = None if name == NO_EXPERIMENT else read_experiment(name)
     parts: dict[str, Any] = {}
     for slot in SLOTS:
-        parts[slot] = _option(slot, choices[slot], experiment, tuple(keys[slot]))
+        parts[slot] = _option(files[slot][choices[slot]], experiment, tuple(keys[slot]))
         if parts[slot] is None:
             return None
     outside = _outside_slots(experiment, tuple(keys[_OUTSIDE]))
@@ -61,31 +64,29 @@ def _choices(overrides: Sequence[str]) -> dict[str, str]:
     return choices | {"experiment": experiment}
 
 
-def _keys_of_experiment(name: str) -> dict[str, Any]:
-    return {} if name == NO_EXPERIMENT else read_experiment(name).keys
-
-
 @cache
-def _option(slot: str, name: str, experiment: str, overrides: tuple[str, ...]) -> Any:
+def _option(file: OptionFile, experiment: ExperimentFile | None, overrides: tuple[str, ...]) -> Any:
     """An option with the keys that the experiment and the overrides change; None where one of them can't be."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        node = option_files()[slot][name].node(_keys_of_experiment(experiment).get(slot, {}))
-        return OmegaConf.to_object(node) if _change(node, slot, overrides) else None
+        node = file.node(experiment.keys.get(file.slot, {}) if experiment else {})
+        return OmegaConf.to_object(node) if _change(node, file.slot, overrides) else None
     except (OmegaConfBaseException, ValueError):
         return None
 
 
 @cache
-def _outside_slots(experiment: str, overrides: tuple[str, ...]) -> dict[str, Any] | None:
+def _outside_slots(
+    experiment: ExperimentFile | None, overrides: tuple[str, ...]
+) -> dict[str, Any] | None:
     """`generation`, `experiment` and the keys beside them, in the same way."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     names = ("generation", "experiment", *SCALARS)
-    plain, changed = content(CONF_DIR / "config.yaml"), _keys_of_experiment(experiment)
+    plain, changed = content(CONF_DIR / "config.yaml"), experiment.keys if experiment else {}
     try:
         node: Any = OmegaConf.merge(
             OmegaConf.structured(RunConfig),

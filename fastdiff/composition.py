@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from fastdiff.assembling import assembled
-from fastdiff.config import CONF_DIR, SCALARS, SLOTS, Experiment, Generation, RunConfig
+from fastdiff.config import CONF_DIR, SCALARS, SLOTS, Experiment, Generation, RunConfig, UsedRecipe
 from fastdiff.errors import UsageError
 from fastdiff.explaining import (
     ASSIGNMENT,
@@ -25,12 +25,25 @@ from fastdiff.explaining import (
     refusals,
     unknown_key,
 )
+from fastdiff.grammar import quoted
 from fastdiff.models.sources import Model
 from fastdiff.options import option_files, schemas
+from fastdiff.plugins import Found, plugins
+from fastdiff.recipe.using import with_recipe
+
+
+def _register() -> None:
+    """What Hydra has to know of options that are no files of `conf/`: schemas, plug-ins, a team's folders."""
+    from hydra.core.plugins import Plugins
+
+    from fastdiff.search_path import TeamFolders
+
+    _store(plugins())
+    Plugins.instance().register(TeamFolders)  # anew: launchers give their processes a new instance
 
 
 @cache
-def _register() -> None:
+def _store(found: Found) -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -38,6 +51,8 @@ def _register() -> None:
     for slot, options in schemas().items():
         for name, schema in options.items():
             store.store(group=f"schema/{slot}", name=name, node=schema)
+    for plugin in found.plugins:
+        store.store(group=plugin.slot, name=plugin.option, node=plugin.kind)
 
 
 @contextmanager
@@ -60,11 +75,14 @@ def register_schemas() -> None:
 def compose(overrides: Sequence[str], literal: bool = True) -> RunConfig:
     """The run that these overrides describe; raises UsageError.
 
+    overrides: `recipe=FILE` among them stands for what that file says; the others win over it.
     literal: take texts as they stand; False reads them by Hydra's grammar, as a grid does. `generation` is resolved: where it is null the model's own default stands.
     """
-    quoted = [quote_literal(o) for o in overrides] if literal else list(overrides)
+    typed, recipe = with_recipe(overrides)
+    quoted = [*recipe.overrides, *(map(quote_literal, typed) if literal else typed)]
     raise_all(refusals(quoted))
     run = assembled(quoted) or composed_by_hydra(quoted)
+    run.recipe = recipe
     _resolve_generation(run)
     return run
 
@@ -101,15 +119,21 @@ def restore(data: dict[str, Any]) -> RunConfig:
     for slot in SLOTS:
         values = dict(data[slot])
         choices[slot] = values.pop("option")
-        slots[slot] = option_files()[slot][choices[slot]].option(**values)
+        file = option_files()[slot].get(choices[slot])
+        if file is None:
+            raise UsageError(
+                f"{slot}={choices[slot]}: this process doesn't find that option\n"
+                "  instead: --config-dir with its folder, or pip install the plug-in that has it"
+            )
+        slots[slot] = file.option(**values)
     generation = Generation(**data["generation"])
     scalars = {key: data[key] for key in SCALARS if key in data}
     published = dict(data["experiment"])
     choices["experiment"] = published.pop("name")
-    experiment = Experiment(**published)
-    return RunConfig(
-        **slots, **scalars, generation=generation, experiment=experiment, choices=choices
-    )
+    run = RunConfig(**slots, **scalars, generation=generation, choices=choices)
+    run.experiment = Experiment(**published)
+    run.recipe = UsedRecipe(**data.get("recipe", {}))
+    return run
 
 
 def with_option(run: RunConfig, slot: str, option: str) -> RunConfig:
@@ -142,12 +166,3 @@ def quote_literal(override: str) -> str:
     if value == "null" or is_list or re.fullmatch(r"'[^'\\]*'|\"[^\"\\]*\"", value):
         return override
     return f"{match['key']}={quoted(value)}"
-
-
-def quoted(text: str) -> str:
-    """A text in double quotes, as Hydra's grammar and OmegaConf after it read it back."""
-    for_omegaconf = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # backslashes count before ${ alone
-    for_hydra = re.sub(
-        r"(\\*)(\"|\Z)", lambda m: m[1] * 2 + m[2].replace('"', r"\""), for_omegaconf
-    )
-    return f'"{for_hydra}"'

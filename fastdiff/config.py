@@ -29,6 +29,14 @@ class Slot:
     slot: ClassVar[str] = ""
 
 
+PLACE = {"place": "path"}
+"""Metadata of a key that names a file or a folder."""
+PLACE_OR_NAME = {"place": "path or name"}
+"""Of one that names a folder, or a repository on the hub."""
+CODE_PLACE = {"place": "code"}
+"""Of one that names a folder whose content is run."""
+
+
 @dataclass
 class Bench(Slot):
     """How often the whole call is repeated.
@@ -69,7 +77,7 @@ class Reference(Quality):
     lpips_side: ClassVar[int] = 31
     """Pixels a side that LPIPS needs: below it AlexNet's second pooling has nothing to pool."""
 
-    reference: str = "auto"
+    reference: str = field(default="auto", metadata=PLACE)
     exact: bool = True
     lpips: bool = False
     captions: int = 0
@@ -137,6 +145,22 @@ class Experiment:
 
 
 @dataclass
+class UsedRecipe:
+    """The recipe that a run's choices come from, where one was named.
+
+    name, sha256: of the file. model, device: what it was made for.
+    overrides: what it brought to this run, in Hydra's grammar. replaced: what of it was overridden, as slot and text.
+    """
+
+    name: str | None = None
+    sha256: str | None = None
+    model: str | None = None
+    device: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    replaced: list[list[str]] = field(default_factory=list)
+
+
+@dataclass
 class RunConfig:
     """One choice per slot. `choices` names them, and the experiment; the slots hold their keys."""
 
@@ -152,6 +176,7 @@ class RunConfig:
     cache: Slot = MISSING
     memory: Slot = MISSING
     compile: Slot = MISSING
+    allocator: Slot = MISSING
     bench: Slot = MISSING
     quality: Slot = MISSING
     generation: Generation = field(default_factory=Generation)
@@ -160,6 +185,7 @@ class RunConfig:
     allow_no_effect: bool = False
     profile: bool = False
     choices: dict[str, str] = field(default_factory=dict)
+    recipe: UsedRecipe = field(default_factory=UsedRecipe)
 
     def options(self) -> Iterator[tuple[str, str, Slot]]:
         """Slot, the name of its option, and the option, in the order of the fields."""
@@ -178,6 +204,7 @@ class RunConfig:
         data["profile"] = self.profile
         data["experiment"] = {"name": self.choices.get("experiment", NO_EXPERIMENT)}
         data["experiment"] |= asdict(self.experiment)
+        data["recipe"] = {"name": self.recipe.name, "sha256": self.recipe.sha256}
         return data
 
 
@@ -191,6 +218,9 @@ SLOTS = tuple(f.name for f in fields(RunConfig) if f.type == "Slot")
 
 NO_EXPERIMENT = "none"
 """The name that stands for a run outside the documents."""
+
+PROVENANCE = ("experiment", "recipe")
+"""Keys of a written run that say where its choices come from, and change nothing in it."""
 
 SCALARS = ("device", "allow_no_effect", "profile")
 """Keys of a run that belong to no slot."""

@@ -7,11 +7,12 @@ from fastdiff.config import SLOTS, RunConfig
 from fastdiff.environment import DISTRIBUTIONS, Environment, this_machine, version_of
 from fastdiff.errors import MachineProblem, PlanError
 from fastdiff.models.sources import model_of
+from fastdiff.options import available, option_files, schemas
 from fastdiff.pages import words
 from fastdiff.passes import OPTIONS
 from fastdiff.passes.base import Option
 from fastdiff.planning import make_plan
-from fastdiff.screen import row
+from fastdiff.screen import added_rows, problem_rows, row
 
 
 def report() -> str:
@@ -33,10 +34,13 @@ def report() -> str:
     versions = [f"{name} {machine.versions.get(name, 'MISSING')}" for name in DISTRIBUTIONS]
     versions += [f"{name} {version_of(name) or 'not installed'}" for name in _optional()]
     lines.append(row("packages", ", ".join(versions)))
+    if available().problems:  # no option can be chosen until they are mended
+        return "\n".join([*lines, *problem_rows()])
     plain = compose([])
     for slot in SLOTS:
         if slot in OPTIONS:
             lines += _options(slot, plain, machine)
+    lines += [*added_rows(), *problem_rows()]
     return "\n".join(lines)
 
 
@@ -48,7 +52,7 @@ def _arithmetic(machine: Environment) -> str:
 
 def _optional() -> list[str]:
     """Packages that only some options need, as pip calls them."""
-    kinds = [kind for options in OPTIONS.values() for kind in options.values()]
+    kinds = [kind for options in schemas().values() for kind in options.values()]
     needed = [need for kind in kinds if issubclass(kind, Option) for need in kind.requires]
     names = [need.pip or need.module for need in needed]
     return sorted({name for name in names if name} - set(DISTRIBUTIONS), key=str.lower)
@@ -60,7 +64,7 @@ def _options(slot: str, plain: RunConfig, machine: Environment) -> list[str]:
     That an option wants another model, or a file that nobody named, is no matter of the machine.
     """
     works, fails = [], []
-    for option in OPTIONS[slot]:
+    for option in dict.fromkeys([*OPTIONS[slot], *option_files()[slot]]):
         run = with_option(plain, slot, option)
         lacks: list[MachineProblem] = []
         try:

@@ -55,10 +55,13 @@ def nothing_changed(effect: Effect) -> str:
     )
 
 
-def build(plan: Plan, say: Callable[[str], None] = lambda message: None) -> Built:
+def build(
+    plan: Plan, say: Callable[[str], None] = lambda message: None, *, progress_bar: bool = False
+) -> Built:
     """Load the model and apply the plan's passes.
 
     say: told what is going on, in a few words.
+    progress_bar: leave the pipeline's own as it is; a run has another one.
     Raises ModelError if the model can't be loaded, NoEffectError if a pass changed nothing, RunError under
     torch.autocast.
     """
@@ -74,7 +77,8 @@ def build(plan: Plan, say: Callable[[str], None] = lambda message: None) -> Buil
     started = time.perf_counter()
     context.made = {name: make(loading.dtype) for name, make in loading.parts.items()}
     pipeline = model_of(run).load(loading.dtype, context.made)
-    pipeline.set_progress_bar_config(disable=True)
+    if not progress_bar:
+        pipeline.set_progress_bar_config(disable=True)
     loaded = time.perf_counter()
     for step in plan.steps:
         if step.stage is Stage.FLAGS:

@@ -2,6 +2,7 @@
 
     FastdiffError            exit code 1
     ├── UsageError           exit code 2: what was typed can't be read (a misspelling, a wrong type, a bad value)
+    │   └── RecipeError      a recipe can't be read, or says what a recipe can't; holds every RecipeProblem
     ├── ModelError           exit code 2: the model asked for isn't there or isn't a pipeline
     ├── PlanError            exit code 2: the choices can't work together or not on this machine; holds every Problem
     └── RunError             exit code 1: the run began and failed
@@ -49,6 +50,36 @@ class UsageError(FastdiffError):
     """What was asked for can't be read: a misspelled name, a wrong type, a value out of range."""
 
     exit_code = 2
+
+
+@dataclass(frozen=True)
+class RecipeProblem:
+    """One reason why a file is no recipe.
+
+    line: from 1; None where it is about the whole file. key: with dots, `choices.quant`; empty for the whole file.
+    reason: a sentence without a full stop. instead: the way out.
+    """
+
+    line: int | None
+    key: str
+    reason: str
+    instead: str
+
+    def __str__(self) -> str:
+        place = ", ".join(filter(None, (self.line and f"line {self.line}", self.key)))
+        said = f"{place}: {self.reason}" if place else f"it {self.reason}"
+        leads = self.instead.startswith(("did you mean: ", "there are: ", "for example "))
+        return f"{said}\n  {self.instead if leads else f'instead: {self.instead}'}"
+
+
+class RecipeError(UsageError):
+    """A file can't be used as a recipe. `problems` holds every reason, in the order of their lines."""
+
+    def __init__(self, path: str, problems: Sequence[RecipeProblem]) -> None:
+        self.path, self.problems = path, tuple(problems)
+        count = len(self.problems)
+        head = f"{path} can't be used as a recipe ({count} problem{'s' if count != 1 else ''})"
+        super().__init__("\n".join([head, *(textwrap.indent(str(p), "  ") for p in problems)]))
 
 
 class ModelError(FastdiffError):

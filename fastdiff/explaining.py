@@ -106,6 +106,8 @@ def refuse_early(override: str) -> None:
         raise UsageError(
             f"{key} says what a document published, and can't be set\n  instead: experiment=NAME"
         )
+    if key == "recipe":
+        return  # whoever reads the file says what is wrong with it
     if root not in (*SLOTS, "generation", *SCALARS) or (inner and root in SCALARS):
         raise UsageError(_unknown_root(key))
     if key == "generation":
@@ -168,7 +170,7 @@ def _not_an_assignment(word: str) -> str:
 def _unknown_root(key: str) -> str:
     if key.startswith("sweep."):
         return f"{key} is about a sweep, and this is a single run\n  instead: -m makes a sweep of what follows it"
-    known = (*SLOTS, "experiment", "generation", *SCALARS)
+    known = (*SLOTS, "experiment", "recipe", "generation", *SCALARS)
     near = nearest(key.split(".")[0].lower(), known)
     if near is None:
         owners = [k for k in _all_keys() if k.split(".")[-1] == key]
@@ -382,7 +384,7 @@ def _wrong_type(key: str, value: str, kind: Any) -> str:
     if is_dataclass(kind):
         inner = ", ".join(f"{key}.{name}" for name in keys_of(cast(type, kind)))
         return f"{key} has keys, not a value\n  there are: {inner}"
-    words, example = _form(get_origin(kind) if get_origin(kind) is dict else kind)
+    words, example = form(get_origin(kind) if get_origin(kind) is dict else kind)
     shown = _EXAMPLES.get(key.split(".")[-1], example)
     return (
         f"{key} can't be '{value}': it must be {words}{' or null' if optional else ''}\n"
@@ -416,6 +418,6 @@ _EXAMPLES = {
 """Values that make sense, for keys where the form's own example doesn't."""
 
 
-def _form(kind: Any) -> tuple[str, str]:
+def form(kind: Any) -> tuple[str, str]:
     """A type in words, and an example of it."""
     return _FORMS.get(kind, ("of another form", "null"))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from fastdiff.composition import compose
-from fastdiff.config import RunConfig, fingerprint
+from fastdiff.config import PROVENANCE, RunConfig, fingerprint
 from fastdiff.errors import UsageError
 from fastdiff.explaining import every_combination, hydras_own, refusals, refuse_sweep
+from fastdiff.recipe.using import spelled_out, with_recipe
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,17 @@ class Cell:
     reasons: tuple[str, ...] = ()
 
     @property
+    def spelled_out(self) -> tuple[str, ...]:
+        """The overrides with those of their recipe, whose file another machine may not have."""
+        return tuple(spelled_out(self.overrides, self.run.recipe) if self.run else self.overrides)
+
+    @property
     def identity(self) -> str | None:
         """Equal for cells that are the same run, however they were typed; None where there is no run."""
         if self.run is None:
             return None
         data = self.run.to_dict()
-        return fingerprint({key: value for key, value in data.items() if key != "experiment"})
+        return fingerprint({key: value for key, value in data.items() if key not in PROVENANCE})
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,18 @@ def read_grid(overrides: Sequence[str]) -> Grid:
         for override in cell:
             key, _, value = override.partition("=")
             values.setdefault(key, set()).add(value)
+    for name in values.get("recipe", ()):
+        with_recipe([f"recipe={name}"])  # one that can't be read is refused before any cell
     varied = tuple(key for key, of_key in values.items() if len(of_key) > 1)
     return Grid(tuple(_cell(tuple(cell)) for cell in found), varied)
 
 
 def _cell(overrides: tuple[str, ...]) -> Cell:
-    reasons = refusals(overrides) or _refused_parts(overrides)
+    try:
+        typed, recipe = with_recipe(overrides)
+    except UsageError as error:
+        return Cell(overrides, None, (str(error),))
+    reasons = refusals([*recipe.overrides, *typed]) or _refused_parts(overrides)
     if not reasons:
         try:
             return Cell(overrides, compose(overrides, literal=False))
@@ -76,12 +88,12 @@ def _cell(overrides: tuple[str, ...]) -> Cell:
 
 def _refused_parts(overrides: tuple[str, ...]) -> list[str]:
     """Why single options can't have the keys that are set: what a cell shares with others is asked once."""
-    experiment = [o for o in overrides if o.startswith("experiment=")]
+    common = [o for o in overrides if o.startswith(("experiment=", "recipe="))]
     parts: dict[str, list[str]] = {}
     for override in overrides:
         root = override.partition("=")[0].partition(".")[0]
-        if root != "experiment":
-            parts.setdefault(root, list(experiment)).append(override)
+        if override not in common:
+            parts.setdefault(root, list(common)).append(override)
     return [reason for part in parts.values() if (reason := _refusal(tuple(part)))]
 
 

@@ -1,17 +1,25 @@
-"""Every option that ships: its YAML in `conf/`, the comment at its top, its schema, its keys."""
+"""Every option that can be chosen: those that ship (a YAML in `conf/` each), those of plug-ins, and those of a team's folders."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from fastdiff.config import CONF_DIR, SLOTS, Bench, NoQuality, Reference, Slot
+from fastdiff.config_dirs import config_dirs
+from fastdiff.errors import UsageError
+from fastdiff.folder_contents import SCHEMA, contents
 from fastdiff.models import MODELS
+from fastdiff.option_yaml import content, fault
 from fastdiff.passes import OPTIONS
+from fastdiff.plugins import Found, Plugin, plugins
+from fastdiff.result import sha256_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,17 +27,20 @@ if TYPE_CHECKING:
 
 def schemas() -> dict[str, dict[str, type[Slot]]]:
     """Every schema by slot and name, as the YAML files refer to them: `/schema/<slot>/<name>`."""
-    return {
+    known: dict[str, dict[str, type[Slot]]] = {
         "model": dict(MODELS),
         **{slot: dict(options) for slot, options in OPTIONS.items()},
         "bench": {"bench": Bench},
         "quality": {"reference": Reference, "none": NoQuality},
     }
+    for plugin in plugins().plugins:
+        known[plugin.slot][plugin.option] = plugin.kind
+    return known
 
 
 @dataclass(frozen=True)
 class OptionFile:
-    """One YAML of `conf/`: its slot, name, comment, and the schema that it pulls in."""
+    """One option, described by a YAML: its slot, name, comment, and the schema that it pulls in."""
 
     slot: str
     name: str
@@ -47,15 +58,24 @@ class OptionFile:
 
     @property
     def schema(self) -> type[Slot] | None:
-        found = re.search(r"/schema/(\w+)/(\w+)@_here_", self.path.read_text(encoding="utf-8"))
+        found = SCHEMA.search(self.path.read_text(encoding="utf-8"))
         return schemas()[found.group(1)].get(found.group(2)) if found else None
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """What it says of its keys."""
+        return {key: value for key, value in content(self.path).items() if key != "defaults"}
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Where it comes from, for a report."""
+        return {"file": str(self.path), "sha256": sha256_of(self.path)}
+
     def node(self, changed: Mapping[str, Any]) -> DictConfig:
-        """The option as its file describes it, typed by its schema, with some keys changed."""
+        """The option as it is described, typed by its schema, with some keys changed."""
         from omegaconf import OmegaConf
 
-        values = {key: value for key, value in content(self.path).items() if key != "defaults"}
-        whole = OmegaConf.merge(OmegaConf.structured(self.schema), values, dict(changed))
+        whole = OmegaConf.merge(OmegaConf.structured(self.schema), self.values, dict(changed))
         return cast("DictConfig", whole)
 
     def option(self, **changed: Any) -> Slot:
@@ -67,18 +87,74 @@ class OptionFile:
         return option
 
 
-@cache
-def content(path: Path) -> dict[str, Any]:
-    """What a YAML of `conf/` says, as plain data. Not to be changed: it is read once."""
-    from omegaconf import OmegaConf
+@dataclass(frozen=True)
+class PluginOption(OptionFile):
+    """One that a plug-in's class describes, without a YAML. path: of the module that the class is in."""
 
-    found = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(found, dict)
-    return cast(dict[str, Any], found)
+    plugin: Plugin
+
+    @property
+    def comment(self) -> str:
+        return self.plugin.comment
+
+    @property
+    def schema(self) -> type[Slot]:
+        return self.plugin.kind
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def origin(self) -> dict[str, str]:
+        return {"distribution": self.plugin.distribution, "version": self.plugin.version}
 
 
-@cache
 def option_files() -> dict[str, dict[str, OptionFile]]:
+    """Every option by slot and name. Raises UsageError if a folder or a plug-in brings one that can't be chosen."""
+    found = available()
+    if found.problems:
+        raise UsageError(said_together(found.problems))
+    return found.files
+
+
+@dataclass(frozen=True)
+class Available:
+    """Options by slot and name; problems: what is wrong with others of folders and plug-ins, each with its way out."""
+
+    files: dict[str, dict[str, OptionFile]]
+    problems: tuple[str, ...]
+
+
+def available() -> Available:
+    """What `option_files` looks at, with problems instead of an error."""
+    return _available(config_dirs(), plugins())
+
+
+@cache
+def _available(folders: tuple[Path, ...], found: Found) -> Available:
+    files = {slot: dict(options) for slot, options in shipped_files().items()}
+    problems = list(found.problems)
+    for plugin in found.plugins:
+        module = getattr(sys.modules.get(plugin.kind.__module__), "__file__", None)
+        path = Path(module or plugin.kind.__module__)
+        option = PluginOption(plugin.slot, plugin.option, path, plugin)
+        files[plugin.slot][plugin.option] = option
+    for folder in folders:
+        problems += contents(folder).wrong
+        for slot, path in contents(folder).options:
+            file, other = OptionFile(slot, path.stem, path), files[slot].get(path.stem)
+            if other is not None:
+                problems.append(twice(f"{slot}={file.name}", path, other.path))
+            elif wrong := fault(path, slot, schemas()[slot]):
+                problems.append(wrong)
+            else:
+                files[slot][file.name] = file
+    return Available(files, tuple(problems))
+
+
+@cache
+def shipped_files() -> dict[str, dict[str, OptionFile]]:
     """Every option that ships, by slot and name."""
     return {
         slot: {
@@ -87,6 +163,35 @@ def option_files() -> dict[str, dict[str, OptionFile]]:
         }
         for slot in SLOTS
     }
+
+
+def added_files() -> list[OptionFile]:
+    """Those that plug-ins and folders bring, without those that have problems."""
+    files, shipped = available().files, shipped_files()
+    return [f for slot in SLOTS for name, f in files[slot].items() if name not in shipped[slot]]
+
+
+def origins(choices: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Where chosen options come from that don't ship, by choice: a distribution and its version, or a file and its hash."""
+    return {
+        f"{file.slot}={file.name}": file.origin
+        for file in added_files()
+        if choices.get(file.slot) == file.name
+    }
+
+
+def twice(choice: str, path: Path, other: Path) -> str:
+    """Two of one name: neither is silently taken for the other."""
+    name = path.with_stem(f"{path.stem}_ours").name
+    return f"{choice} is there already\n  it stands in {other}\n  and in {path}\n  instead: another name for the second, such as {name}"
+
+
+def said_together(problems: tuple[str, ...]) -> str:
+    """One message as it stands, several below a line that counts them."""
+    if len(problems) == 1:
+        return problems[0]
+    each = "\n".join(indent(text, "  ") for text in problems)
+    return f"{len(problems)} things are wrong with options that folders and plug-ins bring\n{each}"
 
 
 @cache

@@ -68,6 +68,17 @@ class Plan:
     def device(self) -> str:
         return self.setting.device
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """Environment variables that the run's process has to begin with."""
+        options = (option for _, _, option in self.setting.run.options())
+        return {
+            name: value
+            for option in options
+            if isinstance(option, Option)
+            for name, value in option.variables().items()
+        }
+
     def to_dict(self) -> list[dict[str, Any]]:
         return [step.to_dict() for step in self.steps]
 
@@ -100,6 +111,19 @@ def make_plan(run: RunConfig, environment: Environment, facts: ModelFacts | None
     return Plan(setting, steps, tuple(notices))
 
 
+def _recipe(setting: Setting) -> Iterator[Notice]:
+    """What of the run's recipe was overridden, and whether it was made for something else."""
+    recipe = setting.run.recipe
+    for choice, text in recipe.replaced:
+        yield Notice(choice, text)
+    made_for = {"model": recipe.model, "device": recipe.device}
+    here = {"model": setting.run.choices["model"], "device": setting.device}
+    for key, value in made_for.items():
+        if value not in (None, here[key]):
+            text = f"'{recipe.name}' was made for {key}={value}; here it may gain less, or nothing"
+            yield Notice(f"{key}={here[key]}", text)
+
+
 def _passes(setting: Setting) -> Iterator[Pass]:
     options = [option for _, _, option in setting.run.options()]
     if not any(isinstance(option, Option) and option.places for option in options):
@@ -115,6 +139,7 @@ def _findings(setting: Setting) -> Iterator[Problem | Notice]:
     yield from _bench(setting)
     yield from _reference(setting)
     yield from _rates_folder()
+    yield from _recipe(setting)
     for slot, name, option in setting.run.options():
         if not isinstance(option, Option):
             continue

@@ -170,7 +170,7 @@ def _run(
     request.write(folder)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(request.config)))
     write_json(folder / "plan.json", plan.to_dict())
-    given = {**variables, **limits.variables(plan.device)}
+    given = {**plan.variables, **variables, **limits.variables(plan.device)}
     ending = _watch(folder, progress, limits, starter, given)
     if ending.status is Status.INCOMPATIBLE:
         leave_nothing(folder, before)

@@ -14,7 +14,7 @@ from fastdiff.bench.parts import not_timed
 from fastdiff.bench.profiling import not_profiled
 from fastdiff.bench.roofline import no_roofline
 from fastdiff.bench.syncs import not_counted
-from fastdiff.config import RunConfig, fingerprint
+from fastdiff.config import PROVENANCE, RunConfig, fingerprint
 from fastdiff.environment import this_machine
 from fastdiff.models.sources import files_identity, model_of
 from fastdiff.planning import Plan
@@ -32,7 +32,7 @@ def run_id(config: RunConfig, device: str) -> str:
     choices = {
         key: value
         for key, value in config.to_dict().items()
-        if key not in ("experiment", "profile")
+        if key not in (*PROVENANCE, "profile")
     }
     return fingerprint([choices, device, gpu or here.cpu, here.threads, versions])
 

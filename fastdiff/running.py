@@ -12,10 +12,12 @@ from fastdiff.bench.quality import LATENTS
 from fastdiff.composition import with_option
 from fastdiff.config import (
     NO_EXPERIMENT,
+    PROVENANCE,
     Experiment,
     NoQuality,
     Reference,
     RunConfig,
+    UsedRecipe,
     fingerprint,
 )
 from fastdiff.errors import UsageError
@@ -71,6 +73,14 @@ def execute(
         report = run_in_process(plan, request, folder, progress, limits=limits, starter=starter)
     write_run_page(folder, report)
     return report
+
+
+def new_folder() -> Path:
+    """A folder of outputs/, named by the time, that no run has used yet."""
+    now = datetime.now()
+    day = Path("outputs") / f"{now:%Y-%m-%d}"
+    names = (f"{now:%H-%M-%S}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    return next(day / name for name in names if not (day / name).exists())
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,7 @@ def plain_run(run: RunConfig) -> RunConfig:
     plain.allow_no_effect = plain.profile = False
     assert isinstance(plain.model, Model)
     plain.model = replace(plain.model, role=Role.teacher)
+    plain.recipe = UsedRecipe()
     plain.experiment, plain.choices = Experiment(), {**plain.choices, "experiment": NO_EXPERIMENT}
     return plain
 
@@ -157,9 +168,8 @@ def plain_run(run: RunConfig) -> RunConfig:
 def _how_measured(run: RunConfig) -> dict[str, Any]:
     """The part of a run that changes no picture."""
     whole = run.to_dict()
-    return {
-        key: whole[key] for key in ("bench", "quality", "allow_no_effect", "profile", "experiment")
-    }
+    keys = ("bench", "quality", "allow_no_effect", "profile", *PROVENANCE)
+    return {key: whole[key] for key in keys}
 
 
 def _picture(path: str) -> Path:

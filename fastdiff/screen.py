@@ -10,9 +10,17 @@ from typing import Any
 
 from fastdiff.config import Generation
 from fastdiff.environment import Environment
-from fastdiff.experiments import experiments, ladders
+from fastdiff.experiments import found_experiments, in_order
 from fastdiff.models.sources import model_of
-from fastdiff.options import default_options, keys_of, option_files, schemas
+from fastdiff.options import (
+    OptionFile,
+    PluginOption,
+    added_files,
+    available,
+    default_options,
+    keys_of,
+    schemas,
+)
 from fastdiff.pages import compare as compare_page
 from fastdiff.pages import ladder as ladder_page
 from fastdiff.pages import words
@@ -211,13 +219,16 @@ def help_text() -> str:
         "slots and their options",
     ]
     defaults = default_options()
-    for slot, options in option_files().items():
+    for slot, options in available().files.items():
         others = [option for option in options if option != defaults[slot]]
         lines.append(row(slot, ", ".join([f"{defaults[slot]} (default)", *others])))
+    added = [*added_rows(), *problem_rows()]
+    lines += ["", "options that plug-ins and folders of your own bring", *added] if added else []
     lines += ["", "the documents' experiments, as in experiment=sdxl_tutorial/int8"]
-    for ladder in ladders():
-        short = ", ".join(e.short for e in experiments().values() if e.ladder == ladder)
-        lines.append(row(f"{ladder}/", short))
+    rungs: dict[str, list[str]] = {}
+    for experiment in in_order(found_experiments().files).values():
+        rungs.setdefault(experiment.ladder, []).append(experiment.short)
+    lines += [row(f"{ladder}/", ", ".join(short)) for ladder, short in rungs.items()]
     lines += ["", "keys, as in quant.min_in_features=64 (not every option of a slot has each)"]
     owners: dict[str, list[type]] = {slot: list(own.values()) for slot, own in schemas().items()}
     owners["generation"] = [Generation]
@@ -233,11 +244,36 @@ def help_text() -> str:
         row("compare.", "pairs, lives, seed, dir: how `compare` measures"),
         row("", "allow_no_effect=true lets a run go on when a pass changed nothing"),
         row("", "profile=true writes a trace for Perfetto and lists the heaviest operators"),
+        row(
+            "--config-dir",
+            "DIR: options of your own, as DIR/model/ours.yaml, to be trusted like code; also FASTDIFF_CONFIG_DIR=DIR",
+        ),
         row("examples", "python -m fastdiff precision=bf16 compile=max_autotune quant=int8"),
         row("", "python -m fastdiff plan model=sdxl precision=fp16 qkv=fused"),
         row("", "python -m fastdiff model=local model.path=DIR generation.steps=20"),
     ]
     return "\n".join(lines)
+
+
+def added_rows() -> list[str]:
+    """Options that don't ship, each with what brings it."""
+    return [row(f"{file.slot}=", f"{file.name}: {_bringer(file)}") for file in added_files()]
+
+
+def _bringer(file: OptionFile) -> str:
+    if isinstance(file, PluginOption):
+        return f"{file.plugin.distribution} {file.plugin.version}"
+    return shown(file.path)
+
+
+def problem_rows() -> list[str]:
+    """What is wrong with options and experiments of plug-ins and folders; every other command is refused for it."""
+    problems = (*available().problems, *found_experiments().problems)
+    return [
+        row("problem" if not number else "", line.strip())
+        for text in problems
+        for number, line in enumerate(text.splitlines())
+    ]
 
 
 def _verbs() -> list[str]:

@@ -11,14 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastdiff.config import fingerprint
+from fastdiff.config import PROVENANCE, fingerprint
 from fastdiff.passes.base import Setting
 from fastdiff.passes.compile.aot import Aot
 from fastdiff.passes.compile.inductor import Inductor
 from fastdiff.passes.compile.packages import Packages, packages_folder
 from fastdiff.result import Observed, read_json, write_json
 
-_NOT_COMPILED = ("bench", "quality", "experiment", "profile", "allow_no_effect", "device", "model")
+_NOT_COMPILED = (
+    *PROVENANCE,
+    *("bench", "quality", "profile", "allow_no_effect", "device", "model"),
+)
 """Of a run's choices, those that no compiled code depends on; the model is known by its parts instead."""
 _NOT_IN_GRAPHS = ("prompt", "negative_prompt", "seed", "steps")
 _NATIVE = {".so", ".cubin", ".hsaco"}

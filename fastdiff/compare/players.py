@@ -170,4 +170,4 @@ def _start(seat: Seat) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "log.txt", "")
     seat.request().write(folder)
-    return start("fastdiff.compare.player", folder, {}, stdin=subprocess.PIPE)
+    return start("fastdiff.compare.player", folder, seat.side.plan.variables, stdin=subprocess.PIPE)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.compare.verdict import A, B
-from fastdiff.config import Generation, Reference, RunConfig
+from fastdiff.config import PROVENANCE, Generation, Reference, RunConfig
 from fastdiff.errors import FastdiffError, UsageError
 from fastdiff.planning import Plan
 from fastdiff.result import read_json
@@ -77,26 +77,23 @@ def read_sides(words: Sequence[str], plan_of: PlanOf) -> tuple[Side, Side]:
 def read_side(typed: str) -> tuple[list[str], str | None]:
     """A side's overrides, and the report that they come from. Raises UsageError.
 
-    A side is a list of overrides in quotes, a run's folder, or its report.json.
+    A side is a list of overrides in quotes, a recipe, a run's folder, or its report.json.
     """
     if not typed.strip() or re.match(r"[+~]*[\w.]+=", typed):
         return _split(typed), None
     path = Path(typed).expanduser()
     if path.suffix in (".yaml", ".yml"):
-        raise UsageError(
-            f"{typed}: a recipe can't be compared yet\n"
-            '  instead: its overrides in quotes, "precision=bf16 compile=regional"'
-        )
+        return [f"recipe={typed}"], None
     report = path if path.name == "report.json" else path / "report.json"
     if report.is_file():
         return _overrides_of(report), typed
     raise UsageError(
-        f"'{typed}' is neither a list of overrides nor the folder of a run\n"
-        '  instead: "precision=bf16 compile=regional", "" for the defaults, or a run\'s folder'
+        f"'{typed}' is neither a list of overrides, nor a recipe, nor the folder of a run\n"
+        '  instead: "precision=bf16 compile=regional", "" for the defaults, team.yaml, or a run\'s folder'
     )
 
 
-_NO_MATTER = {"experiment", "bench", "quality", "profile"}
+_NO_MATTER = {*PROVENANCE, "bench", "quality", "profile"}
 """Keys of a run that change neither its picture nor its calls."""
 
 
@@ -115,7 +112,7 @@ def _check_words(words: Sequence[str]) -> None:
         )
     if len(words) < 2:
         raise UsageError(
-            "compare needs two sides first, each in quotes: overrides, or a run's folder\n"
+            "compare needs two sides first, each in quotes: overrides, a recipe, or a run's folder\n"
             '  for example: python -m fastdiff compare "" "compile=regional" model=shapes'
         )
 

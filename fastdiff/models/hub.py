@@ -6,14 +6,16 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdiff.config import PLACE_OR_NAME
 from fastdiff.errors import ModelError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.reading import read_folder
 from fastdiff.models.sources import Model, first_line
+from fastdiff.scripting import Script, keywords, literal
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +36,7 @@ class Hub(Model):
     revision: str | None = None
     variant: str | None = None
     safety_checker: bool = True
-    lcm_lora: str | None = None
+    lcm_lora: str | None = field(default=None, metadata=PLACE_OR_NAME)
 
     @property
     def title(self) -> str:
@@ -142,21 +144,26 @@ class Hub(Model):
     def load(self, dtype: torch.dtype | None, parts: Mapping[str, Any]) -> Any:
         from diffusers import DiffusionPipeline
 
-        # The commit that the facts and the reference are of, not whatever `main` has become meanwhile.
-        folder = self.snapshot()
-        revision = folder.name if folder else self.revision
-        extra: dict[str, Any] = {**parts}
-        if not self.safety_checker:
-            extra |= {"safety_checker": None, "requires_safety_checker": False}
         with _plain_words(self.id):
             return DiffusionPipeline.from_pretrained(
-                self._checked_id(),
-                dtype=dtype,
-                revision=revision,
-                variant=self.variant,
-                use_safetensors=True,
-                **extra,
+                self._checked_id(), dtype=dtype, use_safetensors=True, **self._wanted(), **parts
             )
+
+    def script(self, script: Script) -> None:
+        how, source = "DiffusionPipeline.from_pretrained", literal(self._checked_id())
+        script.load(how, source, *keywords(self._wanted()), "use_safetensors=True")
+
+    def _wanted(self) -> dict[str, Any]:
+        """Which of the repository's files are meant.
+
+        The commit that the facts and the reference are of, not whatever `main` has become meanwhile.
+        """
+        folder = self.snapshot()
+        named = {"revision": folder.name if folder else self.revision, "variant": self.variant}
+        wanted: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
+        if not self.safety_checker:
+            wanted |= {"safety_checker": None, "requires_safety_checker": False}
+        return wanted
 
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w([\w.-]{0,94}\w)?", re.ASCII)

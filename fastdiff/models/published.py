@@ -8,11 +8,13 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdiff.config import PLACE_OR_NAME
 from fastdiff.errors import ModelError, nearest
 from fastdiff.models.architectures import ARCHITECTURES, Architecture
 from fastdiff.models.facts import ModelFacts
 from fastdiff.models.hub import Hub
 from fastdiff.models.sources import Model, folder_or_name
+from fastdiff.scripting import Script, ScriptError
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,7 @@ class Student:
     id: str = ""
     variant: str | None = None
     architecture: str | None = None
-    lcm_lora: str | None = None
+    lcm_lora: str | None = field(default=None, metadata=PLACE_OR_NAME)
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Published(Hub):
     weights: Weights = Weights.hub
     weights_seed: int = 0
     architecture: str | None = None
-    fp16_vae: str | None = None
+    fp16_vae: str | None = field(default=None, metadata=PLACE_OR_NAME)
     student: Student = field(default_factory=Student)
 
     @property
@@ -129,6 +131,15 @@ class Published(Hub):
         from fastdiff.models.random_weights import build_pipeline
 
         return build_pipeline(self._random(), self.weights_seed, dtype, parts)
+
+    def script(self, script: Script) -> None:
+        if self.is_random:
+            raise ScriptError(
+                "model.weights=random",
+                "the numbers are drawn by fastdiff itself",
+                "model.weights=hub, or model=local model.path=DIR",
+            )
+        super().script(script)
 
     def student_model(self) -> Model:
         if not self.student.id:

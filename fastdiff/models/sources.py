@@ -11,12 +11,13 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastdiff.config import RunConfig, Slot
+from fastdiff.config import PLACE, PLACE_OR_NAME, RunConfig, Slot
 from fastdiff.errors import ModelError
 from fastdiff.models.content import content_hash
 from fastdiff.models.facts import ModelFacts
 from fastdiff.models.reading import read_component, read_folder, read_single_file
 from fastdiff.result import sha256_of
+from fastdiff.scripting import Script, ScriptError, literal
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ class Model(Slot):
     slot: ClassVar[str] = "model"
     generation: OwnDefaults = field(default_factory=OwnDefaults)
     role: Role = Role.teacher
-    tiny_vae: str | None = None
+    tiny_vae: str | None = field(default=None, metadata=PLACE_OR_NAME)
 
     @property
     def title(self) -> str:
@@ -102,6 +103,11 @@ class Model(Slot):
         """
         raise TypeError(f"{type(self).__name__} has no load()")
 
+    def script(self, script: Script) -> None:
+        """Write how it is loaded into a plain script. Raises ScriptError if nobody else could load it."""
+        instead = "model=local model.path=DIR, a folder that save_pretrained() wrote"
+        raise ScriptError(self.title, "it is in no place from which it could be loaded", instead)
+
     def load_notices(self) -> Iterator[str]:
         """What a user should know before the model is loaded."""
         yield from ()
@@ -130,7 +136,12 @@ def folder_or_name(named: str | None) -> Path | str | None:
 
 @dataclass
 class Folder(Model):
-    """Base of what lies in a folder that `save_pretrained` wrote."""
+    """Base of what lies in a folder that `save_pretrained` wrote.
+
+    asked: what a script that knows no folder asks for.
+    """
+
+    asked: ClassVar[str] = "a folder that pipeline.save_pretrained() wrote"
 
     @property
     def folder(self) -> Path:
@@ -162,6 +173,12 @@ class Folder(Model):
             **parts,
         )
 
+    def script(self, script: Script) -> None:
+        how, source = "DiffusionPipeline.from_pretrained", script.ask("--model", self.asked)
+        variant = self.wanted_variant
+        named = [f"variant={literal(variant)}"] if variant else []
+        script.load(how, source, *named, "use_safetensors=True")
+
 
 def size_and_time(file: Path) -> Any:
     """A file by its size and time: for a single run, reading gigabytes to hash them would cost more than it tells."""
@@ -184,6 +201,10 @@ def files_identity(place: Path, weights: Callable[[Path], Any] = size_and_time) 
 @dataclass
 class Shapes(Folder):
     """The trained model that ships with fastdiff."""
+
+    asked: ClassVar[str] = (
+        "the embedded model: the folder models/shapes/pipeline in fastdiff's package"
+    )
 
     @property
     def title(self) -> str:
@@ -233,6 +254,11 @@ class ShapesStudent(Shapes):
         )
         return super().load(dtype, {"unet": student, **parts})
 
+    def script(self, script: Script) -> None:
+        super().script(script)
+        source = script.ask("--unet", "a folder with the student's UNet")
+        script.take("unet", "UNet2DConditionModel", source)
+
 
 @dataclass
 class Local(Folder):
@@ -240,9 +266,9 @@ class Local(Folder):
     variant: fp16 where it was saved with variant="fp16"; null takes the plain weights.
     student_path: the folder of the pipeline that was distilled from it, for model.role=student."""
 
-    path: str = ""
+    path: str = field(default="", metadata=PLACE)
     variant: str | None = None
-    student_path: str | None = None
+    student_path: str | None = field(default=None, metadata=PLACE)
 
     def student_model(self) -> Model:
         if self.student_path is None:
@@ -275,8 +301,8 @@ class SingleFile(Model):
     """path: one .safetensors file that holds a whole checkpoint; config: a folder with its model_index.json,
     for machines that can't ask the hub for it."""
 
-    path: str = ""
-    config: str | None = None
+    path: str = field(default="", metadata=PLACE)
+    config: str | None = field(default=None, metadata=PLACE)
 
     @property
     def title(self) -> str:
@@ -324,6 +350,14 @@ class SingleFile(Model):
                 f"asked ({first_line(error)})\n"
                 "  instead: model.config=DIR, a folder with that pipeline's model_index.json and configs"
             ) from error
+
+    def script(self, script: Script) -> None:
+        source = script.ask("--model", "a .safetensors file that holds the whole pipeline")
+        given = []
+        if self.config:
+            config = script.ask("--config", "a folder with its model_index.json and configurations")
+            given = [f"config={config}", "local_files_only=True"]
+        script.load(f"{self.facts().pipeline}.from_single_file", source, *given)
 
 
 def first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastdiff.passes import (
+    allocator,
     attention,
     cache,
     compile,
@@ -29,4 +30,5 @@ OPTIONS: dict[str, dict[str, type[Option]]] = {
     "cache": cache.OPTIONS,
     "memory": memory.OPTIONS,
     "compile": compile.OPTIONS,
+    "allocator": allocator.OPTIONS,
 }

@@ -20,6 +20,7 @@ from fastdiff.passes.base import (
 )
 from fastdiff.passes.wrapping import around_forward
 from fastdiff.result import Effect, Observed, Pending
+from fastdiff.scripting import Script
 
 _SDPA = "https://pytorch.org/docs/stable/generated/torch.nn.attention.sdpa_kernel.html"
 _TUTORIAL = "https://huggingface.co/docs/diffusers/tutorials/fast_diffusion"
@@ -123,6 +124,11 @@ class MathAttention(Attention):
             count += sum(type(p) is AttnProcessor for p in part.attn_processors.values())
         return SeenKernels(self.key, processors=count)
 
+    def script(self, script: Script, setting: Setting) -> None:
+        script.use("diffusers.models.attention_processor", "AttnProcessor")
+        parts = script.called(self.key, self.components(setting))
+        script.then(*(f"{part}.set_attn_processor(AttnProcessor())" for part in parts))
+
 
 @dataclass
 class Sdpa(Attention):
@@ -134,6 +140,9 @@ class Sdpa(Attention):
 
     def apply(self, pipeline: Any, context: Context) -> Pending:
         return SeenKernels(self.key, needed=False)  # a model's attention may be none that is known
+
+    def script(self, script: Script, setting: Setting) -> None:
+        """Nothing: it is diffusers' default."""
 
 
 @dataclass
@@ -156,6 +165,12 @@ class SdpaBackend(Attention):
         for part in context.parts(pipeline, self.components(context.setting)).values():
             around_forward(part, lambda: sdpa_kernel(backend))
         return SeenKernels(self.key, wanted=self.kernel)
+
+    def script(self, script: Script, setting: Setting) -> None:
+        script.use("torch.nn.attention", "SDPBackend", "sdpa_kernel")
+        only = f"sdpa_kernel(SDPBackend.{self.backend})"  # a context that is a decorator too
+        parts = script.called(self.key, self.components(setting))
+        script.then(*(f"{part}.forward = {only}({part}.forward)" for part in parts))
 
 
 _FLASH_ON_CUDA = Requirement(
@@ -265,6 +280,9 @@ class Xformers(Attention):
         parts = context.parts(pipeline, self.components(context.setting)).values()
         names = [type(p).__name__ for part in parts for p in part.attn_processors.values()]
         return SeenKernels(self.key, processors=sum("XFormers" in name for name in names))
+
+    def script(self, script: Script, setting: Setting) -> None:
+        script.then("pipe.enable_xformers_memory_efficient_attention()")
 
 
 OPTIONS: dict[str, type[Option]] = {

@@ -6,7 +6,7 @@ options are their own pass. Nothing here or in the modules beside it imports tor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +16,7 @@ from fastdiff.environment import Environment
 from fastdiff.errors import MachineProblem, Problem
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.result import Effect, Pending
+from fastdiff.scripting import Script
 
 if TYPE_CHECKING:
     import torch
@@ -207,6 +208,13 @@ class Pass:
         """Change the pipeline. Returns what changed, or what can tell after the first call."""
         raise TypeError(f"{type(self).__name__} has no apply()")
 
+    def script(self, script: Script, setting: Setting) -> None:
+        """Write what `apply` does into a plain script, after the passes before it.
+
+        Raises ScriptError if no plain script can do it.
+        """
+        raise TypeError(f"{type(self).__name__} has no script()")
+
 
 @dataclass
 class Option(Slot):
@@ -220,6 +228,10 @@ class Option(Slot):
     def changed_facts(self, facts: ModelFacts, run: RunConfig) -> ModelFacts:
         """What is known of the model once this option has done its work: another VAE, another scheduler."""
         return facts
+
+    def variables(self) -> Mapping[str, str]:
+        """Environment variables that the process of a run has to begin with."""
+        return {}
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
         """Rules that `requires` and `conflicts` can't say. Reads only."""

@@ -30,6 +30,7 @@ from fastdiff.passes.base import (
     Stage,
 )
 from fastdiff.result import Effect, Observed, Pending
+from fastdiff.scripting import Script, call, keywords
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +38,18 @@ if TYPE_CHECKING:
 _DEEPCACHE = "https://arxiv.org/abs/2312.00858"
 _PYRAMID = "https://huggingface.co/docs/diffusers/optimization/cache"
 _UNET = "UNet2DConditionModel"
+_VISITS_ONCE = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "UniPCMultistepScheduler",
+)
+"""Schedulers whose timesteps are all different."""
+
 _ONCE_A_STEP = (
     "StableDiffusionPipeline",
     "StableDiffusionXLPipeline",
@@ -267,6 +280,26 @@ class DeepCache(Cache):
         steps.follow(unet, tell)
         return skipped
 
+    def script(self, script: Script, setting: Setting) -> None:
+        """The helper looks its step up by the timestep, so that it is told where a solver may visit one twice."""
+        given = {"cache_interval": self.interval, "cache_branch_id": self.branch}
+        lines = ["helper = DeepCacheSDHelper(pipe)", call("helper.set_params", *keywords(given))]
+        script.use("DeepCache", "DeepCacheSDHelper")
+        scheduler = setting.facts and setting.facts.components.get("scheduler")
+        if scheduler and scheduler.class_name in _VISITS_ONCE:
+            script.then(*lines, "helper.enable()")
+            return
+        script.use("itertools")
+        tell = 'lambda *_: setattr(helper, "cur_timestep", next(steps))'
+        script.then(
+            *lines,
+            "# It would look its step up by the timestep, which this solver may visit twice.",
+            "helper.wrap_unet_forward = lambda: None",
+            "helper.enable()",
+            "steps = itertools.count()",
+            f"pipe.unet.register_forward_pre_hook({tell})",
+        )
+
 
 def _layers(unet: Any) -> Iterator[nn.Module]:
     """What a UNet's blocks are made of: residual blocks, transformers, and the layers that change the resolution."""
@@ -357,6 +390,30 @@ class PyramidAttention(Cache):
         )
         steps.follow(denoiser)
         return skipped
+
+    def script(self, script: Script, setting: Setting) -> None:
+        (denoiser,) = script.called(self.key, self.components(setting))
+        low_high = tuple(self.timestep_skip_range)
+        given = {
+            "spatial_attention_block_skip_range": self.spatial_attention_block_skip_range,
+            "cross_attention_block_skip_range": self.cross_attention_block_skip_range,
+            "spatial_attention_timestep_skip_range": low_high,
+            "cross_attention_timestep_skip_range": low_high,
+        }
+        now, lines = "pipe.current_timestep", []
+        if setting.denoiser and setting.denoiser.class_name == _UNET:  # its pipelines don't tell it
+            now = "timesteps[-1]"
+            remember = "lambda unet, inputs: timesteps.append(inputs[1])"
+            lines = ["timesteps = []", f"{denoiser}.register_forward_pre_hook({remember})"]
+        chosen = {key: value for key, value in given.items() if value is not None}
+        told = [*keywords(chosen), f"current_timestep_callback=lambda: {now}"]
+        script.use("diffusers", "PyramidAttentionBroadcastConfig")
+        script.use("diffusers.hooks", "apply_pyramid_attention_broadcast")
+        script.then(
+            *lines,
+            call("config = PyramidAttentionBroadcastConfig", *told),
+            f"apply_pyramid_attention_broadcast({denoiser}, config)",
+        )
 
 
 OPTIONS: dict[str, type[Option]] = {

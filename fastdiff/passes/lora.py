@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fastdiff.config import RunConfig
+from fastdiff.config import PLACE, RunConfig
 from fastdiff.errors import ModelError, Problem, RunError, nearest
 from fastdiff.models.hub import (
     Hub,
@@ -38,6 +38,7 @@ from fastdiff.passes.base import (
     Stage,
 )
 from fastdiff.result import Effect
+from fastdiff.scripting import Script, call, literal
 
 _LCM = "https://huggingface.co/docs/diffusers/using-diffusers/inference_with_lcm_lora"
 _PEFT = "https://huggingface.co/docs/diffusers/tutorials/using_peft_for_inference"
@@ -65,7 +66,7 @@ class AdapterLayer:
 
     name: str
     part: str | None = None
-    path: str = ""
+    path: str = field(default="", metadata=PLACE)
     sides: dict[str, int] = field(default_factory=dict)
 
     def fits(self, weight: tuple[int, ...]) -> bool:
@@ -231,7 +232,7 @@ class Adapter(Option, Pass):
         Requirement(module="peft", pip="peft", instead="lora=none", source=_PEFT),
     )
 
-    path: str | None = None
+    path: str | None = field(default=None, metadata=PLACE)
     scale: float = 1.0
 
     @property
@@ -360,6 +361,22 @@ class Adapter(Option, Pass):
         }
         return Effect(self.key, changed, "layers", details=details)
 
+    def on_hub(self, run: RunConfig) -> str | None:
+        """The adapter's repository on the hub; None where it is a file."""
+        return None
+
+    def script(self, script: Script, setting: Setting) -> None:
+        repository = self.on_hub(setting.run)
+        asked = "the adapter, a .safetensors file"
+        source = literal(repository) if repository else script.ask("--lora", asked)
+        components = f"components={literal(list(self.components(setting)))}"
+        scale = [f"lora_scale={literal(self.scale)}"] if self.scale != 1 else []
+        script.then(
+            call("pipe.load_lora_weights", source, "use_safetensors=True"),
+            call("pipe.fuse_lora", components, *scale),
+            "pipe.unload_lora_weights()",
+        )
+
 
 def _refused(
     file: Path, pipeline: str, names: Iterable[str], layers: Mapping[str, AdapterLayer], why: str
@@ -426,6 +443,10 @@ class Lcm(Adapter):
         """Place on the hub, or a file, as the run or the model names it; None if neither does."""
         own: str | None = getattr(model_of(run), "lcm_lora", None)
         return self.id or own
+
+    def on_hub(self, run: RunConfig) -> str | None:
+        wanted = None if self.path else self._wanted(run)
+        return None if wanted is None or wanted.endswith(".safetensors") else wanted
 
     def _at_hand(self, run: RunConfig) -> Path | None:
         """The adapter's file, as far as it is on this machine or named by its path."""

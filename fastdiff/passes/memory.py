@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from textwrap import indent
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.errors import MachineProblem, Problem, RunError
@@ -26,6 +27,7 @@ from fastdiff.passes.base import (
 )
 from fastdiff.passes.precision import Precision
 from fastdiff.result import Effect
+from fastdiff.scripting import Script, ScriptError, call, keywords, literal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +39,9 @@ _UNDIVIDED = ("AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", "VQModel")
 
 _UNGROUPED = ("DiTTransformer2DModel", "HunyuanDiT2DModel")
 """Denoisers that diffusers doesn't offload in groups."""
+
+_UNGROUPED_VAES = ("ConsistencyDecoderVAE", "VQModel")
+"""VAEs that diffusers doesn't offload in groups either, so that they stay on the device."""
 
 _TILES_OF_TAESD = 448
 """Pixels a side up to which AutoencoderTiny has one tile: its tiles have 512, and the next one begins an eighth earlier."""
@@ -83,6 +88,11 @@ class VaeSplitting(Pass):
             held.append(bool(getattr(vae, f"use_{name}", False)))
         names = " and ".join(name for name, wanted in asked.items() if wanted)
         return Effect(self.key, sum(held), f"{names} on", flag=all(held))
+
+    def script(self, script: Script, setting: Setting) -> None:
+        (vae,) = script.called(self.key, self.components(setting))
+        asked = {"slicing": self.slicing, "tiling": self.tiling}
+        script.then(*(f"{vae}.enable_{name}()" for name, wanted in asked.items() if wanted))
 
 
 @dataclass
@@ -239,6 +249,14 @@ class Layerwise(Memory, Pass):
         }
         return Effect(self.key, cast, "weights in float8_e4m3fn", details=details)
 
+    def script(self, script: Script, setting: Setting) -> None:
+        script.use("torch")
+        dtypes = ("storage_dtype=torch.float8_e4m3fn", f"compute_dtype=torch.{script.dtype}")
+        kept = [f"skip_modules_pattern={literal(tuple(self.skip_modules_pattern))}"]
+        for part in script.called(self.key, self.components(setting)):
+            how = f"{part}.enable_layerwise_casting"
+            script.then(call(how, *dtypes, *(kept if self.skip_modules_pattern else ())))
+
 
 def _bytes(part: nn.Module) -> int:
     """Of a module's weights; of a quantized one, of the tensors that it is made of."""
@@ -321,6 +339,9 @@ class ModelOffload(Offload):
         rest = [name for name, part in _modules(pipeline) if not hasattr(part, "_hf_hook")]
         details = {"components": moved, "always_on_device": rest}
         return Effect(self.key, len(moved), "components on the device in turn", details=details)
+
+    def script(self, script: Script, setting: Setting) -> None:
+        script.then(f"pipe.enable_model_cpu_offload(device={literal(setting.device)})")
 
 
 def _modules(pipeline: Any) -> list[tuple[str, nn.Module]]:
@@ -442,6 +463,31 @@ class GroupOffload(Offload):
         details = {"components": groups, "always_on_device": whole}
         count = sum(groups.values())
         return Effect(self.key, count, "groups of layers on the device in turn", details=details)
+
+    def script(self, script: Script, setting: Setting) -> None:
+        vae = setting.vae
+        if vae and vae.class_name in _UNGROUPED_VAES:
+            why = f"diffusers doesn't offload {vae.class_name} in groups"
+            raise ScriptError("memory=group_offload", why, "memory=model_offload")
+        script.use("torch")
+        script.use("diffusers.hooks", "apply_group_offloading")
+        name = literal(vae.name if vae else "vae")
+        by, stream = literal(self.offload_type.value), "False"
+        loop = "for part in pipe.components.values():"
+        if self.offload_type is OffloadType.block_level or self.use_stream:
+            loop = "for name, part in pipe.components.items():"
+            by = f'"leaf_level" if name == {name} else {by}'
+            stream = f"name != {name}" if self.use_stream else stream
+        arguments = (
+            "part",
+            f"onload_device=torch.device({literal(setting.device)})",
+            f"offload_type={by}",
+            *keywords({"num_blocks_per_group": self.num_blocks_per_group}),
+            f"use_stream={stream}",
+        )
+        offload = call("apply_group_offloading", *arguments, width=92)
+        whether = "    if isinstance(part, torch.nn.Module):"
+        script.then(loop, whether, indent(offload, " " * 8))
 
 
 def _groups(part: nn.Module) -> int:

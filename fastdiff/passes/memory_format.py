@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from fastdiff.errors import Problem
 from fastdiff.passes.base import Context, Fidelity, Notice, Option, Pass, Setting, Stage
 from fastdiff.result import Effect
+from fastdiff.scripting import Script
 
 
 @dataclass
@@ -57,6 +58,11 @@ class ChannelsLast(Option, Pass):
                 for weight in part.parameters()
             )
         return Effect(self.key, sum(weights.values()), "weights", details={"components": weights})
+
+    def script(self, script: Script, setting: Setting) -> None:
+        script.use("torch")
+        parts = script.called(self.key, self.components(setting))
+        script.then(*(f"{part}.to(memory_format=torch.channels_last)" for part in parts))
 
 
 OPTIONS: dict[str, type[Option]] = {"contiguous": Contiguous, "channels_last": ChannelsLast}

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastdiff.passes.base import Context, Fidelity, Pass, Setting, Stage
 from fastdiff.result import Effect
+from fastdiff.scripting import Script, literal
 
 
 class Place(Pass):
@@ -25,3 +26,7 @@ class Place(Pass):
         pipeline.to(context.device)
         moved = sum(isinstance(part, torch.nn.Module) for part in pipeline.components.values())
         return Effect(self.key, moved, f"components on {context.device}")
+
+    def script(self, script: Script, setting: Setting) -> None:
+        if setting.device != "cpu":
+            script.then(f"pipe.to({literal(setting.device)})")

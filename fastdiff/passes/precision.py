@@ -20,6 +20,7 @@ from fastdiff.passes.base import (
     Stage,
 )
 from fastdiff.result import Effect
+from fastdiff.scripting import Script
 
 _GUIDE = "https://huggingface.co/docs/diffusers/optimization/fp16"
 _TF32_NEEDS = Requirement(
@@ -63,6 +64,10 @@ class Tf32Flag(Pass):
 
         torch.backends.cuda.matmul.allow_tf32 = True
         return Effect(self.key, 1, "matmul.allow_tf32", flag=True)
+
+    def script(self, script: Script, setting: Setting) -> None:
+        script.use("torch")
+        script.flag("torch.backends.cuda.matmul.allow_tf32 = True")
 
 
 @dataclass
@@ -114,6 +119,9 @@ class Precision(Option, Pass):
         if but:
             details["summary"] = ", ".join(but)
         return Effect(self.key, changed, f"weights in {self.dtype}", details=details)
+
+    def script(self, script: Script, setting: Setting) -> None:
+        script.dtype = self.dtype
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from fastdiff.errors import Problem
 from fastdiff.passes.base import Context, Fidelity, Notice, Option, Pass, Setting, Stage
 from fastdiff.result import Effect
+from fastdiff.scripting import Script
 
 
 @dataclass
@@ -53,6 +54,10 @@ class Fused(Option, Pass):
             part.fuse_qkv_projections()
             blocks[name] = sum(getattr(m, "fused_projections", False) for m in part.modules())
         return Effect(self.key, sum(blocks.values()), "blocks", details={"components": blocks})
+
+    def script(self, script: Script, setting: Setting) -> None:
+        parts = script.called(self.key, self.components(setting))
+        script.then(*(f"{part}.fuse_qkv_projections()" for part in parts))
 
 
 OPTIONS: dict[str, type[Option]] = {"separate": Separate, "fused": Fused}

@@ -24,6 +24,7 @@ from fastdiff.passes.base import (
 )
 from fastdiff.passes.precision import upcasts_vae
 from fastdiff.result import Effect
+from fastdiff.scripting import Script, ScriptError, bracketed, call, literal, predicate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,6 +100,14 @@ class Quant(Option, Pass):
         """What torchao's `quantize_` is told. `set_inductor_config=False`: it would change global flags."""
         raise TypeError(f"{type(self).__name__} has no torchao_config()")
 
+    def written_config(self, script: Script) -> str:
+        """The line of a plain script that calls the same `config`. Raises ScriptError."""
+        raise ScriptError(
+            self.key,
+            f"{type(self).__name__} has no written_config(), which would say how",
+            "quant=none, or another option of quant",
+        )
+
     def chooses(self, module: nn.Module, name: str, device: str) -> bool:
         """Whether a module is a linear layer that this option quantizes."""
         from torch import nn
@@ -138,6 +147,39 @@ class Quant(Option, Pass):
             "convolutions_swapped": swapped,
         }
         return Effect(self.key, sum(counts.values()), "linears", details=details)
+
+    def script(self, script: Script, setting: Setting) -> None:
+        """Projections that fusing replaced are quantized as well there: nothing uses them any more."""
+        script.use("torch")
+        script.use("torchao.quantization", "quantize_")
+        parts = script.called(self.key, self.components(setting))
+        part = parts[0] if len(parts) == 1 else "part"
+        body = [
+            *self.written_preparation(script, part),
+            f"quantize_({part}, config, filter_fn=is_quantized)",
+        ]
+        if len(parts) > 1:
+            body = [f"for part in ({', '.join(parts)}):", *(f"    {line}" for line in body)]
+        script.define(*self._written_filter(setting.device))
+        script.then(self.written_config(script), *body)
+
+    def written_preparation(self, script: Script, part: str) -> list[str]:
+        """What `prepare_component` does to a part, as the script calls it."""
+        return []
+
+    def _written_filter(self, device: str) -> Iterator[str]:
+        conditions = [
+            "isinstance(module, torch.nn.Linear)",
+            f"module.in_features >= {self.min_in_features}",
+        ]
+        if self.skip_shapes:
+            shapes = dict.fromkeys(literal(tuple(pair)) for pair in self.skip_shapes)
+            yield bracketed("SKIPPED_SHAPES = {", shapes, "}")
+            conditions.append("(module.in_features, module.out_features) not in SKIPPED_SHAPES")
+        if self.skip_on_cuda and device == "cuda":
+            yield bracketed("SKIPPED_NAMES = [", map(literal, self.skip_on_cuda), "]")
+            conditions.append("not any(part in name for part in SKIPPED_NAMES)")
+        yield predicate("is_quantized", conditions)
 
 
 def _among(paths: set[str]) -> Callable[[Any, str], bool]:
@@ -212,6 +254,25 @@ class Int8(Quant):
             swap_conv2d_1x1_to_linear(part, lambda module, path: self.swaps(module))
         return count
 
+    def written_config(self, script: Script) -> str:
+        return _written(script, "Int8DynamicActivationInt8WeightConfig")
+
+    def written_preparation(self, script: Script, part: str) -> list[str]:
+        if not (self.swap_conv and self.swap_channels):
+            return []
+        channels = f"{{{', '.join(map(literal, dict.fromkeys(self.swap_channels)))}}}"
+        conditions = (
+            "isinstance(module, torch.nn.Conv2d)",
+            "module.kernel_size == (1, 1)",
+            "module.stride == (1, 1)",
+            "module.padding in ((0, 0), 0)",
+            "module.groups == 1",
+            f"not {channels}.isdisjoint((module.in_channels, module.out_channels))",
+        )
+        script.define(predicate("is_swapped", conditions))
+        script.use("torchao.quantization", "swap_conv2d_1x1_to_linear")
+        return [f"swap_conv2d_1x1_to_linear({part}, is_swapped)"]
+
 
 @dataclass
 class Int8WeightOnly(Quant):
@@ -224,6 +285,9 @@ class Int8WeightOnly(Quant):
         from torchao.quantization import Int8WeightOnlyConfig
 
         return Int8WeightOnlyConfig(set_inductor_config=False)
+
+    def written_config(self, script: Script) -> str:
+        return _written(script, "Int8WeightOnlyConfig")
 
 
 @dataclass
@@ -268,6 +332,12 @@ class Fp8(Quant):
             granularity=PerRow() if per_row else PerTensor(), set_inductor_config=False
         )
 
+    def written_config(self, script: Script) -> str:
+        kind = "PerRow" if self.granularity is Granularity.per_row else "PerTensor"
+        script.use("torchao.quantization", kind)
+        name = "Float8DynamicActivationFloat8WeightConfig"
+        return _written(script, name, f"granularity={kind}()")
+
 
 @dataclass
 class Fp8WeightOnly(Quant):
@@ -280,6 +350,15 @@ class Fp8WeightOnly(Quant):
         from torchao.quantization import Float8WeightOnlyConfig
 
         return Float8WeightOnlyConfig(set_inductor_config=False)
+
+    def written_config(self, script: Script) -> str:
+        return _written(script, "Float8WeightOnlyConfig")
+
+
+def _written(script: Script, name: str, *arguments: str) -> str:
+    """The line that makes torchao's configuration of this name."""
+    script.use("torchao.quantization", name)
+    return call(f"config = {name}", *arguments, "set_inductor_config=False")
 
 
 OPTIONS: dict[str, type[Option]] = {

@@ -14,6 +14,7 @@ from fastdiff.errors import Problem, RunError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.passes.base import Context, Fidelity, Notice, Option, Pass, Setting, Stage
 from fastdiff.result import Effect
+from fastdiff.scripting import Script, ScriptError, call, keywords
 
 _GUIDE = "https://huggingface.co/docs/diffusers/using-diffusers/schedulers"
 
@@ -66,8 +67,11 @@ class Scheduler(Option, Pass):
     def components(self, setting: Setting) -> tuple[str, ...]:
         return ("scheduler",)
 
-    def needed(self, pipeline: Any) -> Mapping[str, object]:
-        """Settings that hold where the model's own configuration doesn't state them."""
+    def needed(self, latent: bool) -> Mapping[str, object]:
+        """Settings that hold where the model's own configuration doesn't state them.
+
+        latent: whether the denoiser works on what a VAE decodes.
+        """
         return {}
 
     def changed_facts(self, facts: ModelFacts, run: RunConfig) -> ModelFacts:
@@ -98,7 +102,8 @@ class Scheduler(Option, Pass):
         if before == self.class_name:
             return Effect(self.key, 0, "scheduler", already=True, details={"class": before})
         stated = {key for key in own.config if key not in own.config.get("_use_default_values", ())}
-        added = {key: value for key, value in self.needed(pipeline).items() if key not in stated}
+        latent = any(getattr(pipeline, name, None) for name in ("vae", "vqvae", "movq"))
+        added = {key: value for key, value in self.needed(latent).items() if key not in stated}
         kind = getattr(diffusers, self.class_name)
         pipeline.scheduler = kind.from_config(own.config, **added)
         after = type(pipeline.scheduler).__name__
@@ -110,6 +115,18 @@ class Scheduler(Option, Pass):
             "summary": f"{after} for {before}{words}",
         }
         return Effect(self.key, int(after == self.class_name), "scheduler", details=details)
+
+    def script(self, script: Script, setting: Setting) -> None:
+        part = _scheduler(setting)
+        if part is None:
+            raise ScriptError(self.choice, "this model has no scheduler", "scheduler=default")
+        if part.config.get("_class_name", part.class_name) == self.class_name:
+            return  # the model's own is one
+        needed = self.needed(setting.vae is not None).items()
+        added = {key: value for key, value in needed if key not in part.config}
+        how = f"pipe.scheduler = {self.class_name}.from_config"
+        script.use("diffusers", self.class_name)
+        script.then(call(how, "pipe.scheduler.config", *keywords(added)))
 
 
 def _scheduler(setting: Setting) -> Component | None:
@@ -139,9 +156,8 @@ class Ddim(Scheduler):
     key: ClassVar[str] = "scheduler.ddim"
     class_name: ClassVar[str] = "DDIMScheduler"
 
-    def needed(self, pipeline: Any) -> Mapping[str, object]:
+    def needed(self, latent: bool) -> Mapping[str, object]:
         """Its default clips to [-1, 1], the range of pixels; latents go beyond it."""
-        latent = any(getattr(pipeline, name, None) for name in ("vae", "vqvae", "movq"))
         return {"clip_sample": False} if latent else {}
 
 
@@ -156,7 +172,7 @@ class Pndm(Scheduler):
     def does(self) -> str:  # type: ignore[override]
         return f"{super().does}; one denoiser call more than steps"
 
-    def needed(self, pipeline: Any) -> Mapping[str, object]:
+    def needed(self, latent: bool) -> Mapping[str, object]:
         """Its default begins with Runge-Kutta steps, nine denoiser calls more, which latent models leave out."""
         return {"skip_prk_steps": True}
 

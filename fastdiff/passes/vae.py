@@ -7,11 +7,11 @@ A replacement is made while the pipeline is built, so that the model's own VAE i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastdiff.config import RunConfig
+from fastdiff.config import PLACE, RunConfig
 from fastdiff.errors import ModelError, Problem
 from fastdiff.models.architectures import TINY_AUTOENCODERS, Blueprint
 from fastdiff.models.facts import Component, ModelFacts
@@ -25,6 +25,7 @@ from fastdiff.models.reading import read_component
 from fastdiff.models.sources import Model, model_of
 from fastdiff.passes.base import Context, Fidelity, Loading, Notice, Option, Pass, Setting, Stage
 from fastdiff.result import Effect
+from fastdiff.scripting import Script, literal
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ class Replacement(Option, Pass):
     replaces: ClassVar[tuple[str, ...]]  # classes that it can stand in for
 
     id: str | None = None
-    path: str | None = None
+    path: str | None = field(default=None, metadata=PLACE)
 
     @property
     def choice(self) -> str:
@@ -259,6 +260,13 @@ class Replacement(Option, Pass):
             "summary": f"{class_name} of {parameters:,} parameters",
         }
         return Effect(self.key, changed, "component", details=details)
+
+    def script(self, script: Script, setting: Setting) -> None:
+        origin = self.origin(model_of(setting.run))
+        asked = f"a folder that {self.class_name}'s own save_pretrained() wrote"
+        source = literal(origin) if isinstance(origin, str) else script.ask("--vae", asked)
+        (name,) = self.components(setting)
+        script.take(name, self.class_name, source)
 
 
 def _held(repository: str) -> Path | None:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from enum import Enum
 from functools import cache
 from pathlib import PurePath
 from typing import Any
 
-from fastdiff.config import SLOTS, Slot
+from fastdiff.config import Slot
 from fastdiff.options import default_options, option_files
+from fastdiff.recipe.format import CHOOSABLE, FORMAT
 
-FORMAT = 1
-
-_NOT_CHOSEN = ("model", "bench", "quality")
-"""Slots that say for what, and how it was measured."""
+_COMMENTS = {
+    "format": "Use: python -m fastdiff recipe=FILE; look first: python -m fastdiff recipe check FILE",
+    "choices": "Slots that aren't here keep their defaults.",
+    "measured": "Seconds, bytes and dB; `python -m fastdiff recipe verify FILE` measures them again.",
+}
+_LOCAL = "A model of somebody's own; name yours: model=local model.path=DIR"
 
 
 def recipe_of(
-    report: Mapping[str, Any], name: str, report_sha256: str | None = None
+    report: Mapping[str, Any],
+    name: str,
+    report_sha256: str | None = None,
+    description: str | None = None,
 ) -> dict[str, Any]:
     """The recipe as plain data, in the order in which it is written.
 
@@ -29,44 +35,68 @@ def recipe_of(
     recipe: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
-        "made_for": {"model": config["model"]["option"], "device": environment["device"]},
+        "description": description,
+        "made_for": {"model": _choice("model", config), "device": environment["device"]},
         "choices": dict(_choices(config)),
     }
     if report["latency_s"]["samples"]:
-        recipe["measured"] = _measured(report, report_sha256)
-    return recipe
+        recipe["measured"] = _known(_measured(report, report_sha256))
+    return {key: value for key, value in recipe.items() if value is not None}
 
 
 def recipe_text(recipe: Mapping[str, Any]) -> str:
-    """The recipe as YAML, an empty line between its parts."""
+    """The recipe as YAML: comments above its parts, an empty line between them."""
     import yaml
 
-    parts = [
-        yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=100)
-        for key, value in recipe.items()
-    ]
-    head, others = parts[:2], parts[2:]
-    return "\n".join(["".join(head), *others])
+    class Plain(yaml.SafeDumper):  # type: ignore[misc]
+        def ignore_aliases(self, data: Any) -> bool:
+            return True  # what is the same twice is written twice: a recipe has no aliases
+
+    comments = dict(_COMMENTS)
+    if _option_of(recipe.get("made_for", {}).get("model")) in ("local", "single_file"):
+        comments["made_for"] = _LOCAL
+    text = ""
+    for key, value in recipe.items():
+        apart = key in ("made_for", "choices", "generation", "measured")
+        text += "\n" if apart else ""
+        text += f"# {comments[key]}\n" if key in comments else ""
+        text += yaml.dump(
+            {key: value}, Dumper=Plain, sort_keys=False, allow_unicode=True, width=100
+        )
+    return text
+
+
+def _option_of(choice: object) -> object:
+    return choice.get("option") if isinstance(choice, Mapping) else choice
 
 
 def _choices(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     defaults = default_options()
-    for slot in SLOTS:
-        if slot in _NOT_CHOSEN:
-            continue
-        option = config[slot]["option"]
-        changed = dict(_changed(slot, option, config[slot]))
-        if changed:
-            yield slot, {"option": option, **changed}
-        elif option != defaults[slot]:
-            yield slot, option
+    for slot in CHOOSABLE:
+        choice = _choice(slot, config)
+        if choice != defaults[slot]:
+            yield slot, choice
 
 
-def _changed(slot: str, option: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys that aren't as the option's own file has them."""
-    own = {key: _named(value) for key, value in asdict(_option(slot, option)).items()}
+def _choice(slot: str, config: Mapping[str, Any]) -> str | dict[str, Any]:
+    """An option's name, or a mapping with the keys that aren't as the option's own file has them."""
+    values = config[slot]
+    option = values["option"]
+    changed = dict(_changed(_option(slot, option), values))
+    return {"option": option, **changed} if changed else option
+
+
+def _changed(own: object, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    written = {key: _named(value) for key, value in asdict(own).items()}  # type: ignore[call-overload]
+    places = {f.name: f.metadata.get("place") for f in fields(own)}  # type: ignore[arg-type]
     for key, value in values.items():
-        if key != "option" and value != own.get(key) and not _is_a_place(value):
+        if key == "option" or value == written.get(key) or key not in written:
+            continue
+        if isinstance(value, Mapping) and isinstance(written[key], Mapping):
+            inner = dict(_changed(getattr(own, key), value))
+            if inner:
+                yield key, inner
+        elif not (places[key] and _is_a_place(value, places[key])):
             yield key, value
 
 
@@ -79,25 +109,49 @@ def _named(value: object) -> object:
     return value.name if isinstance(value, Enum) else value
 
 
-def _is_a_place(value: object) -> bool:
-    return isinstance(value, str) and PurePath(value).is_absolute()
+def _is_a_place(value: object, kind: str | None) -> bool:
+    """Whether a value leads to a place that only its author has: a path, and not a name on the hub."""
+    if not isinstance(value, str) or kind != "path or name":
+        return isinstance(value, str)
+    path = PurePath(value)
+    return path.is_absolute() or ".." in path.parts or len(path.parts) != 2
 
 
 def _measured(report: Mapping[str, Any], report_sha256: str | None) -> dict[str, Any]:
-    """Figures that tell whoever gets the recipe what to expect, and on what."""
+    """Figures that tell whoever gets the recipe what to expect, of what work, and on what."""
     environment, quality = report["environment"], report["quality"]
-    found: dict[str, Any] = {
+    generation, memory = report["config"]["generation"], report["peak_memory_bytes"]
+    versions = ("os", "python", "torch", "diffusers", "transformers", "torchao", "fastdiff")
+    return {
         "latency_s": _short(report["latency_s"]["median"]),
+        "step_latency_s": _short(report["step_latency_s"]["median"]),
         "compile_s": _short(report["compile_s"]),
-        "peak_memory_bytes": report["peak_memory_bytes"]["device_allocated"]
-        or report["peak_memory_bytes"]["host"],
-        "psnr_db": _short(quality["psnr_db"]),
-        "identical": quality["identical"],
-        "device_name": environment["device_name"],
-        **{name: environment[name] for name in ("torch", "diffusers", "transformers", "torchao")},
+        "peak_memory_bytes": memory["device_allocated"] or memory["host"],
+        "quality": {
+            "identical": quality["identical"],
+            "psnr_db": _short(quality["psnr_db"]),
+            "ssim": _short(quality["ssim"]),
+            "max_abs_difference": _short(quality["max_abs_difference"]),
+        },
+        "work": {
+            **{key: generation[key] for key in ("steps", "guidance_scale", "height", "width")},
+            "images": len(report["images"]) or None,
+        },
+        "environment": {
+            "device_name": environment["device_name"],
+            "threads": environment["threads"],
+            **{name: environment.get(name) for name in versions},
+        },
         "report_sha256": report_sha256,
     }
-    return {key: value for key, value in found.items() if value is not None}
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What isn't null, level by level."""
+    found = {
+        key: _known(value) if isinstance(value, Mapping) else value for key, value in values.items()
+    }
+    return {key: value for key, value in found.items() if value is not None and value != {}}
 
 
 def _short(value: float | None) -> float | None:

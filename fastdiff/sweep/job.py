@@ -25,6 +25,7 @@ from typing import Any
 
 from fastdiff.composition import compose
 from fastdiff.config import RunConfig
+from fastdiff.config_dirs import config_dirs, use
 from fastdiff.errors import FastdiffError
 from fastdiff.forking import Forks, can_fork
 from fastdiff.models.random_weights import KEPT_IN as RANDOM_WEIGHTS
@@ -61,6 +62,7 @@ class Job:
     folder: the sweep's, absolute. attempt: tells this call of the sweep from others. turn: Folder.open_attempt's.
     host, process: where the sweep goes on. directory: in which it was typed, which relative paths begin at.
     threads: variables that choose how many threads a run has; Ray and joblib set their own for the processes of jobs.
+    config_dirs: a team's folders of options, absolute; on another machine they must be at the same place.
     """
 
     folder: str
@@ -72,6 +74,7 @@ class Job:
     process: int = field(default_factory=os.getpid)
     directory: str = field(default_factory=os.getcwd)
     threads: Mapping[str, str] = field(default_factory=lambda: _threads_of(os.environ))
+    config_dirs: tuple[str, ...] = field(default_factory=lambda: tuple(map(str, config_dirs())))
 
     def __call__(self, _: object) -> dict[str, Any]:
         """Run the task that Hydra's job number names. Returns what the parent can't see in a folder that both share."""
@@ -100,6 +103,7 @@ class Job:
         for name in _threads_of(os.environ):
             del os.environ[name]
         os.environ.update(self.threads)
+        use(os.pathsep.join(self.config_dirs))
         with contextlib.suppress(OSError):
             os.chdir(self.directory)
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from fastdiff.config_dirs import as_flags, config_dirs
 from fastdiff.environment import this_machine
 from fastdiff.errors import UsageError
 from fastdiff.explaining import hydras_own, raise_all
@@ -151,7 +152,7 @@ class Sweep:
 
     def _job(self, kept: frozenset[str]) -> Job:
         tasks = {
-            entry.name: Task(entry.name, entry.cell.overrides)
+            entry.name: Task(entry.name, entry.cell.spelled_out)
             for entry in self.entries
             if entry.to_run and entry.name not in kept
         }
@@ -318,7 +319,8 @@ class Sweep:
             "overrides": self.words,
             "varied": list(self.varied),
             "launcher": self.launch.name,
-            "command": command_of(self.words),
+            "command": command_of([*self.words, *as_flags(config_dirs())]),
+            "config_dirs": [str(folder) for folder in config_dirs()],
             "baseline": baseline,
             "environment": self._environment(rows),
             "made_with": self._first_made_with(rows),
@@ -365,7 +367,10 @@ def _folder(how: How, entries: Sequence[Entry]) -> Path:
 
 
 def resumed(folder: Path, words: Sequence[str]) -> list[str]:
-    """What to type after `-m` to go on with the sweep in a folder. words: more `sweep.key=value`. Raises UsageError."""
+    """What to type after `-m` to go on with the sweep in a folder. words: more `sweep.key=value`. Raises UsageError.
+
+    A team's folders of options are those that it was begun with, unless others are named now.
+    """
     data = read_sweep(folder)
     others = [word for word in words if not word.startswith("sweep.")]
     placed = [word for word in words if word.startswith(("sweep.name=", "sweep.dir="))]
@@ -379,7 +384,20 @@ def resumed(folder: Path, words: Sequence[str]) -> list[str]:
         f"sweep.{key}" for key in ("name", "dir", "retry", "accept_changes")
     }  # of one call alone
     kept = [word for word in data["overrides"] if word.partition("=")[0] not in given]
-    return [*kept, *words, f"sweep.dir={folder}"]
+    return [*kept, *words, f"sweep.dir={folder}", *_config_dirs_of(data, folder)]
+
+
+def _config_dirs_of(data: Mapping[str, Any], folder: Path) -> list[str]:
+    """The words that name the team's folders which a sweep was begun with. Raises UsageError if one is gone."""
+    if config_dirs():
+        return []
+    begun_with = data.get("config_dirs", [])
+    for gone in (each for each in begun_with if not Path(each).is_dir()):
+        raise UsageError(
+            f"{folder} was begun with --config-dir {gone}, and there is no such folder any more\n"
+            f"  instead: python -m fastdiff resume {folder} --config-dir DIR, where its options are now"
+        )
+    return as_flags(begun_with)
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:

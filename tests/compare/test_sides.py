@@ -61,17 +61,30 @@ def test_a_report_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
     assert "can't be read as a run's report: TypeError" in refusal("", str(tmp_path))
 
 
-def test_a_recipe_is_refused_until_recipes_can_be_read() -> None:
+def test_a_recipe_is_a_side_and_overrides_for_both_win_over_it(tmp_path: Path) -> None:
+    team = tmp_path / "team.yaml"
+    team.write_text(
+        "format: 2\nname: team\nmade_for: {model: sdxl, device: cpu}\n"
+        "choices: {precision: bf16, qkv: fused}\n"
+    )
+    a, _ = read_sides([str(team), "", "model=shapes"], plan_of)
+    assert a.title == f"recipe={team}"
+    assert a.plan.setting.run.choices["qkv"] == "fused"
+    assert a.plan.setting.run.choices["model"] == "shapes"
+
+
+def test_a_recipe_that_is_not_there_is_refused() -> None:
     assert refusal("team.yaml", "") == (
-        "side A: team.yaml: a recipe can't be compared yet\n"
-        '  instead: its overrides in quotes, "precision=bf16 compile=regional"'
+        "side A: team.yaml can't be used as a recipe (1 problem)\n"
+        "    it is not there\n"
+        "      instead: the path of a YAML"
     )
 
 
 def test_a_word_that_is_no_side_is_refused() -> None:
     assert refusal("", "regional") == (
-        "side B: 'regional' is neither a list of overrides nor the folder of a run\n"
-        '  instead: "precision=bf16 compile=regional", "" for the defaults, or a run\'s folder'
+        "side B: 'regional' is neither a list of overrides, nor a recipe, nor the folder of a run\n"
+        '  instead: "precision=bf16 compile=regional", "" for the defaults, team.yaml, or a run\'s folder'
     )
     assert refusal("generation.prompt='a", "") == (
         "side A: generation.prompt='a: no closing quotation\n"

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fastdiff.cache_folder import VARIABLE, cache_folder, distrust, unwritable
+from fastdiff.config import PROVENANCE
 from fastdiff.errors import MachineProblem, Problem
 from fastdiff.models.sources import model_of
 from fastdiff.passes.base import Conflict, Context, Notice, Setting
 from fastdiff.passes.compile.inductor import Inductor
 from fastdiff.passes.compile.packages import Packages, packages_folder
 from fastdiff.result import Pending
+from fastdiff.scripting import Script
 
 
 @dataclass
@@ -73,6 +75,52 @@ class Aot(Inductor):
             setattr(part, called, packages.serving(target, part, getattr(part, called)))
         return packages
 
+    def script(self, script: Script, setting: Setting) -> None:
+        self.write_flags(script, setting)
+        script.use("functools")
+        script.use("torch.utils._pytree", "tree_flatten", "tree_unflatten")
+        configs = "".join(f", inductor_configs={name}" for name in self.written_options(script))
+        script.define(_AHEAD_OF_TIME.replace(", CONFIGS", configs))
+        methods = self.written_methods(script, setting)
+        script.then(*(f"{name} = ahead_of_time({part}, {name})" for part, name in methods))
+
+
+_AHEAD_OF_TIME = '''\
+def ahead_of_time(module, method):
+    """The module's method, compiled by AOTInductor at its first call with inputs of certain shapes."""
+    packages = {}
+
+    def exported(leaves, structure):
+        class Call(torch.nn.Module):
+            """Takes the tensors of a call alone; its other arguments are constants."""
+
+            def __init__(self):
+                super().__init__()
+                self.module = module
+
+            def forward(self, *tensors):
+                given = iter(tensors)
+                filled = [next(given) if isinstance(x, torch.Tensor) else x for x in leaves]
+                args, kwargs = tree_unflatten(filled, structure)
+                return method(*args, **kwargs)
+
+        tensors = tuple(x for x in leaves if isinstance(x, torch.Tensor))
+        return torch.export.export(Call().eval(), tensors, strict=False)
+
+    @functools.wraps(method)
+    def call(*args, **kwargs):
+        leaves, structure = tree_flatten((args, kwargs))
+        leaves = [x.contiguous() if isinstance(x, torch.Tensor) else x for x in leaves]
+        tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
+        shapes = tuple(x.shape for x in tensors)
+        if shapes not in packages:
+            program = exported(leaves, structure)
+            file = torch._inductor.aoti_compile_and_package(program, CONFIGS)
+            packages[shapes] = torch._inductor.aoti_load_package(file)
+        return packages[shapes](*tensors)
+
+    return call'''
+
 
 def _made_for(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a package depends on beside its weights and inputs: choices, model, machine, versions; plain data.
@@ -89,7 +137,7 @@ def _made_for(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
         "bench",
         "quality",
         "generation",
-        "experiment",
+        *PROVENANCE,
         "allow_no_effect",
         "profile",
         "compile",

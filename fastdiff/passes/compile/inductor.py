@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastdiff.cache_folder import unwritable
+from fastdiff.config import CODE_PLACE
 from fastdiff.errors import MachineProblem, Problem, RunError, nearest
 from fastdiff.models.facts import Component
 from fastdiff.passes.base import Fidelity, Notice, Option, Pass, Setting, Stage
 from fastdiff.passes.precision import upcasts_vae
+from fastdiff.scripting import Script, bracketed, literal
 
 GUIDE = "https://huggingface.co/docs/diffusers/optimization/fp16#torchcompile"
 TARGETS = ("denoiser", "vae_decode")
@@ -66,7 +68,7 @@ class Inductor(Option, Pass):
     epilogue_fusion: bool | None = None
     force_fuse_int_mm_with_mul: bool | None = None
     use_mixed_mm: bool | None = None
-    cache_dir: str | None = None
+    cache_dir: str | None = field(default=None, metadata=CODE_PLACE)
 
     def components(self, setting: Setting) -> tuple[str, ...]:
         return tuple(
@@ -186,9 +188,40 @@ class Inductor(Option, Pass):
         """The mode's own options and the flags that were set, as `torch.compile(options=...)` takes them."""
         import torch
 
-        options = dict(torch._inductor.list_mode_options(self.mode))
+        return dict(torch._inductor.list_mode_options(self.mode)) | self._given()
+
+    def _given(self) -> dict[str, Any]:
+        """The flags that were set."""
         given = {flag: getattr(self, flag) for flag in self.flags}
-        return options | {flag: value for flag, value in given.items() if value is not None}
+        return {flag: value for flag, value in given.items() if value is not None}
+
+    def written_options(self, script: Script) -> list[str]:
+        """A script's constant with what `inductor_options` says: its name, and nothing where no flag was set."""
+        given = self._given()
+        items = [f"{literal(flag)}: {literal(value)}" for flag, value in given.items()]
+        if given and self.mode != "default":
+            items = [f"**torch._inductor.list_mode_options({literal(self.mode)})", *items]
+        if given:
+            script.define(bracketed("INDUCTOR_OPTIONS = {", items, "}"))
+        return ["INDUCTOR_OPTIONS"] if given else []
+
+    def written_methods(self, script: Script, setting: Setting) -> list[tuple[str, str]]:
+        """What is compiled, as a script calls it: each part and its method."""
+        denoiser = f"pipe.{setting.denoiser.name}" if setting.denoiser else None
+        parts = script.called(self.key, self.components(setting))
+        return [(p, f"{p}.{'forward' if p == denoiser else 'decode'}") for p in parts]
+
+    def write_flags(self, script: Script, setting: Setting) -> None:
+        """What `around_calls` sets, as far as a picture depends on it, for the script's whole process."""
+        script.use("torch")
+        if self.freezes(setting):
+            script.flag("torch._inductor.config.freezing = True")
+        attention = setting.run.choices["attention"]
+        if attention.startswith("sdpa_"):
+            script.flag(
+                "# A forced kernel is compiled in, and the key of the compiler's cache knows nothing of it.",
+                f"torch.compiler.config.cache_key_tag = {literal(attention)}",
+            )
 
     def around_calls(self, setting: Setting) -> Callable[[], AbstractContextManager[Any]]:
         """What has to hold around each call of something that is compiled when it is called."""

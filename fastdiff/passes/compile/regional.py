@@ -12,6 +12,7 @@ from fastdiff.passes.compile.inductor import GUIDE
 from fastdiff.passes.compile.whole import Compile, CompiledGraphs
 from fastdiff.passes.wrapping import around_forward
 from fastdiff.result import Pending
+from fastdiff.scripting import Script, call
 
 
 @dataclass
@@ -57,3 +58,9 @@ class Regional(Compile):
             regions += sum(m._compiled_call_impl is not None for m in part.modules())
             around_forward(part, self.around_calls(context.setting))
         return CompiledGraphs(self.key, regions, {"freezing": False})
+
+    def script(self, script: Script, setting: Setting) -> None:
+        self.write_flags(script, setting)
+        how = self.written_how(script)
+        parts = script.called(self.key, self.components(setting))
+        script.then(*(call(f"{part}.compile_repeated_blocks", *how) for part in parts))

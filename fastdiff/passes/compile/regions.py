@@ -14,6 +14,7 @@ from fastdiff.passes.compile.inductor import parts_of
 from fastdiff.passes.compile.whole import Compile, CompiledGraphs
 from fastdiff.passes.wrapping import around_forward
 from fastdiff.result import Pending
+from fastdiff.scripting import Script, call
 
 
 @dataclass
@@ -102,6 +103,13 @@ class Regions(Compile):
             regions[name] = sum(isinstance(m, OptimizedModule) for m in whole.modules())
         details = {"components": regions, "freezing": False}
         return CompiledGraphs(self.key, sum(regions.values()), details)
+
+    def script(self, script: Script, setting: Setting) -> None:
+        self.write_flags(script, setting)
+        script.use("accelerate.utils", "compile_regions")
+        how = self.written_how(script)
+        parts = script.called(self.key, self.components(setting))
+        script.then(*(call(f"{part} = compile_regions", part, *how) for part in parts))
 
 
 _ASKS_WHETHER_PARTS_ARE_TRUE = (

@@ -6,12 +6,14 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from textwrap import indent
 from typing import Any, ClassVar
 
 from fastdiff.errors import Problem
 from fastdiff.passes.base import Context, Notice, Setting
 from fastdiff.passes.compile.inductor import Inductor
 from fastdiff.result import Effect, Observed, Pending
+from fastdiff.scripting import Script, call, literal
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,38 @@ class Compile(Inductor):
         details = {"components": list(names), "freezing": self.freezes(setting)}
         return CompiledGraphs(self.key, len(names), details)
 
+    def script(self, script: Script, setting: Setting) -> None:
+        self.write_flags(script, setting)
+        how, compile_ = self.written_how(script), "torch.compile"
+        if self.cuda_graphs and setting.device == "cuda":
+            script.use("functools")
+            script.use("torch.utils._pytree", "tree_map_only")
+            compiled = call("compiled = torch.compile", "function", *how, width=96)
+            script.define(_WITH_CUDA_GRAPHS.replace("COMPILED", indent(compiled, "    ")))
+            compile_, how = "with_cuda_graphs", []
+        methods = self.written_methods(script, setting)
+        script.then(*(call(f"{name} = {compile_}", name, *how) for _, name in methods))
+
+    def written_how(self, script: Script) -> list[str]:
+        """The arguments of torch.compile, beside what is compiled."""
+        how = [f"{key}=True" for key in ("fullgraph", "dynamic") if getattr(self, key)]
+        options = [f"options={name}" for name in self.written_options(script)]
+        mode = [] if self.mode == "default" else [f"mode={literal(self.mode)}"]
+        return [*how, *(options or mode)]
+
+
+_WITH_CUDA_GRAPHS = '''\
+def with_cuda_graphs(function):
+    """The function compiled; its outputs are copied, because the next replay overwrites them."""
+COMPILED
+
+    @functools.wraps(function)
+    def replayed(*args, **kwargs):
+        torch.compiler.cudagraph_mark_step_begin()
+        return tree_map_only(torch.Tensor, torch.Tensor.clone, compiled(*args, **kwargs))
+
+    return replayed'''
+
 
 def _copied(output: Any) -> Any:
     """Tensors of an output, copied: the next replay of a CUDA graph overwrites its outputs in place."""
@@ -171,3 +205,8 @@ class Dynamic(Compile):
             return stack
 
         return enter
+
+    def write_flags(self, script: Script, setting: Setting) -> None:
+        super().write_flags(script, setting)
+        script.use("torch.fx.experimental._config")
+        script.flag("torch.fx.experimental._config.use_duck_shape = False")

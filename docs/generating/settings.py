@@ -1,0 +1,31 @@
+"""The keys that belong to no slot: what is drawn, on which device, and how strict a run is."""
+
+from __future__ import annotations
+
+from typing import get_type_hints
+
+from omegaconf import OmegaConf
+
+from fastdiff.config import CONF_DIR, SCALARS, Generation, RunConfig
+from generating.docstrings import comments, key_texts, type_words
+from generating.markdown import anchor, definition, marked, sentence, text
+from generating.options import as_typed
+
+
+def render() -> str:
+    """Every key of `generation` and those beside it, with types and defaults from the schema and `config.yaml`."""
+    path = CONF_DIR / "config.yaml"
+    values, said = OmegaConf.load(path), comments(path)
+    hints, texts = get_type_hints(Generation), key_texts(Generation)
+    found = [(f"generation.{name}", hints[name], texts.get(name, "")) for name in hints]
+    run = get_type_hints(RunConfig)
+    found += [(name, run[name], "") for name in SCALARS]
+    lines = []
+    for key, kind, about in found:
+        default = as_typed(OmegaConf.select(values, key))
+        told = [about, said.get(key, "")]
+        sentences = " ".join(sentence(text(each)) for each in told if each)
+        lines += definition(
+            marked(key, anchor("key", key)), f"{type_words(kind)}; default {default}", sentences
+        )
+    return "\n".join(lines)

@@ -1,0 +1,116 @@
+"""The recipe's JSON Schema, from the same dataclasses that check one, so that editors complete and check the file.
+
+python -m fastdiff.recipe.schema        # writes fastdiff/recipe/recipe.schema.json anew
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from fastdiff.options import OptionFile, option_files
+from fastdiff.recipe.format import CHOOSABLE, FORMAT, RecipeFile
+
+FILE = Path(__file__).with_name("recipe.schema.json")
+
+_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+def schema() -> dict[str, Any]:
+    """The schema, of draft 2020-12. It can't say what paths and options of another machine may be; `recipe check` does."""
+    found = _of_dataclass(RecipeFile)
+    keys = found["properties"]
+    keys["format"] = {"const": FORMAT, "description": keys["format"].get("description", "")}
+    keys["name"] |= {"minLength": 1, "maxLength": 100}
+    keys["choices"] |= {
+        "additionalProperties": False,
+        "properties": {slot: _choice(option_files()[slot]) for slot in CHOOSABLE},
+    }
+    another = {"type": "string", "pattern": r"^\w+$", "description": "A model of a team's own."}
+    keys["made_for"]["properties"]["model"] |= {
+        "anyOf": [*_choice(option_files()["model"])["anyOf"], another]
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "fastdiff recipe",
+        **found,
+    }
+
+
+def schema_text() -> str:
+    return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def key_texts(documented: type) -> dict[str, str]:
+    """What a dataclass and its bases say of their keys in their docstrings: the sentences after `key:`, up to the next key."""
+    names = "|".join(f.name for f in fields(documented))
+    found: dict[str, str] = {}
+    for each in reversed(documented.__mro__):
+        text = " ".join(inspect.cleandoc(each.__dict__.get("__doc__") or "").split())
+        parts = re.split(rf"(?:^|(?<=[.;] ))((?:{names})(?:, (?:{names}))*): ", text)
+        for named, said in zip(parts[1::2], parts[2::2], strict=True):
+            found |= dict.fromkeys(named.split(", "), said.strip().rstrip(";"))
+    return found
+
+
+def _choice(options: dict[str, OptionFile]) -> dict[str, Any]:
+    """An option's name, or a mapping of one option's keys."""
+    names = [{"const": name, "description": file.comment} for name, file in options.items()]
+    return {"anyOf": [*names, *(_with_keys(name, file) for name, file in options.items())]}
+
+
+def _with_keys(name: str, file: OptionFile) -> dict[str, Any]:
+    found = _of_dataclass(file.schema) if file.schema else {"type": "object", "properties": {}}
+    return found | {
+        "description": file.comment,
+        "properties": {"option": {"const": name}, **found["properties"]},
+        "required": ["option"],
+        "additionalProperties": False,
+    }
+
+
+def _of_dataclass(documented: type) -> dict[str, Any]:
+    hints, texts = get_type_hints(documented), key_texts(documented)
+    properties, needed = {}, []
+    for f in fields(documented):
+        if f.metadata.get("place") == "code":
+            continue
+        properties[f.name] = _of(hints[f.name])
+        if f.name in texts:
+            properties[f.name]["description"] = texts[f.name]
+        if f.default is MISSING and f.default_factory is MISSING:
+            needed.append(f.name)
+    found: dict[str, Any] = {"type": "object", "properties": properties}
+    if needed:
+        found["required"] = needed
+    return found | {"additionalProperties": False}
+
+
+def _of(kind: Any) -> dict[str, Any]:
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind in _TYPES:
+        return {"type": _TYPES[kind]}
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _of_dataclass(kind)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return {"enum": list(kind.__members__)}
+    if origin is list:
+        return {"type": "array", "items": _of(inner[0])}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _of(inner[1]) if inner else {}}
+    if type(None) in inner:
+        others = [_of(each) for each in inner if each is not type(None)]
+        return {"anyOf": [*others, {"type": "null"}]}
+    if kind is Any:
+        return {"not": {"type": "object"}}
+    return {"anyOf": [_of(each) for each in inner]} if inner else {}
+
+
+if __name__ == "__main__":
+    FILE.write_text(schema_text(), encoding="utf-8")
+    print(f"written: {FILE}")

@@ -1,0 +1,1 @@
+"""What `python -m fastdiff recipe ...` does with a shared file."""

@@ -1,0 +1,457 @@
+"""The site's generated texts against the program, and the commands in its written pages. Without Sphinx."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdiff.config import SCALARS, SLOTS, Generation
+from fastdiff.experiments import experiments as every_experiment
+from fastdiff.experiments import ladder, ladders
+from fastdiff.options import OptionFile, option_files
+from fastdiff.passes import OPTIONS
+from fastdiff.result import read_json
+from fastdiff.verbs import VERBS
+
+ROOT = Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+
+import generating  # noqa: E402
+from generating import combinations, commands, experiments, options, report, settings  # noqa: E402
+from generating.docstrings import comments, key_texts, split, type_words, whole_text  # noqa: E402
+from generating.markdown import code, definition, sentence, text  # noqa: E402
+from generating.signatures import as_restructured_text  # noqa: E402
+
+EVERY_OPTION = [file for files in option_files().values() for file in files.values()]
+
+
+def name_of(file: OptionFile) -> str:
+    return f"{file.slot}={file.name}"
+
+
+# Options ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", EVERY_OPTION, ids=name_of)
+def test_an_option_has_a_section_with_its_comment_and_a_row_in_the_overview(
+    file: OptionFile,
+) -> None:
+    page = options.pages()[file.slot]
+    assert f"\n## `{name_of(file)}`\n\n{sentence(text(file.comment))}\n" in page
+    assert f"[`{name_of(file)}`](#option-{file.slot.replace('_', '-')}-" in options.overview()
+
+
+@pytest.mark.parametrize("file", EVERY_OPTION, ids=name_of)
+def test_every_key_of_an_option_is_on_its_slots_page(file: OptionFile) -> None:
+    page = options.pages()[file.slot]
+    for key in options.keys_of_option(file):
+        assert f"[`{file.slot}.{key.name}`]{{#key-" in page
+
+
+@pytest.mark.parametrize("file", EVERY_OPTION, ids=name_of)
+def test_every_key_of_an_option_is_explained(file: OptionFile) -> None:
+    said = {key.name: key.said for key in options.keys_of_option(file)}
+    unexplained = [
+        name for name, words in said.items() if not (words or said.get(name.rpartition(".")[0]))
+    ]
+    assert unexplained == [], f"a line 'key: what it is' in {file.schema}'s docstring is missing"
+
+
+def test_every_option_file_shows_its_values_as_they_stand() -> None:
+    page = options.pages()["quant"]
+    assert "skip_on_cuda: [time_embedding, time_emb_proj, add_embedding]    # one row" in page
+
+
+def test_the_default_comes_first_and_is_said_to_be_one() -> None:
+    for slot, page in options.pages().items():
+        (line,) = (line for line in page.splitlines() if line.startswith("Options: "))
+        assert line.count("(default)") == 1
+        assert re.match(rf"Options: \*\*\[`{slot}=\w+`\]\(#[\w-]+\)\*\* \(default\)", line)
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_every_slot_says_what_it_is_about(slot: str) -> None:
+    assert re.match(rf"\(slot-[\w-]+\)=\n# {slot}\n\n[^\n]{{20,}}\.\n\n", options.pages()[slot])
+
+
+def test_what_an_option_needs_and_where_it_comes_from_is_said() -> None:
+    page = options.pages()["quant"]
+    section = page.partition("## `quant=fp8`")[2].partition("\n## ")[0]
+    assert (
+        "- **Needs**: an NVIDIA GPU of compute capability 8.9 or newer. Instead: quant=int8"
+        in section
+    )
+    assert "- **Needs**: the package `torchao`. Instead: quant=none" in section
+    assert "- **Numbers**: lossy: " in section
+    assert (
+        "- **Source**: <https://huggingface.co/docs/diffusers/tutorials/fast_diffusion>" in section
+    )
+    assert "`fastdiff.passes.quant.Fp8`" in section
+
+
+# Which options go together -----------------------------------------------------------------------------
+
+
+def test_a_declared_conflict_is_named_on_both_sides() -> None:
+    declared = [
+        (f"{slot}={name}", conflict.choice)
+        for slot, kinds in OPTIONS.items()
+        for name, kind in kinds.items()
+        for conflict in kind.conflicts
+    ]
+    assert declared
+    for one, other in declared:
+        assert other in {clash.other for clash in combinations.clashes()[one]}
+        assert one in {clash.other for clash in combinations.clashes()[other]}
+
+
+def test_a_rule_that_is_code_is_found_by_planning() -> None:
+    clashes = {c.other: c for c in combinations.clashes()["cache=deepcache"]}
+    assert "compile=default" in clashes
+    assert "compile=regional" not in clashes
+    assert clashes["compile=default"].reason.startswith("what is skipped changes from step to step")
+    needs = {c.other: c for c in combinations.clashes()["attention=sdpa_flash"]}
+    assert set(needs) == {"precision=fp32", "precision=tf32"}
+    assert needs["precision=fp32"].reason == "CUDA's flash kernel computes in fp16 or bf16 only"
+
+
+def test_options_that_go_together_clash_with_nothing() -> None:
+    for slot, name in (("precision", "bf16"), ("compile", "none"), ("quant", "none")):
+        assert all(
+            c.other.partition("=")[0] != "vae" for c in combinations.clashes()[f"{slot}={name}"]
+        )
+    assert combinations.clashes()["memory_format=channels_last"] == ()
+
+
+# Keys outside the slots --------------------------------------------------------------------------------
+
+
+def test_every_key_beside_the_slots_is_there_and_explained() -> None:
+    page = settings.render()
+    keys = [*(f"generation.{name}" for name in Generation.__dataclass_fields__), *SCALARS]
+    for key in keys:
+        found = re.search(
+            rf"^\[`{re.escape(key)}`\]{{#[\w-]+}}\n: .+\n\n  (.+)$", page, re.MULTILINE
+        )
+        assert found, (
+            f"{key}: no text in Generation's docstring, and no comment in conf/config.yaml"
+        )
+        assert found[1].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("page", "command", "schema"),
+    [
+        (commands.sweep, "sweep", commands.Sweep),
+        (commands.compare, "compare", commands.Compare),
+        (commands.ladder, "ladder", commands.Ladder),
+    ],
+)
+def test_every_key_of_a_command_is_there_and_explained(
+    page: Any, command: str, schema: Any
+) -> None:
+    written = page()
+    for key in schema.__dataclass_fields__:
+        found = re.search(
+            rf"^\[`{command}\.{key}`\]{{#[\w-]+}}\n: .+; default .+\n\n  (.+)$",
+            written,
+            re.MULTILINE,
+        )
+        assert found, f"{command}.{key} isn't explained in {schema}'s docstring"
+
+
+def test_launchers_are_named_with_what_they_do() -> None:
+    assert re.findall(
+        r"^- `hydra/launcher=(\w+)`: .{20,}$", commands.launchers(), re.MULTILINE
+    ) == [
+        "joblib",
+        "ray",
+        "slurm",
+    ]
+
+
+def test_every_public_name_is_on_the_page_of_the_python_api() -> None:
+    import fastdiff
+
+    page = commands.python()
+    for name in fastdiff.__all__:
+        if not name.startswith("__"):
+            assert f":: fastdiff.{name}\n" in page
+
+
+# Experiments -------------------------------------------------------------------------------------------
+
+
+def test_every_experiment_is_there_with_its_choices_and_what_was_published() -> None:
+    page = experiments.render()
+    for experiment in every_experiment().values():
+        section = page.partition(f"\n`{experiment.name}`\n")[2].partition("\n`")[0]
+        assert section, experiment.name
+    for word in (
+        "`compile.force_fuse_int_mm_with_mul=true`",
+        "published: 2.43 s, 3.03 times as fast",
+    ):
+        assert word in page
+
+
+def test_overrides_of_an_experiment_compose_to_it() -> None:
+    from fastdiff.composition import compose
+
+    for experiment in every_experiment().values():
+        typed = compose(experiments.overrides(experiment)).to_dict()
+        named = compose([f"experiment={experiment.name}"]).to_dict()
+        assert {k: v for k, v in typed.items() if k != "experiment"} == {
+            k: v for k, v in named.items() if k != "experiment"
+        }
+
+
+def test_every_committed_measurement_has_a_table_with_a_row_for_each_rung() -> None:
+    page = experiments.render()
+    assert experiments.measured()
+    for folder, data in experiments.measured():
+        assert f"All figures: `{folder}/`." in page
+        for row in data["rows"]:
+            assert re.search(
+                rf"^\| {text(row['experiment'].rpartition('/')[2])} ".replace("\\", "\\\\"),
+                page,
+                re.MULTILINE,
+            )
+
+
+def test_what_nobody_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments, "measured", lambda: ())
+    page = experiments.render()
+    for name in ladders():
+        assert f"`benchmarks/cuda.sh {name}` does it" in page
+        never = ", ".join(code(rung.short) for rung in ladder(name))
+        assert f"- On no machine so far: {never}.\n" in page
+
+
+# The report's fields -----------------------------------------------------------------------------------
+
+
+def test_every_field_of_a_report_is_described() -> None:
+    page = report.render()
+    for path in report.paths():
+        assert f"[`{path}`]{{#field-" in page
+
+
+def test_a_field_without_a_description_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = report.example()
+    whole["compile"]["bananas"] = 3
+    monkeypatch.setattr(report, "example", lambda: whole)
+    with pytest.raises(ValueError) as refused:
+        report.render()
+    assert str(refused.value) == (
+        "report_fields.yaml says nothing of compile.bananas\n"
+        "  instead: a line 'path: kind: meaning' for each of them"
+    )
+
+
+@pytest.mark.parametrize("words", ["seconds", "seconds: ", ": of what"])
+def test_a_description_needs_a_kind_and_a_meaning(words: str) -> None:
+    with pytest.raises(ValueError, match="load_s needs 'kind: meaning', and has"):
+        report._said("load_s", words)
+
+
+ONLY_MEASURED = re.compile(
+    r"error\.|images\[\]|syncs\.places\[\]|profile\.heaviest\[\]|weights$|compile\.cache_shared$|flags_at_start"
+    r"|environment\.(git_dirty|git_dirty_reason|packages|torch_build|torch_settings|process_flags|cpp_compiler"
+    r"|environment_variables|gpu\.(uuid|pci_address|memory_bytes|multiprocessors|visible)|torch|diffusers|transformers"
+    r"|torchao|accelerate|hydra-core)$"
+)
+"""Fields that a blank report hasn't, because only a run of a certain kind fills them in."""
+
+
+def test_no_field_is_described_that_the_program_hasnt() -> None:
+    known = set(report.paths())
+    described = [path for fields in report.described().values() for path in fields]
+    gone = [
+        path
+        for path in described
+        if path not in known
+        and not ONLY_MEASURED.match(path)
+        and not any(each.startswith((f"{path}.", f"{path}[]")) for each in described)
+    ]
+    assert gone == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((ROOT / "benchmarks" / "results").rglob("round-1/report.json")),
+    ids=lambda p: "/".join(p.parts[-4:-2]),
+)
+def test_every_field_of_a_committed_report_is_described(path: Path) -> None:
+    assert report.missing(read_json(path)) == []
+
+
+def test_every_field_about_the_machine_is_described() -> None:
+    from fastdiff.report import MeasuredOn
+
+    assert report.missing({"environment": MeasuredOn("cpu").to_dict()}) == []
+
+
+UNITS = {
+    "_per_s": r".*/s|pictures a second",
+    "_s": r"(list of )?(two )?seconds|object",
+    "_bytes": "bytes",
+    "_db": "dB",
+    "_mhz": "MHz",
+    "_w": "watts",
+    "_c": "degrees",
+}
+
+
+def test_the_unit_in_a_name_is_the_one_that_is_described() -> None:
+    for fields in report.described().values():
+        for path, field in fields.items():
+            last = path.rpartition(".")[2].removesuffix("[]")
+            unit = next((words for ending, words in UNITS.items() if last.endswith(ending)), None)
+            assert unit is None or re.match(unit, field.kind), f"{path}: {field.kind}"
+
+
+# What the texts are made of ----------------------------------------------------------------------------
+
+
+def test_keys_in_a_docstring_are_told_from_the_rest() -> None:
+    whole, keys = split(
+        "One graph for all.\n\nsteps: denoising steps,\n    at least 1. seed: of the noise; 0 is one.\n"
+        "height, width: pixels.\nThe others are budgets:\nlow: in dB.\n\nMore of it.",
+        ["steps", "seed", "height", "width", "low"],
+    )
+    assert keys == {
+        "steps": "denoising steps, at least 1.",
+        "seed": "of the noise; 0 is one.",
+        "height": "pixels.",
+        "width": "pixels.",
+        "low": "in dB.",
+    }
+    assert whole == "One graph for all.\n\nThe others are budgets:\n\nMore of it."
+
+
+def test_a_key_is_explained_by_the_nearest_class_that_says_something() -> None:
+    texts = key_texts(OPTIONS["compile"]["regional"])
+    assert texts["fullgraph"] == "a graph break is an error."
+    assert (
+        texts["epilogue_fusion"] == "Inductor's flags of these names; null leaves Inductor's own."
+    )
+    assert whole_text(OPTIONS["precision"]["fp32"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int, "whole number"),
+        (float | None, "number or null"),
+        (list[list[int]], "list of lists of whole numbers"),
+        (dict[str, int], "mapping"),
+        (Any, "any value"),
+        (Generation, "keys of its own"),
+    ],
+)
+def test_types_are_put_in_words(hint: Any, words: str) -> None:
+    assert type_words(hint) == words
+
+
+def test_comments_behind_values_are_found_by_their_key(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("# top\na: 1  # one\nb:   # two\n  c: 'x#y' # three\n  d: 4\ne: [a, b] #five\n")
+    assert comments(path) == {"a": "one", "b": "two", "b.c": "three", "e": "five"}
+
+
+def test_signs_in_plain_texts_stay_signs() -> None:
+    assert text("a * b_c `d*e` <f> [g]") == r"a \* b\_c `d*e` \<f\> \[g\]"
+    assert definition("term", "one", "", "two") == ["term", ": one", "", "  two", ""]
+
+
+def test_docstrings_become_lists_of_parameters() -> None:
+    def load(recipe: str, *, device: str) -> None: ...
+
+    lines = [
+        "The pipeline *itself*.",
+        "",
+        "recipe: a file. device: where it goes.",
+        "",
+        "Raises `PlanError`.",
+    ]
+    as_restructured_text(None, "function", "load", load, None, lines)
+    assert "\n".join(lines) == (
+        "The pipeline \\*itself\\*.\n\nRaises `PlanError`.\n\n:param recipe: a file.\n:param device: where it goes.\n"
+    )
+
+
+# The whole -------------------------------------------------------------------------------------------
+
+
+def test_pages_are_the_same_every_time() -> None:
+    first = generating.pages()
+    for cached in (
+        options._ordered,
+        combinations.clashes,
+        report.described,
+        report._all,
+        experiments.measured,
+    ):
+        cached.cache_clear()
+    assert generating.pages() == first
+
+
+def test_writing_leaves_what_is_right_and_removes_what_is_gone(tmp_path: Path) -> None:
+    generating.write(tmp_path)
+    page = tmp_path / "options" / "quant.md"
+    before = page.stat().st_mtime_ns
+    stale = tmp_path / "options" / "bananas.md"
+    stale.write_text("# bananas\n")
+    (tmp_path / "options" / "vae.md").write_text("wrong\n")
+    generating.write(tmp_path)
+    assert not stale.exists()
+    assert page.stat().st_mtime_ns == before
+    assert (tmp_path / "options" / "vae.md").read_text() == options.pages()["vae"]
+
+
+def test_generating_imports_nothing_that_computes() -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {str(DOCS)!r})\n"
+        "import generating\ngenerating.pages()\n"
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'torchao') if m in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "[]\n"
+
+
+def written_commands() -> Iterator[Any]:
+    """Every `python -m fastdiff` line of the written pages, with the page."""
+    for page in sorted(DOCS.glob("*.md")):
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.splitlines():
+                if line.startswith("python -m fastdiff "):
+                    words = shlex.split(line, comments=True)[3:]
+                    yield pytest.param(words, id=f"{page.stem}: {' '.join(words)}")
+
+
+@pytest.mark.parametrize("words", written_commands())
+def test_a_command_on_a_page_can_be_read(words: list[str]) -> None:
+    from fastdiff.composition import compose
+    from fastdiff.grid import read_grid
+
+    verb = words[0] if "=" not in words[0] and not words[0].startswith("-") else None
+    assert verb is None or verb in VERBS
+    own = ("sweep.", "compare.", "ladder.", "recipe=")
+    overrides = [w for w in words if "=" in w and not w.startswith(own)]
+    if verb in (None, "plan", "ladder", "compare"):
+        if "-m" in words:
+            assert all(cell.run for cell in read_grid(overrides).cells)
+        else:
+            compose(overrides)
+    if verb == "ladder":
+        assert ladder(words[1])

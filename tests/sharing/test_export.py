@@ -1,0 +1,650 @@
+"""Exported scripts: run, and their pictures held to fastdiff's own, for every option that this machine can run."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from conftest import Ran, plan_of
+
+from fastdiff.composition import compose
+from fastdiff.environment import Environment, Gpu
+from fastdiff.errors import PlanError
+from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.models.sources import SHAPES_DIR, SHAPES_STUDENT, SHAPES_TINY_VAE, Shapes, model_of
+from fastdiff.options import option_files
+from fastdiff.passes import OPTIONS
+from fastdiff.passes.base import Context, Pass, Stage
+from fastdiff.passes.precision import Fp32
+from fastdiff.passes.qkv import Fused
+from fastdiff.planning import Plan, Step, make_plan
+from fastdiff.result import Effect
+from fastdiff.scripting import ScriptError
+from fastdiff.sharing.export import script_of
+
+ROOT = Path(__file__).parent.parent.parent
+NEAR_DB = 60.0
+"""What a compiled script's picture has to come to, against the compiled run's."""
+
+# Every option ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """An option with the further choices that it needs, and what its script asks for beside the model."""
+
+    slot: str
+    option: str
+    more: tuple[str, ...] = ()
+    asks: tuple[str, ...] = ()
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return f"{self.slot}={self.option}", *self.more
+
+
+def case(slot: str, option: str, *more: str, asks: tuple[str, ...] = ()) -> Case:
+    return Case(slot, option, more, asks)
+
+
+EAGER = (
+    case("precision", "fp32"),
+    case("precision", "fp16"),
+    case("precision", "bf16"),
+    case("vae", "default"),
+    case("vae", "tiny", asks=("--vae", str(SHAPES_TINY_VAE))),
+    case("vae", "fp16_fix", f"vae.path={SHAPES_DIR}/vae", asks=("--vae", f"{SHAPES_DIR}/vae")),
+    case("scheduler", "default"),
+    case("scheduler", "euler"),
+    case("scheduler", "ddim"),
+    case("scheduler", "pndm"),
+    case("scheduler", "dpm_solver"),
+    case("scheduler", "lcm"),
+    case("lora", "none"),
+    case("lora", "file", "lora.path=ADAPTER", "lora.scale=0.5", asks=("--lora", "ADAPTER")),
+    case("lora", "lcm", "lora.path=ADAPTER", "scheduler=lcm", asks=("--lora", "ADAPTER")),
+    case("attention", "math"),
+    case("attention", "sdpa"),
+    case("attention", "sdpa_flash"),
+    case("attention", "sdpa_math"),
+    case("qkv", "separate"),
+    case("qkv", "fused"),
+    case("memory_format", "contiguous"),
+    case("memory_format", "channels_last"),
+    case("quant", "none"),
+    case("quant", "int8"),
+    case("quant", "int8_weight_only"),
+    case("quant", "fp8_weight_only"),
+    case("cache", "none"),
+    case("cache", "deepcache", "cache.interval=2", "generation.steps=4"),
+    case("cache", "pyramid_attention", "generation.steps=6"),
+    case("memory", "none"),
+    case("memory", "layerwise"),
+    case("compile", "none"),
+)
+"""Held byte for byte."""
+
+COMPILED = (
+    case("compile", "default"),
+    case("compile", "reduce_overhead"),
+    case("compile", "max_autotune"),
+    case("compile", "max_autotune_no_cudagraphs"),
+    case("compile", "dynamic"),
+    case("compile", "regional"),
+    case("compile", "regions"),
+    case("compile", "aot"),
+)
+"""Held to NEAR_DB."""
+
+ELSEWHERE = {
+    ("precision", "tf32"): "NVIDIA GPU",
+    ("attention", "sdpa_efficient"): "needs device=cuda",
+    ("attention", "sdpa_cudnn"): "needs device=cuda",
+    ("attention", "xformers"): "needs device=cuda",
+    ("quant", "fp8"): "NVIDIA GPU",
+    ("memory", "model_offload"): "needs device=cuda",
+    ("memory", "group_offload"): "needs device=cuda",
+}
+"""Why an option can't be run on a CPU; their scripts are read, not run."""
+
+
+def test_no_option_is_forgotten() -> None:
+    shipped = {(slot, option) for slot in OPTIONS for option in option_files()[slot]}
+    tested = {(c.slot, c.option) for c in (*EAGER, *COMPILED)}
+    assert tested | set(ELSEWHERE) == shipped
+    assert not tested & set(ELSEWHERE)
+
+
+@pytest.mark.parametrize("choice", ELSEWHERE, ids="=".join)
+def test_what_is_only_read_really_can_not_run_on_a_cpu(choice: tuple[str, str]) -> None:
+    with pytest.raises(PlanError) as refused:
+        plan_of("device=cpu", "=".join(choice))
+    assert ELSEWHERE[choice] in str(refused.value)
+
+
+# Running scripts ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter for one layer of the embedded UNet."""
+    import torch
+    from safetensors.torch import save_file
+
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    generator = torch.Generator().manual_seed(0)
+    down, up = (torch.randn(shape, generator=generator) * 0.2 for shape in ((4, 144), (144, 4)))
+    file = tmp_path_factory.mktemp("adapter") / "adapter.safetensors"
+    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, file)
+    return file
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """What a script changes for its whole process is as before afterwards."""
+    import torch
+    import torch._inductor.config
+    import torch.compiler.config
+    import torch.fx.experimental._config as shapes
+
+    modules = [m for name, m in sys.modules.items() if name.startswith("diffusers.")]
+    noise = {m: vars(m)["randn_tensor"] for m in modules if "randn_tensor" in vars(m)}
+    configs: list[Any] = [torch._inductor.config, torch.compiler.config, shapes]
+    before = [config.get_config_copy() for config in configs]
+    try:
+        yield
+    finally:
+        for module, function in noise.items():
+            module.randn_tensor = function  # type: ignore[attr-defined]
+        for config, values in zip(configs, before, strict=True):
+            for key, value in values.items():
+                if getattr(config, key) != value:
+                    setattr(config, key, value)
+
+
+def written(plan: Plan, folder: Path) -> Path:
+    script = folder / "script.py"
+    script.write_text(script_of(plan, "a test", "shapes on cpu"), encoding="utf-8")
+    return script
+
+
+def drawn(plan: Plan, folder: Path, *asks: str) -> list[Path]:
+    """The files that the plan's script saves, run in this process. asks: its arguments, the picture's file left out."""
+    script = written(plan, folder)
+    line = [str(script), *asks, "--out", str(folder / "picture.png")]
+    with mock.patch.object(sys, "argv", line), undone():
+        runpy.run_path(str(script), run_name="__main__")
+    return sorted(folder.glob("*.png"))
+
+
+def opened(files: Sequence[Path]) -> list[Any]:
+    from PIL import Image
+
+    return [Image.open(file).convert("RGB") for file in files]
+
+
+def assert_same(files: Sequence[Path], ran: Ran) -> None:
+    assert len(files) == len(ran.pictures)
+    for picture, own in zip(opened(files), ran.pictures, strict=True):
+        assert (picture.size, picture.tobytes()) == (own.size, own.tobytes())
+
+
+MODEL = ("--model", str(SHAPES_DIR))
+
+
+@pytest.mark.parametrize("tried", EAGER, ids=lambda c: f"{c.slot}={c.option}")
+def test_each_option_draws_the_same_picture(tried: Case, adapter: Path, tmp_path: Path) -> None:
+    if tried.option == "deepcache":
+        pytest.importorskip("DeepCache")
+    if tried.slot == "lora":
+        pytest.importorskip("peft")
+    choices = [c.replace("ADAPTER", str(adapter)) for c in tried.choices]
+    asks = [a.replace("ADAPTER", str(adapter)) for a in tried.asks]
+    steps = [] if any("steps" in c for c in choices) else ["generation.steps=2"]
+    plan = plan_of("device=cpu", *steps, *choices)
+    assert_same(drawn(plan, tmp_path, *MODEL, *asks), Ran(plan))
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ("precision=bf16", "quant=int8", "qkv=fused", "memory_format=channels_last"),
+        ("precision=bf16", "scheduler=lcm", "generation.guidance_scale=1.0"),
+        ("precision=fp16", "attention=sdpa_math", "cache=pyramid_attention", "generation.steps=6"),
+        ("memory=layerwise", "memory.skip_modules_pattern=[norm,conv_in]", "precision=bf16"),
+        ("memory.vae_slicing=true", "memory.vae_tiling=true", "generation.images_per_prompt=2"),
+        ("generation.prompt=[a red circle,a \"blue\" star]", "generation.negative_prompt='it''s'"),
+        ("quant.min_in_features=65", "quant=int8", "quant.skip_shapes=[]", "quant.swap_conv=false"),
+        ("generation.seed=7", "generation.height=96", "generation.width=72", "precision=bf16"),
+        ("generation.prompt=back\\slash \"quoted\" it's — naïve", "generation.guidance_scale=null"),
+    ],
+    ids=lambda choices: " ".join(choices)[:40],
+)  # fmt: skip
+def test_combinations_draw_the_same_pictures(choices: tuple[str, ...], tmp_path: Path) -> None:
+    plan = plan_of("device=cpu", "generation.steps=2", *choices)
+    assert_same(drawn(plan, tmp_path, *MODEL), Ran(plan))
+
+
+def test_the_student_draws_the_same_picture(tmp_path: Path) -> None:
+    plan = plan_of("device=cpu", "generation.steps=2", "model.role=student", "vae=tiny")
+    asks = ("--unet", str(SHAPES_STUDENT), "--vae", str(SHAPES_TINY_VAE))
+    assert_same(drawn(plan, tmp_path, *MODEL, *asks), Ran(plan))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_folder_of_another_family_draws_the_same_picture(
+    precision: str, flux_folder: Path, local_plan: Any, tmp_path: Path
+) -> None:
+    """Flux packs its latents, and has another denoiser, scheduler and cache."""
+    plan = local_plan(flux_folder, f"precision={precision}", "cache=pyramid_attention")
+    assert_same(drawn(plan, tmp_path, "--model", str(flux_folder)), Ran(plan))
+
+
+def test_deepcache_is_told_the_step_where_a_solver_visits_timesteps_twice(tmp_path: Path) -> None:
+    """PNDM's second and third step share a timestep, and every second step is computed in full."""
+    pytest.importorskip("DeepCache")
+    plan = plan_of(
+        "device=cpu",
+        "generation.steps=5",
+        "cache=deepcache",
+        "cache.interval=2",
+        "scheduler=pndm",
+    )
+    assert_same(drawn(plan, tmp_path, *MODEL), Ran(plan))
+    assert "itertools.count()" in script_of(plan, "a test")
+
+
+FORBIDDEN = """\
+import runpy, sys
+sys.modules["fastdiff"] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a script where `import fastdiff` raises ImportError."""
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ("precision=bf16", "quant=int8", "qkv=fused"),
+        ("cache=pyramid_attention", "scheduler=ddim", "attention=sdpa_math"),
+    ],
+    ids=["int8", "pyramid"],
+)
+def test_scripts_need_no_fastdiff(choices: tuple[str, ...], tmp_path: Path) -> None:
+    plan = plan_of("device=cpu", "generation.steps=2", *choices)
+    out = tmp_path / "picture.png"
+    line = [
+        sys.executable,
+        "-c",
+        FORBIDDEN,
+        str(written(plan, tmp_path)),
+        *MODEL,
+        "--out",
+        str(out),
+    ]
+    subprocess.run(line, check=True, capture_output=True, timeout=300)
+    assert_same([out], Ran(plan))
+
+
+# What is compiled --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def _own_inductor_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_inductor_cache")
+@pytest.mark.parametrize("tried", COMPILED, ids=lambda c: c.option)
+def test_each_compiled_option_draws_nearly_the_same_picture(
+    tried: Case,
+    smallest_folder: Path,
+    sd_folder: Path,
+    flux_folder: Path,
+    local_plan: Any,
+    tmp_path: Path,
+) -> None:
+    import torch
+
+    from fastdiff.bench.quality import compare
+
+    folders = {"regional": sd_folder, "regions": flux_folder}
+    folder = folders.get(tried.option, smallest_folder)
+    plan = local_plan(folder, *tried.choices, "compile.targets=[denoiser]")
+    torch._dynamo.reset()
+    ran = Ran(plan)
+    torch._dynamo.reset()
+    pictures = opened(drawn(plan, tmp_path, "--model", str(folder)))
+    psnr_db = compare(pictures, ran.pictures).psnr_db
+    assert psnr_db is None or psnr_db > NEAR_DB  # None: identical
+
+
+# Scripts that are read ---------------------------------------------------------------------------
+
+H100 = Environment(
+    python="3.12.1",
+    os="Linux",
+    cpu="Some CPU",
+    cpu_flags=frozenset(),
+    threads=8,
+    memory_bytes=2**36,
+    available_memory_bytes=2**36,
+    gpus=(Gpu("NVIDIA H100", (9, 0), 2**36),),
+    torch_cuda="12.8",
+    versions={
+        "torch": "2.13.0",
+        "diffusers": "0.42.1",
+        "torchao": "0.18.0",
+        "transformers": "5.17",
+    },
+    modules={"torchao": True, "xformers": True, "peft": True, "DeepCache": True, "torch": True},
+)
+CPU = replace(H100, gpus=(), torch_cuda=None)
+
+
+def on(machine: Environment, *choices: str) -> Plan:
+    run = compose(list(choices))
+    return make_plan(run, machine, model_of(run).facts())
+
+
+NEEDS = {
+    ("quant", "fp8"): ("precision=bf16",),
+    ("attention", "sdpa_flash"): ("precision=bf16",),
+    ("attention", "sdpa_cudnn"): ("precision=bf16",),
+    ("vae", "fp16_fix"): (f"vae.path={SHAPES_DIR}/vae",),
+    ("lora", "file"): ("lora.path=ADAPTER",),
+    ("lora", "lcm"): ("lora.path=ADAPTER",),
+}
+"""Choices that an option can't be planned without, on a GPU."""
+
+
+def on_a_gpu(adapter: Path) -> Iterator[tuple[str, str]]:
+    """The script of every option on a GPU, by a name; compile=regions breaks on a UNet."""
+    for slot in OPTIONS:
+        for option in option_files()[slot]:
+            if option == "regions":
+                continue
+            more = [c.replace("ADAPTER", str(adapter)) for c in NEEDS.get((slot, option), ())]
+            yield f"{slot}-{option}", script_of(on(H100, f"{slot}={option}", *more), "a test")
+
+
+def test_every_script_is_as_ruff_would_have_it(adapter: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ruff")
+    scripts = {**dict(on_a_gpu(adapter)), "whole": script_of(on(CPU, *WHOLE), "a test", "shapes")}
+    more = {
+        "several": ("generation.prompt=[a,b]", "generation.negative_prompt=c"),
+        "long": (f"generation.prompt=[{'a' * 60},{'b' * 60}]",),
+        "leaves": ("memory=group_offload", "memory.offload_type=leaf_level"),
+        "stream": ("memory=group_offload", "memory.use_stream=true", "precision=bf16"),
+        "tags": ("compile=max_autotune", "attention=sdpa_math", "compile.cpp_wrapper=true"),
+        "told": ("cache=deepcache", "scheduler=pndm"),
+    }
+    scripts |= {name: script_of(on(H100, *choices), "a test") for name, choices in more.items()}
+    for name, text in scripts.items():
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    config = ("--no-cache", "--config", str(ROOT / "pyproject.toml"))
+    for verb in (["check"], ["format", "--diff"]):
+        line = [sys.executable, "-m", "ruff", *verb, *config, str(tmp_path)]
+        ended = subprocess.run(line, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert not any("fastdiff" in line for text in scripts.values() for line in code(text))
+
+
+def code(text: str) -> list[str]:
+    """The lines that aren't comments, and not the ones that say what an argument is."""
+    return [li for li in text.splitlines() if not li.startswith("#") and "add_argument" not in li]
+
+
+WHOLE = (
+    "precision=bf16",
+    "qkv=fused",
+    "memory_format=channels_last",
+    "quant=int8",
+    "quant.skip_shapes=[[640,320]]",
+    "compile=default",
+    "compile.freezing=true",
+    "compile.epilogue_fusion=false",
+    "generation.seed=3",
+)
+
+
+def test_a_whole_script() -> None:
+    assert script_of(on(CPU, *WHOLE), "Team's quickest", "shapes on cpu") == EXPECTED
+
+
+EXPECTED = """\
+"""
+
+
+def lines_of(*choices: str) -> list[str]:
+    return [line.strip() for line in script_of(on(H100, *choices), "a test").splitlines()]
+
+
+def test_cuda_graphs_outputs_are_copied() -> None:
+    lines = lines_of("compile=reduce_overhead", "compile.targets=[denoiser]")
+    assert 'compiled = torch.compile(function, fullgraph=True, mode="reduce-overhead")' in lines
+    assert "pipe.unet.forward = with_cuda_graphs(pipe.unet.forward)" in lines
+    assert lines.index('pipe.to("cuda")') < lines.index(
+        "pipe.unet.forward = with_cuda_graphs(pipe.unet.forward)"
+    )
+
+
+def test_flags_that_a_mode_has_itself_can_be_switched_off() -> None:
+    text = script_of(on(H100, "compile=max_autotune"), "a test")
+    assert (
+        "INDUCTOR_OPTIONS = {\n"
+        '    **torch._inductor.list_mode_options("max-autotune"),\n'
+        '    "conv_1x1_as_mm": True,\n'
+        '    "coordinate_descent_tuning": True,\n'
+        '    "coordinate_descent_check_all_directions": True,\n'
+        '    "epilogue_fusion": False,\n'
+        "}\n"
+    ) in text
+
+
+def test_a_gpus_own_options() -> None:
+    assert "torch.backends.cuda.matmul.allow_tf32 = True" in lines_of("precision=tf32")
+    assert 'pipe.enable_model_cpu_offload(device="cuda")' in lines_of("memory=model_offload")
+    assert 'pipe.to("cuda")' not in lines_of("memory=model_offload")
+    fp8 = "config = Float8DynamicActivationFloat8WeightConfig("
+    assert any(line.startswith(fp8) for line in lines_of("quant=fp8", "precision=bf16"))
+    assert 'SKIPPED_NAMES = ["time_embedding", "time_emb_proj", "add_embedding"]' in lines_of(
+        "quant=int8"
+    )
+    assert (
+        "pipe.unet.forward = sdpa_kernel(SDPBackend.CUDNN_ATTENTION)(pipe.unet.forward)"
+        in lines_of("attention=sdpa_cudnn", "precision=bf16")
+    )
+
+
+def test_a_forced_kernel_has_a_compilers_cache_of_its_own() -> None:
+    lines = lines_of("attention=sdpa_math", "compile=default")
+    assert 'torch.compiler.config.cache_key_tag = "sdpa_math"' in lines
+    assert lines.index("pipe.vae.decode = torch.compile(pipe.vae.decode, fullgraph=True)") < (
+        lines.index("pipe.unet.forward = sdpa_kernel(SDPBackend.MATH)(pipe.unet.forward)")
+    )
+
+
+def test_groups_are_offloaded_but_the_vae_goes_layer_by_layer() -> None:
+    text = script_of(on(H100, "memory=group_offload", "memory.use_stream=true"), "a test")
+    assert (
+        "for name, part in pipe.components.items():\n"
+        "    if isinstance(part, torch.nn.Module):\n"
+        "        apply_group_offloading(\n"
+        "            part,\n"
+        '            onload_device=torch.device("cuda"),\n'
+        '            offload_type="leaf_level" if name == "vae" else "block_level",\n'
+        "            num_blocks_per_group=1,\n"
+        '            use_stream=name != "vae",\n'
+        "        )\n"
+    ) in text
+
+
+@pytest.fixture
+def _empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub-home"))
+
+
+@pytest.mark.usefixtures("_empty_hub")
+def test_a_published_model_is_loaded_by_its_name() -> None:
+    choices = ("model=sdxl", "precision=fp16", "vae=fp16_fix", "lora=lcm", "scheduler=lcm")
+    text = script_of(on(H100, *choices), "a test")
+    assert "--model" not in text
+    assert (
+        "vae = AutoencoderKL.from_pretrained(\n"
+        '    "madebyollin/sdxl-vae-fp16-fix",\n'
+        "    dtype=torch.float16,\n"
+        "    use_safetensors=True,\n"
+        ")\n"
+        "pipe = DiffusionPipeline.from_pretrained(\n"
+        '    "stabilityai/stable-diffusion-xl-base-1.0",\n'
+        "    dtype=torch.float16,\n"
+        '    variant="fp16",\n'
+        "    use_safetensors=True,\n"
+        "    vae=vae,\n"
+        ")\n"
+        "\n"
+        "pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)\n"
+        "\n"
+        'pipe.load_lora_weights("latent-consistency/lcm-lora-sdxl", use_safetensors=True)\n'
+        'pipe.fuse_lora(components=["unet", "text_encoder", "text_encoder_2"])\n'
+        "pipe.unload_lora_weights()\n"
+    ) in text
+
+
+@pytest.mark.usefixtures("_empty_hub")
+def test_a_model_without_its_filter_and_its_student() -> None:
+    text = script_of(on(H100, "model=sd15", "model.revision=v1"), "a test")
+    for line in (
+        '    revision="v1",\n',
+        "    safety_checker=None,\n",
+        "    requires_safety_checker=False,\n",
+    ):
+        assert line in text
+    assert '"nota-ai/bk-sdm-small"' in script_of(on(H100, "model=sd15", "model.role=student"), "t")
+
+
+@pytest.mark.parametrize(
+    ("more", "given"),
+    [((), ""), (("model.config=DIR",), ", config=args.config, local_files_only=True")],
+)
+def test_a_single_file_is_asked_for(more: tuple[str, ...], given: str, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    keys = ("model.diffusion_model.a", "first_stage_model.a", "cond_stage_model.transformer.a")
+    save_file({key: torch.zeros(1) for key in keys}, tmp_path / "m.safetensors")
+    choices = ("model=single_file", f"model.path={tmp_path}/m.safetensors", "precision=fp16")
+    text = script_of(on(H100, *choices, *more), "a test")
+    loads = "pipe = StableDiffusionPipeline.from_single_file("
+    assert f"{loads}args.model, dtype=torch.float16{given})" in text
+    assert ('"--config"' in text) is bool(given)
+
+
+# Refusals ----------------------------------------------------------------------------------------
+
+
+def refusal(plan: Plan) -> str:
+    with pytest.raises(ScriptError) as refused:
+        script_of(plan, "a test")
+    assert refused.value.exit_code == 2
+    return str(refused.value)
+
+
+def test_random_weights_are_refused() -> None:
+    assert refusal(on(H100, "model=sdxl", "model.weights=random")) == (
+        "model.weights=random can't be written as a plain script\n"
+        "  why: the numbers are drawn by fastdiff itself\n"
+        "  instead: model.weights=hub, or model=local model.path=DIR"
+    )
+
+
+@pytest.mark.usefixtures("_empty_hub")
+def test_a_model_that_nobody_has_seen_is_refused() -> None:
+    assert refusal(on(H100, "model=hub", "model.id=team/model")) == (
+        "model=hub can't be written as a plain script\n"
+        "  why: team/model is not on this machine, so nobody knows its parts\n"
+        "  instead: a run first, which downloads it"
+    )
+
+
+class Ours(Pass):
+    """A pass as a plug-in may bring one."""
+
+    key = "theirs.ours"
+    stage = Stage.LAYOUT
+    does = "something of its own"
+
+    def apply(self, pipeline: Any, context: Context) -> Effect:
+        return Effect(self.key, 1, "things")
+
+
+class FusedOtherwise(Fused):
+    """Does something else than the pass that it derives from, whose script it inherits."""
+
+    key = "theirs.fused"
+
+    def apply(self, pipeline: Any, context: Context) -> Effect:
+        return Effect(self.key, 1, "things")
+
+
+class LoadedOtherwise(Fp32):
+    key = "theirs.loaded"
+
+    def prepare(self, loading: Any) -> None:
+        loading.dtype = None
+
+
+@pytest.mark.parametrize("kind", [Ours, FusedOtherwise, LoadedOtherwise])
+def test_a_pass_without_a_script_of_its_own_is_refused(kind: type[Pass]) -> None:
+    plan = on(CPU)
+    step = Step(kind(), Stage.LAYOUT, (), "something")
+    assert refusal(replace(plan, steps=(*plan.steps, step))) == (
+        f"{kind.key} can't be written as a plain script\n"
+        f"  why: {__name__}.{kind.__name__} has no script() of its own, which would say how\n"
+        "  instead: leave it out, or ask whoever made it for one"
+    )
+
+
+def test_every_pass_that_ships_has_a_script_of_its_own() -> None:
+    for options in OPTIONS.values():
+        for kind in options.values():
+            if issubclass(kind, Pass):
+                assert kind.script is not Pass.script
+
+
+def test_a_vae_that_groups_can_not_offload_is_refused() -> None:
+    facts = Shapes().facts()
+    other = Component("vae", "diffusers", "VQModel", None, None)
+    run = compose(["device=cuda", "memory=group_offload"])
+    parts = {**facts.components, "vae": other}
+    assert refusal(make_plan(run, H100, ModelFacts(facts.pipeline, parts))) == (
+        "memory=group_offload can't be written as a plain script\n"
+        "  why: diffusers doesn't offload VQModel in groups\n"
+        "  instead: memory=model_offload"
+    )
+
+
+def test_a_name_can_not_bring_code_along() -> None:
+    plan = on(CPU)
+    title = 'x"""\nimport os\r# coding: utf-7\x00\u2028raise SystemExit'
+    text = script_of(plan, title, "a\nb")
+    head = text.splitlines()[:3]
+    assert head[0] == '# x""" import os # coding : utf-7  raise SystemExit'
+    assert head[1] == "# Made for a b."
+    assert all(line.startswith("# ") for line in head)
+    assert compile(text.encode(), "script.py", "exec").co_names[:2] == ("argparse", "torch")
