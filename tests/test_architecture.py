@@ -14,9 +14,14 @@ PACKAGE = Path(__file__).parent.parent / "fastdiff"
 
 LAYERS = (
     ("errors", "config", "environment", "result", "verbs", "cache_folder", "ratios", "machine"),
+    ("config_dirs", "scripting"),
+    ("folder_contents", "search_path"),
+    ("option_yaml",),
     ("models", "autocast", "own_keys", "protocol", "software", "diff_env"),
     ("passes",),
-    ("options", "experiments"),
+    ("plugins",),
+    ("options",),
+    ("experiments",),
     ("explaining", "assembling"),
     ("grammar",),
     ("recipe",),
@@ -24,6 +29,7 @@ LAYERS = (
     ("planning", "grid"),
     ("outlook",),
     ("engine", "bench"),
+    ("undoing",),
     ("report",),
     ("measuring",),
     ("worker",),
@@ -33,7 +39,7 @@ LAYERS = (
     ("running",),
     ("ladder", "compare", "sweep"),
     ("live", "screen"),
-    ("doctor", "sharing"),
+    ("doctor", "sharing", "api"),
     ("__main__",),
 )
 """From below to above: a module imports from layers below its own, and from its own package."""

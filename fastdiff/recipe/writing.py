@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import PurePath
 from typing import Any
 
-from fastdiff.config import Slot
+from fastdiff.config import Generation, Slot
 from fastdiff.options import default_options, option_files
 from fastdiff.recipe.format import CHOOSABLE, FORMAT
 
@@ -26,9 +26,11 @@ def recipe_of(
     name: str,
     report_sha256: str | None = None,
     description: str | None = None,
+    generation: bool = False,
 ) -> dict[str, Any]:
     """The recipe as plain data, in the order in which it is written.
 
+    generation: whether what was drawn, as far as it isn't the model's own, becomes the recipe's default.
     Left out are a slot at its default and a key at its option's, and places on this machine: whoever uses it names theirs.
     """
     config, environment = report["config"], report["environment"]
@@ -39,6 +41,8 @@ def recipe_of(
         "made_for": {"model": _choice("model", config), "device": environment["device"]},
         "choices": dict(_choices(config)),
     }
+    if generation:
+        recipe["generation"] = dict(_generation(config)) or None
     if report["latency_s"]["samples"]:
         recipe["measured"] = _known(_measured(report, report_sha256))
     return {key: value for key, value in recipe.items() if value is not None}
@@ -76,6 +80,13 @@ def _choices(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         choice = _choice(slot, config)
         if choice != defaults[slot]:
             yield slot, choice
+
+
+def _generation(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    own = asdict(Generation()) | dict(config["model"].get("generation", {}))
+    for key, value in config["generation"].items():
+        if value != own[key]:
+            yield key, value
 
 
 def _choice(slot: str, config: Mapping[str, Any]) -> str | dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from fastdiff.errors import FastdiffError, UsageError, nearest
@@ -18,7 +19,7 @@ VERBS = {
     "verify": "FILE [overrides]: measure again; exit code 1 if its figures don't hold",
     "export": "FILE --script OUT.py: a plain script without fastdiff",
     "upgrade": "FILE: an older format written anew",
-    "save": "RUN_DIR -o FILE: a run, or a cell of a sweep, as a recipe",
+    "save": "RUN_DIR -o FILE [--name N] [--description T] [--generation]: a run, or a cell of a sweep, as a recipe; --generation keeps steps, size and prompt",
     "schema": "the JSON Schema, for editors",
 }
 
@@ -37,7 +38,10 @@ def run(words: Sequence[str]) -> int:
     verb, *others = words or [""]
     if verb not in _DO:
         near = nearest(verb, _DO)
-        lines = [f"  {name:<8} {text}" for name, text in VERBS.items()]
+        lines = [
+            fill(f"  {name:<8} {text}", 80, subsequent_indent=" " * 11)
+            for name, text in VERBS.items()
+        ]
         hint = f"did you mean: recipe {near}" if near else "there are:\n" + "\n".join(lines)
         said = f"recipe has no '{verb}'" if verb else "recipe needs to know what to do with a file"
         raise UsageError(f"{said}\n  {hint}")
@@ -45,7 +49,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _read(verb: str, words: Sequence[str], named: int, flags: Sequence[str] = ()) -> Words:
-    """The words of a verb that names so many files. A flag takes the next word, but for --json."""
+    """The words of a verb that names so many files. A flag takes the next word, but for those that stand alone."""
     found = Words()
     left = list(words)
     while left:
@@ -55,7 +59,7 @@ def _read(verb: str, words: Sequence[str], named: int, flags: Sequence[str] = ()
             if flag not in flags:
                 there = f"there is: {', '.join(flags)}" if flags else "it has none"
                 raise UsageError(f"recipe {verb} has no option {flag}\n  {there}")
-            if flag != "--json" and not equals:
+            if flag not in _ALONE and not equals:
                 if not left:
                     raise UsageError(f"{flag} needs a value\n  instead: {_usage(verb)}")
                 value = left.pop(0)
@@ -70,6 +74,9 @@ def _read(verb: str, words: Sequence[str], named: int, flags: Sequence[str] = ()
             f"recipe {verb} needs {what}, not {len(found.named)}\n  instead: {_usage(verb)}"
         )
     return found
+
+
+_ALONE = ("--json", "--generation")
 
 
 def _usage(verb: str) -> str:
@@ -216,13 +223,14 @@ def _save(words: Sequence[str]) -> int:
     from fastdiff.screen import headline
     from fastdiff.sharing.save import saved, write_new
 
-    asked = _read("save", words, 1, ["-o", "--name", "--description"])
+    asked = _read("save", words, 1, ["-o", "--name", "--description", "--generation"])
     _no_overrides("save", asked)
     if "-o" not in asked.flags:
         raise UsageError(f"recipe save needs the file's name\n  instead: {_usage('save')}")
     out = Path(asked.flags["-o"])
     name = asked.flags.get("--name", out.stem)
-    text = saved(Path(asked.named[0]), name, asked.flags.get("--description"))
+    description = asked.flags.get("--description")
+    text = saved(Path(asked.named[0]), name, description, "--generation" in asked.flags)
     write_new(out, text)
     print(headline(f"recipe '{name}' written: {out}"))
     return 0

@@ -10,8 +10,11 @@ from fastdiff.recipe.writing import recipe_of, recipe_text
 from fastdiff.result import read_json, sha256_of, write_text
 
 
-def saved(folder: Path, name: str, description: str | None = None) -> str:
-    """The recipe of a run's folder, or of a cell of a sweep, as text. Raises UsageError if it holds no run that ended well."""
+def saved(folder: Path, name: str, description: str | None = None, generation: bool = False) -> str:
+    """The recipe of a run's folder, or of a cell of a sweep, as text. Raises UsageError if it holds no run that ended well.
+
+    generation: whether what was drawn becomes the recipe's default.
+    """
     path = folder / "report.json"
     try:
         report: Any = read_json(path)
@@ -26,7 +29,7 @@ def saved(folder: Path, name: str, description: str | None = None) -> str:
             f"the run in {folder} ended with '{status}', and a recipe is to be relied on\n"
             "  instead: a run that ended with 'ok'"
         )
-    return recipe_text(recipe_of(report, name, sha256_of(path), description))
+    return recipe_text(recipe_of(report, name, sha256_of(path), description, generation))
 
 
 def write_new(path: Path, text: str, key: str = "-o") -> None:

@@ -88,6 +88,15 @@ def test_what_is_written_can_be_read_and_is_the_same_run(tmp_path: Path) -> None
         assert again | {"recipe": None} == asked | {"recipe": None}
 
 
+def test_what_was_drawn_becomes_a_default_where_that_is_wanted() -> None:
+    report = report_of("generation.steps=7", "generation.seed=3", "generation.prompt=a cat")
+    assert "generation" not in recipe_of(report, "team")
+    recipe = recipe_of(report, "team", generation=True)
+    assert recipe["generation"] == {"prompt": "a cat", "steps": 7, "seed": 3}
+    assert list(recipe)[-2:] == ["generation", "measured"]
+    assert "generation" not in recipe_of(report_of(), "team", generation=True)
+
+
 def test_a_model_of_somebody_s_own_becomes_one_to_be_named(smallest_folder: Path) -> None:
     report = report_of("model=local", f"model.path={smallest_folder}", "vae=default")
     text = recipe_text(recipe_of(report, "team"))
