@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import generating  # noqa: E402
 from generating.signatures import as_restructured_text  # noqa: E402
+from sphinx.errors import ConfigError  # noqa: E402
 
 from fastdiff import __version__  # noqa: E402
-
-generating.write()
 
 project = "fastdiff"
 release = version = __version__
@@ -29,9 +29,8 @@ root_doc = "index"
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 nitpicky = True
-nitpick_ignore_regex = [
-    ("py:.*", ".*")
-]  # types of torch and diffusers, whose own pages aren't asked for
+# Types of torch and diffusers, whose own pages aren't asked for.
+nitpick_ignore_regex = [("py:.*", ".*")]
 default_role = "literal"
 
 autodoc_typehints = "signature"
@@ -46,5 +45,13 @@ html_copy_source = html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
 
 
-def setup(app: object) -> None:
-    app.connect("autodoc-process-docstring", as_restructured_text)  # type: ignore[attr-defined]
+def write_pages(app: Any, config: Any) -> None:
+    try:
+        generating.write()
+    except ValueError as error:  # of which Sphinx would show a traceback
+        raise ConfigError(str(error)) from error
+
+
+def setup(app: Any) -> None:
+    app.connect("config-inited", write_pages)
+    app.connect("autodoc-process-docstring", as_restructured_text)

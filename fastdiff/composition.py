@@ -27,7 +27,7 @@ from fastdiff.explaining import (
 )
 from fastdiff.grammar import quoted
 from fastdiff.models.sources import Model
-from fastdiff.options import option_files, schemas
+from fastdiff.options import default_options, option_files, schemas
 from fastdiff.plugins import Found, plugins
 from fastdiff.recipe.using import with_recipe
 
@@ -113,11 +113,11 @@ def composed_by_hydra(overrides: Sequence[str]) -> RunConfig:
 
 
 def restore(data: dict[str, Any]) -> RunConfig:
-    """The run that `RunConfig.to_dict` wrote down; a scalar key younger than the writing takes its default."""
+    """The run that `RunConfig.to_dict` wrote down; a slot or a scalar key younger than the writing takes its default."""
     slots: dict[str, Any] = {}
     choices = {}
     for slot in SLOTS:
-        values = dict(data[slot])
+        values = dict(data.get(slot) or {"option": default_options()[slot]})
         choices[slot] = values.pop("option")
         file = option_files()[slot].get(choices[slot])
         if file is None:

@@ -105,7 +105,9 @@ class Generation:
     """What is drawn. A key left at null takes the model's own default.
 
     prompt: a text, or a list of texts that are drawn as one batch.
+    negative_prompt: what the pictures shouldn't show, one text for all of them.
     steps: denoising steps, at least 1.
+    guidance_scale: how closely the prompt is followed, at least 0; diffusers' pipelines take 1 for no guidance.
     height, width: pixels, a multiple of 8.
     images_per_prompt: pictures for each prompt, drawn as one batch.
     seed: of the CPU generator that draws the starting latents; 0 is a seed like any other.

@@ -29,6 +29,8 @@ def pages() -> dict[str, str]:
         "parts/launchers.md": commands.launchers(),
         "parts/compare.md": commands.compare(),
         "parts/ladder.md": commands.ladder(),
+        "parts/recipe-verbs.md": commands.recipe_verbs(),
+        "parts/verify.md": commands.verify(),
         "parts/python.md": commands.python(),
     }
 

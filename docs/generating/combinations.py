@@ -17,8 +17,9 @@ from fastdiff.composition import compose
 from fastdiff.config import RunConfig, Slot
 from fastdiff.environment import Environment, Gpu
 from fastdiff.errors import MachineProblem, PlanError, Problem
+from fastdiff.models.facts import ModelFacts
 from fastdiff.models.sources import model_of
-from fastdiff.options import option_files
+from fastdiff.options import shipped_files
 from fastdiff.passes import OPTIONS
 from fastdiff.planning import make_plan
 
@@ -57,7 +58,7 @@ def clashes() -> Mapping[str, tuple[Clash, ...]]:
     found: dict[str, dict[Clash, None]] = {}
     plain = compose([])
     instances = {
-        slot: {name: file.option() for name, file in option_files()[slot].items()}
+        slot: {name: file.option() for name, file in shipped_files()[slot].items()}
         for slot in OPTIONS
     }
     for machine in machines():
@@ -76,11 +77,12 @@ def clashes() -> Mapping[str, tuple[Clash, ...]]:
                 first, second = f"{one}={a}", f"{other}={b}"
                 found.setdefault(first, {})[_clash(problem, first, second)] = None
                 found.setdefault(second, {})[_clash(problem, second, first)] = None
-    order = [f"{slot}={name}" for slot in OPTIONS for name in option_files()[slot]]
-    return {
-        choice: tuple(sorted(found.get(choice, ()), key=lambda clash: order.index(clash.other)))
-        for choice in order
-    }
+    order = [f"{slot}={name}" for slot in OPTIONS for name in shipped_files()[slot]]
+
+    def place(clash: Clash) -> tuple[int, str, str]:
+        return order.index(clash.other), clash.reason, clash.instead
+
+    return {choice: tuple(sorted(found.get(choice, ()), key=place)) for choice in order}
 
 
 def _problems(
@@ -99,7 +101,7 @@ def _problems(
 
 
 @cache
-def _facts() -> object:
+def _facts() -> ModelFacts | None:
     return model_of(compose([])).facts()
 
 

@@ -10,9 +10,11 @@ import fastdiff
 from fastdiff.compare.how import How as Compare
 from fastdiff.config import CONF_DIR
 from fastdiff.ladder.climb import How as Ladder
+from fastdiff.sharing.commands import VERBS
+from fastdiff.sharing.verify import How as Verify
 from fastdiff.sweep.how import How as Sweep
 from generating.docstrings import key_texts, type_words
-from generating.markdown import anchor, definition, marked, sentence, text
+from generating.markdown import anchor, code, definition, marked, sentence, table, text
 from generating.options import as_typed
 
 
@@ -28,15 +30,29 @@ def ladder() -> str:
     return _own_keys("ladder", Ladder)
 
 
+def verify() -> str:
+    return _own_keys("verify", Verify)
+
+
+def recipe_verbs() -> str:
+    """What can be done with a recipe, as the command line says it."""
+    rows = []
+    for verb, words in VERBS.items():
+        arguments, colon, about = words.partition(": ")
+        typed = f"recipe {verb} {arguments}" if colon else f"recipe {verb}"
+        rows.append([code(typed), sentence(text(about or words))])
+    return "\n".join(table(["command", "what it does"], rows))
+
+
 def _own_keys(command: str, schema: Any) -> str:
     """The keys of a command, as typed, with what its dataclass says of them."""
     hints, texts = get_type_hints(schema), key_texts(schema)
     lines = []
     for f in fields(schema):
         key = f"{command}.{f.name}"
-        kinds = f"{type_words(hints[f.name])}; default {as_typed(f.default)}"
         about = sentence(text(texts.get(f.name, "")))
-        lines += definition(marked(key, anchor("key", command, f.name)), kinds, about)
+        term = marked(key, anchor("key", command, f.name), type_words(hints[f.name]))
+        lines += definition(term, f"{about} Default: {as_typed(f.default)}.".strip())
     return "\n".join(lines)
 
 
@@ -54,6 +70,7 @@ def python() -> str:
     """Directives for every public name: functions first, then classes, then errors."""
     named = {name: getattr(fastdiff, name) for name in fastdiff.__all__}
     functions = [name for name, found in named.items() if inspect.isfunction(found)]
+    functions.sort(key=lambda name: inspect.unwrap(named[name]).__code__.co_firstlineno)
     classes = [name for name, found in named.items() if inspect.isclass(found)]
     errors = [name for name in classes if issubclass(named[name], Exception)]
     results = [name for name in classes if name not in errors]

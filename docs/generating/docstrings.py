@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -24,20 +24,17 @@ def split(text: str, names: Collection[str]) -> tuple[str, dict[str, str]]:
     A name stands at the beginning of a line or of a sentence, followed by a colon; several names may share one text. The
     text ends with the next name, with an empty line, or with a line that begins a sentence at the margin.
     """
-    if not names:
-        return text, {}
     one = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
-    starts = list(
-        re.finditer(rf"(?:^|(?<=[.;] ))((?:{one})(?:, (?:{one}))*): ", text, re.MULTILINE)
-    )
-    whole = [text[: starts[0].start()] if starts else text]
-    found: dict[str, str] = {}
-    for start, following in zip(starts, [*starts[1:], None], strict=True):
-        said = text[start.end() : following.start() if following else None]
-        end = re.search(r"\n\s*\n|\n(?=[A-Z])", said)
-        if end:
-            whole.append(said[end.end() :])
-            said = said[: end.start()]
+    pattern = rf"(?:^|(?<=[.;] ))((?:{one})(?:, (?:{one}))*): "
+    starts = list(re.finditer(pattern, text, re.MULTILINE)) if names else []
+    ends = [*(start.start() for start in starts), len(text)]
+    whole, found = [text[: ends[0]]], {}
+    for start, end in zip(starts, ends[1:], strict=True):
+        said = text[start.end() : end]
+        over = re.search(r"\n\s*\n|\n(?=[A-Z])", said)
+        if over:
+            whole.append(said[over.end() :])
+            said = said[: over.start()]
         for name in start[1].split(", "):
             found[name] = one_line(said).rstrip(";")
     return "\n\n".join(part.strip() for part in whole if part.strip()), found
@@ -74,17 +71,15 @@ def type_words(hint: Any) -> str:
     """A type as a reader of an override needs it: `whole number or null`, `list of text`."""
     if hint is Any:
         return "any value"
-    if hint is types.NoneType:
-        return "null"
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(type_words(part) for part in get_args(hint))
+        return _either(word for part in get_args(hint) for word in _alternatives(part))
     if get_origin(hint) is list:
         (inner,) = get_args(hint)
         return f"list of {_plural(type_words(inner))}"
     if get_origin(hint) is dict:
         return "mapping"
     if isinstance(hint, type) and issubclass(hint, Enum):
-        return " or ".join(f"`{member.name}`" for member in hint)
+        return _either(_alternatives(hint))
     if is_dataclass(hint):
         return "keys of its own"
     return _WORDS.get(hint) or str(getattr(hint, "__name__", hint))
@@ -104,6 +99,21 @@ def comments(path: Path) -> dict[str, str]:
         if entry[3]:
             found[".".join(name for _, name in parents)] = entry[3].strip()
     return found
+
+
+def _alternatives(hint: Any) -> list[str]:
+    if hint is bool:
+        return ["true", "false"]
+    if hint is types.NoneType:
+        return ["null"]
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return [f"`{member.name}`" for member in hint]
+    return [type_words(hint)]
+
+
+def _either(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _plural(words: str) -> str:

@@ -54,20 +54,17 @@ def _ladder(name: str) -> Iterator[str]:
 def _rung(experiment: ExperimentFile) -> Iterator[str]:
     published = experiment.published
     yield code(experiment.name)
-    figures = "not published"
+    figures = ""
     if published.latency_s is not None:
-        figures = f"published: {words.seconds(published.latency_s)}"
-        figures += (
-            f", {published.speedup:.2f} times as fast as the first rung"
-            if published.speedup
-            else ""
-        )
+        figures = f"Published: {words.seconds(published.latency_s)}"
+        if published.rung and published.speedup:
+            figures += f", {published.speedup:.2f} times as fast as the first rung."
     yield f": {sentence(text(experiment.comment))}"
     yield ""
     yield f"  {', '.join(map(code, overrides(experiment)))}"
     yield ""
-    yield f"  {figures}"
-    yield ""
+    if figures:
+        yield from (f"  {figures}", "")
 
 
 def overrides(experiment: ExperimentFile) -> list[str]:
@@ -103,7 +100,7 @@ def _measurement(folder: str, data: Mapping[str, Any]) -> Iterator[str]:
             f"On {text(environment['device_name'])}, with {text(versions)}. All figures: `{folder}/`.",
             "",
         )
-    yield from table(HEADINGS, [[_cell(cell) for cell in cells(row)] for row in whole["rows"]])
+    yield from table(HEADINGS, [_cells(row) for row in whole["rows"]])
     yield from (f"- {text(note)}" for note in notes(whole))
     yield from (f"- {code(name)} {text(reason)}" for name, reason in reasons(whole))
     yield from ("", "Again:", "")
@@ -111,8 +108,9 @@ def _measurement(folder: str, data: Mapping[str, Any]) -> Iterator[str]:
     yield from fence([" ".join([*command, f"ladder.rounds={whole['rounds']}"])], "bash")
 
 
-def _cell(words: str) -> str:
-    return text(words.replace("\n", ", ")) or "-"
+def _cells(row: dict[str, Any]) -> list[str]:
+    name, *figures = cells(row)
+    return [code(name), *(text(words.replace("\n", ", ")) or "-" for words in figures)]
 
 
 def _missing(

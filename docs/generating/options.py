@@ -6,19 +6,19 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, get_type_hints
 
-from fastdiff.options import OptionFile, default_options, keys_of, option_files
+from fastdiff.options import OptionFile, default_options, keys_of, shipped_files
 from fastdiff.passes.base import Fidelity, Option, Pass, Requirement
 from generating.combinations import Clash, clashes
-from generating.docstrings import key_texts, one_line, split, type_words, whole_text
-from generating.markdown import anchor, code, definition, fence, marked, sentence, table, text
+from generating.docstrings import comments, key_texts, one_line, split, type_words, whole_text
+from generating.markdown import anchor, code, definition, fence, marked, sentence, text
 
 
 def overview() -> str:
-    """A table for each slot, its default first, every option a link to where it is described."""
+    """Every slot with its options, its default first, every option a link to where it is described."""
     lines = []
     for slot, options in _ordered().items():
         lines += [
@@ -27,8 +27,8 @@ def overview() -> str:
             sentence(text(_about(slot))),
             "",
         ]
-        rows = [[_link(file), text(file.comment)] for file in options.values()]
-        lines += table(["choice", "what it does and costs"], rows)
+        for file in options.values():
+            lines += definition(_link(file), text(file.comment))
     return "\n".join(lines)
 
 
@@ -45,7 +45,7 @@ def _ordered() -> Mapping[str, Mapping[str, OptionFile]]:
         slot: {
             name: options[name] for name in sorted(options, key=lambda name: name != default[slot])
         }
-        for slot, options in option_files().items()
+        for slot, options in shipped_files().items()
     }
 
 
@@ -67,7 +67,7 @@ def _page(slot: str, options: Mapping[str, OptionFile]) -> Iterator[str]:
 
 def _about(slot: str) -> str:
     """What a slot is about: the first sentence of the module that holds its options."""
-    module = _schema(next(iter(option_files()[slot].values()))).__module__
+    module = _schema(next(iter(shipped_files()[slot].values()))).__module__
     for name in (module, module.rpartition(".")[0]):
         told = inspect.cleandoc(sys.modules[name].__doc__ or "")
         found = re.match(rf"(?:The slot )?`{slot}`: (.+?)(?:\.\s|\.$|\n\n)", told, re.DOTALL)
@@ -101,11 +101,15 @@ def _option(file: OptionFile) -> Iterator[str]:
     schema, choice = _schema(file), f"{file.slot}={file.name}"
     yield from (f"({anchor('option', file.slot, file.name)})=", f"## {code(choice)}", "")
     yield from (sentence(text(file.comment)), "")
-    more = whole_text(schema)
-    if more and not more.startswith("Base of the options"):
-        yield from ("\n\n".join(sentence(text(part)) for part in more.split("\n\n")), "")
+    for part in whole_text(schema).split("\n\n"):
+        if (
+            part
+            and part.rstrip(".") not in file.comment
+            and not part.startswith("Base of the options")
+        ):
+            yield from (sentence(text(part)), "")
     for label, said in _facts(file, schema, choice):
-        yield f"- **{label}**: {said}"
+        yield from _labelled(label, said)
     yield ""
     values = _values(file)
     if values:
@@ -113,21 +117,26 @@ def _option(file: OptionFile) -> Iterator[str]:
         yield from fence(values, "yaml")
 
 
-def _facts(file: OptionFile, schema: Any, choice: str) -> Iterator[tuple[str, str]]:
-    option = file.option()
+def _labelled(label: str, said: list[str]) -> Iterator[str]:
+    """An entry of a list: what it is about, and one thing or several."""
+    if len(said) == 1:
+        yield f"- **{label}**: {said[0]}"
+    elif said:
+        yield f"- **{label}**:"
+        yield from (f"  - {each}" for each in said)
+
+
+def _facts(file: OptionFile, schema: Any, choice: str) -> Iterator[tuple[str, list[str]]]:
+    option = _instance(file)
     if isinstance(option, Option):
-        for step in option.passes():
-            yield "Does", f"{sentence(text(step.does))} Stage: {code(step.stage.name.lower())}"
-            yield "Numbers", text(_fidelity(step))
-        for need in option.requires:
-            yield "Needs", text(_need(need))
-        for said in _clash_words(clashes()[choice]):
-            yield "Not with", said
-        sources = dict.fromkeys(step.source for step in option.passes() if step.source)
-        for source in sources:
-            yield "Source", f"<{source}>"
+        steps = option.passes()
+        yield "Does", [f"{text(s.does)} (stage {code(s.stage.name.lower())})" for s in steps]
+        yield "Numbers", list(dict.fromkeys(text(_fidelity(step)) for step in steps))
+        yield "Needs", [_need(need) for need in option.requires]
+        yield "Not with", list(_clash_words(clashes()[choice]))
+        yield "Source", list(dict.fromkeys(f"<{step.source}>" for step in steps if step.source))
     where = f"`conf/{file.slot}/{file.name}.yaml`, {code(f'{schema.__module__}.{schema.__name__}')}"
-    yield "Written in", where
+    yield "Written in", [where]
 
 
 def _fidelity(step: Pass) -> str:
@@ -146,7 +155,7 @@ def _need(need: Requirement) -> str:
         ]
     if need.module:
         said.append(f"the package `{need.pip or need.module}`")
-    return f"{' and '.join(said)}. Instead: {need.instead}"
+    return f"{' and '.join(said)}. Instead: {text(need.instead)}"
 
 
 def _clash_words(found: tuple[Clash, ...]) -> Iterator[str]:
@@ -185,13 +194,18 @@ def _keys(slot: str, options: Mapping[str, OptionFile]) -> Iterator[str]:
     for key, values in found.items():
         several = names.count(key.name) > 1
         name = anchor("key", slot, key.name, *(sorted(values)[:1] if several else ()))
-        kinds = f"{key.kind}; {_defaults(values, len(options))}"
-        yield from definition(marked(f"{slot}.{key.name}", name), kinds, sentence(text(key.said)))
+        default = f"Default: {_defaults(values, len(options))}."
+        term = marked(f"{slot}.{key.name}", name, key.kind)
+        yield from definition(term, sentence(text(key.said)), default)
 
 
 def keys_of_option(file: OptionFile) -> list[Key]:
-    """The keys of an option, in the order of its dataclass."""
-    return keys_of_schema(_schema(file))
+    """The keys of an option, in the order of its dataclass; of one that this doesn't explain, the file's comment does."""
+    behind = comments(file.path)
+    return [
+        key if key.said else replace(key, said=behind.get(key.name, ""))
+        for key in keys_of_schema(_schema(file))
+    ]
 
 
 def keys_of_schema(schema: type, prefix: str = "") -> list[Key]:
@@ -207,8 +221,13 @@ def keys_of_schema(schema: type, prefix: str = "") -> list[Key]:
     return found
 
 
+@cache
+def _instance(file: OptionFile) -> Any:
+    return file.option()
+
+
 def _value(file: OptionFile, key: str) -> Any:
-    found: Any = file.option()
+    found = _instance(file)
     for part in key.split("."):
         found = getattr(found, part)
     return found
@@ -222,7 +241,7 @@ def _defaults(values: Mapping[str, Any], options: int) -> str:
     if len(shown) == 1:
         (value,) = shown
         where = "" if len(values) == options else f" (in {', '.join(map(code, values))})"
-        return f"default {value}{where}"
+        return f"{value}{where}"
     return "; ".join(f"{value} in {', '.join(map(code, names))}" for value, names in shown.items())
 
 

@@ -19,7 +19,7 @@ from fastdiff.composition import compose
 from fastdiff.outlook import planned
 from fastdiff.report import blank_report
 from fastdiff.result import Effect
-from generating.markdown import anchor, definition, marked, text
+from generating.markdown import anchor, definition, marked, sentence, text
 
 MEANINGS = Path(__file__).parent / "report_fields.yaml"
 
@@ -123,9 +123,8 @@ def render() -> str:
     for heading, fields in described().items():
         lines += [f"## {heading}", ""]
         for field in fields.values():
-            lines += definition(
-                marked(field.path, anchor("field", field.path)), field.kind, _linked(field.meaning)
-            )
+            term = marked(field.path, anchor("field", field.path), field.kind)
+            lines += definition(term, _linked(field.meaning))
     return "\n".join(lines)
 
 
@@ -136,4 +135,4 @@ def _linked(meaning: str) -> str:
         path = found[1]
         return f"[`{path}`](#{anchor('field', path)})" if path in _all() else found[0]
 
-    return re.sub(r"`([^`]+)`", link, text(meaning))
+    return re.sub(r"`([^`]+)`", link, sentence(text(meaning)))

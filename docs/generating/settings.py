@@ -22,10 +22,9 @@ def render() -> str:
     found += [(name, run[name], "") for name in SCALARS]
     lines = []
     for key, kind, about in found:
-        default = as_typed(OmegaConf.select(values, key))
-        told = [about, said.get(key, "")]
-        sentences = " ".join(sentence(text(each)) for each in told if each)
+        told = [sentence(text(each)) for each in (about, said.get(key, "")) if each]
+        default = f"Default: {as_typed(OmegaConf.select(values, key))}."
         lines += definition(
-            marked(key, anchor("key", key)), f"{type_words(kind)}; default {default}", sentences
+            marked(key, anchor("key", key), type_words(kind)), " ".join([*told, default])
         )
     return "\n".join(lines)

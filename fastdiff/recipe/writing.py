@@ -91,7 +91,7 @@ def _generation(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _choice(slot: str, config: Mapping[str, Any]) -> str | dict[str, Any]:
     """An option's name, or a mapping with the keys that aren't as the option's own file has them."""
-    values = config[slot]
+    values = config.get(slot) or {"option": default_options()[slot]}  # a report older than the slot
     option = values["option"]
     changed = dict(_changed(_option(slot, option), values))
     return {"option": option, **changed} if changed else option

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from fastdiff.experiments import experiments as every_experiment
 from fastdiff.experiments import ladder, ladders
 from fastdiff.options import OptionFile, option_files
 from fastdiff.passes import OPTIONS
+from fastdiff.recipe.file import read_recipe
+from fastdiff.recipe.format import Measured, RecipeFile
 from fastdiff.result import read_json
+from fastdiff.sharing.commands import VERBS as RECIPE_VERBS
 from fastdiff.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -25,10 +29,17 @@ DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 
 import generating  # noqa: E402
-from generating import combinations, commands, experiments, options, report, settings  # noqa: E402
+from generating import combinations, commands, experiments, options, report  # noqa: E402
 from generating.docstrings import comments, key_texts, split, type_words, whole_text  # noqa: E402
 from generating.markdown import code, definition, sentence, text  # noqa: E402
 from generating.signatures import as_restructured_text  # noqa: E402
+
+PAGES = cache(generating.pages)
+
+
+def page_of(slot: str) -> str:
+    return PAGES()[f"options/{slot}.md"]
+
 
 EVERY_OPTION = [file for files in option_files().values() for file in files.values()]
 
@@ -44,14 +55,16 @@ def name_of(file: OptionFile) -> str:
 def test_an_option_has_a_section_with_its_comment_and_a_row_in_the_overview(
     file: OptionFile,
 ) -> None:
-    page = options.pages()[file.slot]
+    page = page_of(file.slot)
     assert f"\n## `{name_of(file)}`\n\n{sentence(text(file.comment))}\n" in page
-    assert f"[`{name_of(file)}`](#option-{file.slot.replace('_', '-')}-" in options.overview()
+    assert (
+        f"[`{name_of(file)}`](#option-{file.slot.replace('_', '-')}-" in PAGES()["parts/options.md"]
+    )
 
 
 @pytest.mark.parametrize("file", EVERY_OPTION, ids=name_of)
 def test_every_key_of_an_option_is_on_its_slots_page(file: OptionFile) -> None:
-    page = options.pages()[file.slot]
+    page = page_of(file.slot)
     for key in options.keys_of_option(file):
         assert f"[`{file.slot}.{key.name}`]{{#key-" in page
 
@@ -66,12 +79,13 @@ def test_every_key_of_an_option_is_explained(file: OptionFile) -> None:
 
 
 def test_every_option_file_shows_its_values_as_they_stand() -> None:
-    page = options.pages()["quant"]
+    page = page_of("quant")
     assert "skip_on_cuda: [time_embedding, time_emb_proj, add_embedding]    # one row" in page
 
 
 def test_the_default_comes_first_and_is_said_to_be_one() -> None:
-    for slot, page in options.pages().items():
+    for slot in SLOTS:
+        page = page_of(slot)
         (line,) = (line for line in page.splitlines() if line.startswith("Options: "))
         assert line.count("(default)") == 1
         assert re.match(rf"Options: \*\*\[`{slot}=\w+`\]\(#[\w-]+\)\*\* \(default\)", line)
@@ -79,17 +93,17 @@ def test_the_default_comes_first_and_is_said_to_be_one() -> None:
 
 @pytest.mark.parametrize("slot", SLOTS)
 def test_every_slot_says_what_it_is_about(slot: str) -> None:
-    assert re.match(rf"\(slot-[\w-]+\)=\n# {slot}\n\n[^\n]{{20,}}\.\n\n", options.pages()[slot])
+    assert re.match(rf"\(slot-[\w-]+\)=\n# {slot}\n\n[^\n]{{20,}}\.\n\n", page_of(slot))
 
 
 def test_what_an_option_needs_and_where_it_comes_from_is_said() -> None:
-    page = options.pages()["quant"]
+    page = page_of("quant")
     section = page.partition("## `quant=fp8`")[2].partition("\n## ")[0]
     assert (
-        "- **Needs**: an NVIDIA GPU of compute capability 8.9 or newer. Instead: quant=int8"
-        in section
-    )
-    assert "- **Needs**: the package `torchao`. Instead: quant=none" in section
+        "- **Needs**:\n"
+        "  - an NVIDIA GPU of compute capability 8.9 or newer. Instead: `quant=int8`\n"
+        "  - the package `torchao`. Instead: `quant=none`\n"
+    ) in section
     assert "- **Numbers**: lossy: " in section
     assert (
         "- **Source**: <https://huggingface.co/docs/diffusers/tutorials/fast_diffusion>" in section
@@ -135,11 +149,11 @@ def test_options_that_go_together_clash_with_nothing() -> None:
 
 
 def test_every_key_beside_the_slots_is_there_and_explained() -> None:
-    page = settings.render()
+    page = PAGES()["parts/settings.md"]
     keys = [*(f"generation.{name}" for name in Generation.__dataclass_fields__), *SCALARS]
     for key in keys:
         found = re.search(
-            rf"^\[`{re.escape(key)}`\]{{#[\w-]+}}\n: .+\n\n  (.+)$", page, re.MULTILINE
+            rf"^\[`{re.escape(key)}`\]{{#[\w-]+}} \*.+\*\n: (.+) Default: .+\.$", page, re.MULTILINE
         )
         assert found, (
             f"{key}: no text in Generation's docstring, and no comment in conf/config.yaml"
@@ -161,7 +175,7 @@ def test_every_key_of_a_command_is_there_and_explained(
     written = page()
     for key in schema.__dataclass_fields__:
         found = re.search(
-            rf"^\[`{command}\.{key}`\]{{#[\w-]+}}\n: .+; default .+\n\n  (.+)$",
+            rf"^\[`{command}\.{key}`\]{{#[\w-]+}} \*.+\*\n: (.+) Default: .+\.$",
             written,
             re.MULTILINE,
         )
@@ -191,13 +205,13 @@ def test_every_public_name_is_on_the_page_of_the_python_api() -> None:
 
 
 def test_every_experiment_is_there_with_its_choices_and_what_was_published() -> None:
-    page = experiments.render()
+    page = PAGES()["parts/experiments.md"]
     for experiment in every_experiment().values():
         section = page.partition(f"\n`{experiment.name}`\n")[2].partition("\n`")[0]
         assert section, experiment.name
     for word in (
         "`compile.force_fuse_int_mm_with_mul=true`",
-        "published: 2.43 s, 3.03 times as fast",
+        "Published: 2.43 s, 3.03 times as fast",
     ):
         assert word in page
 
@@ -219,11 +233,7 @@ def test_every_committed_measurement_has_a_table_with_a_row_for_each_rung() -> N
     for folder, data in experiments.measured():
         assert f"All figures: `{folder}/`." in page
         for row in data["rows"]:
-            assert re.search(
-                rf"^\| {text(row['experiment'].rpartition('/')[2])} ".replace("\\", "\\\\"),
-                page,
-                re.MULTILINE,
-            )
+            assert f"\n| `{row['experiment'].rpartition('/')[2]}` |" in page
 
 
 def test_what_nobody_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +243,32 @@ def test_what_nobody_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"`benchmarks/cuda.sh {name}` does it" in page
         never = ", ".join(code(rung.short) for rung in ladder(name))
         assert f"- On no machine so far: {never}.\n" in page
+
+
+# Recipes ---------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_that_is_shown_can_be_read(tmp_path: Path) -> None:
+    shown = re.search(r"```yaml\n(.*?)```", PAGES()["parts/recipe-example.md"], re.DOTALL)
+    assert shown
+    path = tmp_path / "shown.yaml"
+    path.write_text(shown[1])
+    recipe = read_recipe(path)
+    assert recipe.choices["quant"] == {"option": "int8"}
+    assert recipe.measured["latency_s"] > 0
+
+
+def test_every_field_of_a_recipe_is_there() -> None:
+    page = PAGES()["parts/recipe-fields.md"]
+    for name in RecipeFile.__dataclass_fields__:
+        assert f"[`{name}`]{{#recipe-" in page
+    for name in Measured.__dataclass_fields__:
+        assert f"`{name}` (" in page or f"[`measured.{name}`]" in page
+
+
+def test_everything_that_can_be_done_with_a_recipe_is_there() -> None:
+    for verb in RECIPE_VERBS:
+        assert re.search(rf"^\| `recipe {verb}\b", PAGES()["parts/recipe-verbs.md"], re.MULTILINE)
 
 
 # The report's fields -----------------------------------------------------------------------------------
@@ -368,7 +404,38 @@ def test_comments_behind_values_are_found_by_their_key(tmp_path: Path) -> None:
 
 
 def test_signs_in_plain_texts_stay_signs() -> None:
-    assert text("a * b_c `d*e` <f> [g]") == r"a \* b\_c `d*e` \<f\> \[g\]"
+    assert text("a * b `c*d` <e> [f]") == r"a \* b `c*d` \<e\> \[f\]"
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("model.id=org/name, or quant=none.", "`model.id=org/name`, or `quant=none`."),
+        ("(generation.steps=15 to 20)", "(`generation.steps=15` to 20)"),
+        ("compile.targets=[denoiser,vae_decode]; x", "`compile.targets=[denoiser,vae_decode]`; x"),
+        ("save_pretrained() or model.lcm_lora", "`save_pretrained()` or `model.lcm_lora`"),
+        ("null is auto, and nullable isn't", "`null` is `auto`, and nullable isn't"),
+    ],
+)
+def test_overrides_names_and_values_are_set_as_code(words: str, shown: str) -> None:
+    assert text(words) == shown
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("steps, at least 1", "Steps, at least 1."),
+        ("fp8 weights", "fp8 weights."),
+        ("`auto`", "`auto`."),
+        ("org/name here.", "org/name here."),
+        ("", ""),
+    ],
+)
+def test_sentences_begin_and_end_as_such(words: str, shown: str) -> None:
+    assert sentence(words) == shown
+
+
+def test_a_definition_leaves_out_what_is_empty() -> None:
     assert definition("term", "one", "", "two") == ["term", ": one", "", "  two", ""]
 
 
@@ -380,11 +447,11 @@ def test_docstrings_become_lists_of_parameters() -> None:
         "",
         "recipe: a file. device: where it goes.",
         "",
-        "Raises `PlanError`.",
+        "Raises `PlanError`s.",
     ]
     as_restructured_text(None, "function", "load", load, None, lines)
     assert "\n".join(lines) == (
-        "The pipeline \\*itself\\*.\n\nRaises `PlanError`.\n\n:param recipe: a file.\n:param device: where it goes.\n"
+        "The pipeline \\*itself\\*.\n\nRaises ``PlanError``\\ s.\n\n:param recipe: a file.\n:param device: where it goes.\n"
     )
 
 
@@ -414,7 +481,7 @@ def test_writing_leaves_what_is_right_and_removes_what_is_gone(tmp_path: Path) -
     generating.write(tmp_path)
     assert not stale.exists()
     assert page.stat().st_mtime_ns == before
-    assert (tmp_path / "options" / "vae.md").read_text() == options.pages()["vae"]
+    assert (tmp_path / "options" / "vae.md").read_text() == page_of("vae")
 
 
 def test_generating_imports_nothing_that_computes() -> None:
@@ -446,6 +513,8 @@ def test_a_command_on_a_page_can_be_read(words: list[str]) -> None:
 
     verb = words[0] if "=" not in words[0] and not words[0].startswith("-") else None
     assert verb is None or verb in VERBS
+    if verb == "recipe":
+        assert words[1] in RECIPE_VERBS
     own = ("sweep.", "compare.", "ladder.", "recipe=")
     overrides = [w for w in words if "=" in w and not w.startswith(own)]
     if verb in (None, "plan", "ladder", "compare"):
