@@ -27,6 +27,7 @@ from fastdiff.models.sources import model_of
 from fastdiff.options import default_options, option_files
 from fastdiff.outlook import notices_of, planned
 from fastdiff.passes.base import Option, Stage
+from fastdiff.passes.compile.inductor import Inductor
 from fastdiff.planning import Plan, Step
 from fastdiff.recipe.using import words_of
 from fastdiff.result import Effect
@@ -132,9 +133,12 @@ def applied(
     """
     found = _plan_for(pipeline, recipe, device, choices)
     # Only passes of this stage write numbers into a weight's own memory.
-    overwritten = {name for s in found.steps if s.stage is Stage.ADAPT for name in s.components}
-    sets_flags = any(step.stage is Stage.FLAGS for step in found.steps)
-    with undone(pipeline, overwritten), flags_put_back() if sets_flags else nullcontext():
+    overwritten = _changed_at(Stage.ADAPT, found)
+    compiler = found.setting.run.compile
+    freezes = isinstance(compiler, Inductor) and compiler.freezes(found.setting)
+    frozen = _changed_at(Stage.COMPILE, found) if freezes else set()
+    flags = flags_put_back() if any(s.stage is Stage.FLAGS for s in found.steps) else nullcontext()
+    with undone(pipeline, overwritten, frozen), flags:
         built = build(found, progress_bar=True)
         _tell(found, built)
         outcomes = zip(found.steps, built.outcomes, strict=True)
@@ -144,6 +148,11 @@ def applied(
             tuple(effect for effect in built.outcomes if isinstance(effect, Effect)),
             tuple(s.pass_.key for s, outcome in outcomes if not isinstance(outcome, Effect)),
         )
+
+
+def _changed_at(stage: Stage, found: Plan) -> set[str]:
+    """Names of the components that a plan changes at a stage."""
+    return {name for step in found.steps if step.stage is stage for name in step.components}
 
 
 def _tell(found: Plan, built: Built) -> None:

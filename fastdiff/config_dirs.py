@@ -108,11 +108,11 @@ def _folder(name: str) -> Path:
 def _typed(name: str, key: str) -> Path:
     """A folder as typed. Raises UsageError if there is none of that name."""
     if not name:
-        raise UsageError(f"{key} needs a folder\n  instead: {key} DIR, {EXAMPLE}")
+        raise UsageError(f"{key} needs a folder\n  instead: {FLAGS[0]} DIR, {EXAMPLE}")
     folder = _folder(name)
     why = why_no_folder(folder)
     if why:
-        raise UsageError(f"{key} {name}: {why}\n  instead: {key} DIR, {EXAMPLE}")
+        raise UsageError(f"{key} {name}: {why}\n  instead: {FLAGS[0]} DIR, {EXAMPLE}")
     if os.pathsep in str(folder):
         raise UsageError(
             f"{key} {name}: '{os.pathsep}' in its path would part it in two\n"

@@ -16,7 +16,7 @@ from fastdiff.config import CONF_DIR, NO_EXPERIMENT, SCALARS, SLOTS, Experiment
 from fastdiff.config_dirs import config_dirs
 from fastdiff.errors import UsageError, nearest
 from fastdiff.folder_contents import EXPERIMENTS, contents
-from fastdiff.option_yaml import content, why_unreadable
+from fastdiff.option_yaml import content, foreign_interpolation, why_unreadable
 from fastdiff.options import available, said_together, twice
 
 
@@ -123,6 +123,8 @@ def _faults(path: Path) -> Iterator[str]:
     if first.split() != ["#", "@package", "_global_"]:
         yield f"{path}: its first line must say where its keys go\n  instead: # @package _global_"
     said = content(path)
+    if interpolation := foreign_interpolation(said):
+        yield f"{path}: {interpolation} can't be used here\n  instead: the value itself"
     defaults = said.get("defaults", [])
     if not isinstance(defaults, list):
         defaults = [defaults]

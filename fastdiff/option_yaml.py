@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -54,9 +54,27 @@ def fault(path: Path, slot: str, known: Mapping[str, type[Slot]]) -> str | None:
     found = SCHEMA.fullmatch(said.pop("defaults")[0])
     assert found is not None
     schema = known[found[2]]
+    if interpolation := foreign_interpolation(said):
+        return (
+            f"{path}: {interpolation} can't be used: an option knows no keys but its own\n"
+            "  instead: the value itself, or ${oc.env:NAME} for an environment variable"
+        )
     for key, hint in _unknown_keys(said, schema):
         return f"{path}: {slot}={path.stem} has no key '{key}'\n  {hint}"
     return _value_fault(path, schema, said)
+
+
+def foreign_interpolation(value: object) -> str | None:
+    """The first interpolation among values that isn't of an environment variable: what it means depends on who composes."""
+    if isinstance(value, str):
+        found = re.search(r"\$\{(?!oc\.env:)[^}]*\}?", value)
+        return found[0] if found else None
+    inside: Iterable[object] = ()
+    if isinstance(value, Mapping):
+        inside = value.values()
+    elif isinstance(value, list):
+        inside = value
+    return next(filter(None, map(foreign_interpolation, inside)), None)
 
 
 def _value_fault(path: Path, schema: type[Slot], said: dict[str, Any]) -> str | None:

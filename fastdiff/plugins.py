@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import metadata
@@ -70,8 +71,7 @@ def plugins() -> Found:
     """Look for plug-ins, once in a process; each is imported."""
     kept: dict[tuple[str, str], Plugin] = {}
     problems = []
-    points = metadata.entry_points(group=GROUP)
-    for point in sorted(points, key=lambda p: (p.name, _distribution(p))):
+    for point in sorted(_entry_points(), key=lambda p: (p.name, _distribution(p))):
         package = _distribution(point)
         try:
             plugin = _plugin(point)
@@ -86,6 +86,18 @@ def plugins() -> Found:
                 f"the plug-in {point.name} of {package} {error.reason}\n  instead: {error.instead}"
             )
     return Found(tuple(kept.values()), tuple(problems))
+
+
+def _entry_points() -> Iterator[metadata.EntryPoint]:
+    """The group's. Others' are only read and not parsed, which `metadata.entry_points` takes four times as long for."""
+    names = set()
+    for each in metadata.distributions():
+        if GROUP in (each.read_text("entry_points.txt") or ""):
+            names.add(re.sub(r"[-_.]+", "-", each.name).lower())
+    for (
+        name
+    ) in names:  # of two distributions of one name the first counts, as for whoever imports them
+        yield from metadata.distribution(name).entry_points.select(group=GROUP)
 
 
 def _distribution(point: metadata.EntryPoint) -> str:

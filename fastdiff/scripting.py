@@ -66,7 +66,7 @@ class Script:
         return f"args.{flag.removeprefix('--')}"
 
     def define(self, *texts: str) -> None:
-        """Constants, functions or classes, each one text."""
+        """Constants and functions, each one text; constants will come first."""
         self.definitions += texts
 
     def flag(self, *lines: str) -> None:
@@ -109,12 +109,13 @@ class Script:
             *self.arguments,
             "args = parser.parse_args()",
         ]
-        blocks = [comment, *_imports(self.imports), *self.definitions, "\n".join(parser)]
+        definitions = sorted(self.definitions, key=lambda text: text.startswith("def "))
+        blocks = [comment, *_imports(self.imports), *definitions, "\n".join(parser)]
         blocks += ["\n".join(self.flags)] if self.flags else []
         blocks += ["\n".join(self._loading()), *self.paragraphs, drawing]
         text = blocks[0]
         for before, block in itertools.pairwise(blocks):
-            defines = any(b.startswith(("def ", "class ", "@")) for b in (before, block))
+            defines = any(b.startswith("def ") for b in (before, block))
             text += ("\n\n\n" if defines else "\n\n") + block
         return f"{text}\n"
 
@@ -205,6 +206,8 @@ def _imports(imports: Mapping[str, set[str]]) -> Iterator[str]:
 
 
 def _from(module: str, names: set[str]) -> str:
-    ordered = sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    ordered = sorted(
+        names, key=lambda name: (not name.isupper(), not name[0].isupper(), name.lower())
+    )
     line = f"from {module} import {', '.join(ordered)}"
     return line if len(line) <= WIDTH else bracketed(f"from {module} import (", ordered, ")")

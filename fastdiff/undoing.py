@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def undone(pipeline: Any, overwritten: Collection[str] = ()) -> Iterator[None]:
+def undone(
+    pipeline: Any, overwritten: Collection[str] = (), frozen: Collection[str] = ()
+) -> Iterator[None]:
     """Within it a diffusers pipeline may be changed; at its end everything is as before, also when it ends in an error.
 
     Put back are the attributes of the pipeline, of every module in its components and of diffusers' hooks on them (and
@@ -27,18 +29,21 @@ def undone(pipeline: Any, overwritten: Collection[str] = ()) -> Iterator[None]:
     the state of schedulers and tokenizers, which every call of a pipeline changes.
 
     overwritten: names of components whose weights are going to be written to. Within, those have copies of them.
+    frozen: names of components whose weights are going to be constants of compiled code. Within, those have parameters of
+        their own, with the same numbers: torch would take code that it made for the very same parameters in an earlier
+        block, whatever numbers they hold by now.
 
     What was there before is kept in memory: whatever takes the place of a weight comes on top of it.
     """
-    modules = [part for module in modules_of(pipeline).values() for part in module.modules()]
-    distinct = list({id(part): part for part in modules}.values())
+    parts = modules_of(pipeline)
+    distinct = _inner(parts.values())
     hooks = [vars(part)["_diffusers_hook"] for part in distinct if "_diffusers_hook" in vars(part)]
     attributes = [_Attributes(owner) for owner in (pipeline, *distinct, *hooks)]
     tensors = {id(tensor): tensor for part in distinct for tensor in _tensors(part)}
     weights = [_Weight(tensor) for tensor in tensors.values()]
-    parts = {name: part for name, part in modules_of(pipeline).items() if name in overwritten}
     try:
-        _give_copies(parts.values())
+        _copy_numbers(parts[name] for name in parts.keys() & overwritten)
+        _exchange_parameters(parts[name] for name in parts.keys() & frozen)
         yield
     finally:
         for owner in attributes:
@@ -91,6 +96,11 @@ class _Weight:
             self._tensor.requires_grad_(self._wants_gradients)
 
 
+def _inner(parts: Iterable[nn.Module]) -> list[nn.Module]:
+    """Modules with all that is in them, each once."""
+    return list({id(inner): inner for part in parts for inner in part.modules()}.values())
+
+
 def _tensors(part: nn.Module) -> Iterator[torch.Tensor]:
     """A module's own parameters and buffers, its submodules' left out."""
     for tensor in chain(part._parameters.values(), part._buffers.values()):
@@ -110,14 +120,26 @@ def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _give_copies(parts: Collection[nn.Module]) -> None:
+def _copy_numbers(parts: Iterable[nn.Module]) -> None:
     """Let the parameters and buffers of modules have their numbers in memory of their own."""
     copied: set[int] = set()
-    for part in (inner for whole in parts for inner in whole.modules()):
+    for part in _inner(parts):
         for tensor in _tensors(part):
             if id(tensor) not in copied and _is_plain(tensor):
                 tensor.data = tensor.data.clone()
                 copied.add(id(tensor))
+
+
+def _exchange_parameters(parts: Iterable[nn.Module]) -> None:
+    """Put new parameters with the same numbers in the place of modules' own; what is shared stays shared."""
+    from torch import nn
+
+    new: dict[int, nn.Parameter] = {}
+    for part in _inner(parts):
+        for key, weight in part._parameters.items():
+            if weight is not None:
+                made = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
+                part._parameters[key] = new.setdefault(id(weight), made)
 
 
 @contextmanager

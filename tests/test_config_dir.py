@@ -16,7 +16,7 @@ import pytest
 
 from fastdiff.__main__ import main
 from fastdiff.composition import compose, composed_by_hydra, restore
-from fastdiff.config import CONF_DIR
+from fastdiff.config import CONF_DIR, SLOTS
 from fastdiff.config_dirs import VARIABLE, config_dirs, named_in, searched
 from fastdiff.errors import UsageError
 from fastdiff.experiments import ladder, names
@@ -82,6 +82,11 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return said.err.removeprefix("fastdiff: ").removesuffix("\n")
 
 
+def joined(said: str) -> str:
+    """Rows of a screen, whole again."""
+    return said.replace(f"\n{' ' * 16}", " ")
+
+
 def refusal(folder: Path) -> str:
     with searched([folder]), pytest.raises(UsageError) as error:
         option_files()
@@ -144,7 +149,7 @@ def test_a_package_of_hydras_search_path(
     ("words", "text"),
     [
         (["--config-dir"], f"--config-dir needs a folder\n  instead: --config-dir DIR, {EXAMPLE}"),
-        (["-cd="], f"-cd needs a folder\n  instead: -cd DIR, {EXAMPLE}"),
+        (["-cd="], f"-cd needs a folder\n  instead: --config-dir DIR, {EXAMPLE}"),
         (
             ["--config-dir", "nowhere"],
             f"--config-dir nowhere: there is no such folder\n  instead: --config-dir DIR, {EXAMPLE}",
@@ -156,7 +161,7 @@ def test_a_package_of_hydras_search_path(
         (
             ["hydra.searchpath=[nowhere]"],
             "hydra.searchpath nowhere: there is no such folder\n"
-            f"  instead: hydra.searchpath DIR, {EXAMPLE}",
+            f"  instead: --config-dir DIR, {EXAMPLE}",
         ),
         (
             ["hydra.searchpath=a,b"],
@@ -203,7 +208,23 @@ def test_hydra_composes_a_folders_options_as_the_files_alone_do(team: Path) -> N
         assert (run.model, run.quant) == (compose(words).model, compose(words).quant)
         assert run.choices == compose(words).choices
         assert restore(compose(words).to_dict()) == compose(words)
-    assert compose(words[2:3]).quant != run.quant
+
+
+def test_a_folders_file_may_read_the_environment_and_nothing_else(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("model/ours.yaml", OURS.replace(str(SHAPES_DIR), "${oc.env:OURS_PATH}"))
+    assert refusal(path.parent.parent) == (
+        f"{path}: path: KeyError raised while resolving interpolation: "
+        "\"Environment variable 'OURS_PATH' not found\"\n"
+        "  instead: a value of that key's type"
+    )
+    monkeypatch.setenv("OURS_PATH", "/somewhere")
+    shutil.copytree(path.parent.parent, path.parent.parent.with_name("again"))
+    with searched([path.parent.parent.with_name("again")]):
+        run = compose(["model=ours"])
+        assert run.to_dict()["model"]["path"] == "/somewhere"
+        assert composed_by_hydra(["model=ours"]).model == compose(["model=ours"]).model
 
 
 def test_a_folders_option_is_in_reports_by_name_and_its_file_by_hash(team: Path) -> None:
@@ -237,10 +258,10 @@ def test_help_and_doctor_list_a_folders_options(
     for verb in ("help", "doctor"):
         assert main([verb, "--config-dir", str(team)]) == 0
         said = capsys.readouterr().out
-        assert f"  model=        ours: {team}" in said.replace("\n                ", " ")
-        assert "  quant=        ours: " in said
+        for slot in ("model", "quant"):
+            assert f"  {slot}=        ours: {team}/{slot}/ours.yaml" in joined(said)
         quant = said.partition("  quant  ")[2].partition("  cache  ")[0]
-        assert ", ours" in quant
+        assert ", ours" in joined(quant)
     assert main(["--help"]) == 0
     assert "\n  --config-dir  DIR: options of your own" in capsys.readouterr().out
 
@@ -326,8 +347,8 @@ FOR_EXAMPLE = (
         ),
         (
             OURS.replace(str(SHAPES_DIR), "${generation.steps}"),
-            ": path: Interpolation key 'generation.steps' not found\n"
-            "  instead: a value of that key's type",
+            ": ${generation.steps} can't be used: an option knows no keys but its own\n"
+            "  instead: the value itself, or ${oc.env:NAME} for an environment variable",
         ),
         (
             f"# @package _global_\n{OURS}",
@@ -370,8 +391,7 @@ def test_a_file_that_is_no_option_is_refused(write: Write, text: str, said: str)
         (
             "upscale/ours.yaml",
             "{team}/upscale: there is no slot 'upscale', and a folder can't add one\n"
-            "  slots: model, precision, vae, scheduler, lora, attention, qkv, memory_format, quant, "
-            "cache, memory, compile, bench, quality",
+            f"  slots: {', '.join(SLOTS)}",
         ),
         (
             "hydra/launcher/ours.yaml",
@@ -495,6 +515,35 @@ def test_an_experiment_of_a_shipped_name_is_refused(team: Path, write: Write) ->
     )
 
 
+# Other commands ------------------------------------------------------------------------------------
+
+
+def test_ladders_and_comparisons_see_a_folder(
+    team: Path, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("experiment/serving/quantized.yaml", RUNG)
+    flags = ("--config-dir", str(team), "device=gpu")
+    assert "device=gpu" in refused(capsys, "ladder", "serving", *flags)
+    said = refused(capsys, "compare", "model=ours", "model=ours quant=ours", *flags)
+    assert "both sides: this run can't work here (1 problem)" in said
+
+
+def test_a_recipe_may_choose_a_folders_options_and_names_no_folder_itself(
+    team: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = here / "recipe.yaml"
+    recipe.write_text(
+        "format: 2\nname: ours\nmade_for: {model: ours, device: cpu}\nchoices: {quant: ours}\n"
+    )
+    words = ["plan", f"recipe={recipe}", "device=cpu"]
+    assert main([*words, "--config-dir", str(team)]) == 0
+    assert "quant.int8" in capsys.readouterr().out
+    assert "was made for model=ours, which isn't" in refused(capsys, *words)
+    with recipe.open("a") as file:
+        file.write(f"config_dir: {team}\n")
+    assert "config_dir" in refused(capsys, *words, "--config-dir", str(team))
+
+
 # Runs and sweeps -----------------------------------------------------------------------------------
 
 GRID = Path("outputs/sweeps/grid")
@@ -525,7 +574,8 @@ def test_a_sweep_of_a_folders_options_is_resumed_with_its_folder(team: Path, fak
     assert main(["resume", str(GRID), "sweep.retry=all"]) == 0
     again = swept()
     assert again["started_at"] >= data["started_at"]
-    assert (again["config_dirs"], again["command"]) == (data["config_dirs"], data["command"])
+    assert again["config_dirs"] == data["config_dirs"]
+    assert again["command"].endswith(f" --config-dir {team}")
     assert again["counts"] == {"ok": 2}
 
 

@@ -18,6 +18,7 @@ from fastdiff.composition import compose, composed_by_hydra, restore
 from fastdiff.errors import UsageError
 from fastdiff.experiments import names
 from fastdiff.options import keys_of, option_files, origins, schemas
+from fastdiff.passes import OPTIONS
 from fastdiff.plugins import GROUP, plugins
 
 ROOT = Path(__file__).parent.parent
@@ -207,8 +208,7 @@ def test_however_it_fails_its_last_line_is_told(install: Install, source: str, l
         (
             "bench.ours",
             "is for a slot that takes none, 'bench'",
-            "one of precision, vae, scheduler, lora, attention, qkv, memory_format, quant, cache, "
-            "memory, compile",
+            f"one of {', '.join(OPTIONS)}",
         ),
         ("quant.int8", "has the name of an option of fastdiff's own", "quant.ours_int8"),
     ],
@@ -260,6 +260,14 @@ def test_two_plugins_of_one_name_are_both_named(install: Install) -> None:
         "the plug-in quant.ours of theirs has the name of one of ours-fast 1.2\n"
         "  instead: pip uninstall theirs, or ours-fast"
     )
+
+
+def test_a_distribution_that_stands_before_another_of_its_name_hides_it(
+    example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_metadata(tmp_path / "before", "FastDiff_plugin.example", "9", {})
+    monkeypatch.syspath_prepend(str(tmp_path / "before"))
+    assert "example_rounded" not in option_files()["quant"]
 
 
 def test_every_command_is_refused_and_help_and_doctor_say_why(
@@ -321,9 +329,10 @@ def test_a_plugins_pass_works_in_a_run_of_its_own_process(tmp_path: Path) -> Non
     assert ended.returncode == 0, ended.stderr
     report: dict[str, Any] = json.loads((work / "run" / "report.json").read_text())
     assert report["config"]["quant"] == {"option": "example_rounded", "bits": 3}
-    assert [step["pass"] for step in report["plan"]] == ["quant.example_rounded", "device"]
+    (step,) = (s for s in report["plan"] if s["pass"] == "quant.example_rounded")
+    assert (step["stage"], step["components"]) == ("quantize", ["unet"])
     (effect,) = (e for e in report["effects"] if e["pass"] == "quant.example_rounded")
-    assert effect["changed"] > 100
+    assert effect["changed"] > 50
     assert f"quant.example_rounded {effect['changed']} linears" in report["applied"]
     assert report["quality"]["identical"] is False
     assert report["quality"]["psnr_db"] < 60

@@ -127,7 +127,7 @@ def test_what_stands_in_code_has_to_be_a_name(name: str) -> None:
         with pytest.raises(ScriptError) as refused:
             used()
         assert str(refused.value) == (
-            f"{ascii(name)} can't be written as a plain script\n"
+            f"{name!a} can't be written as a plain script\n"
             "  why: it is no name that Python knows\n"
             "  instead: another model"
         )

@@ -85,7 +85,7 @@ def read_pipeline(pipeline: Any) -> ModelFacts:
 
 def _config(part: Any) -> dict[str, object]:
     """A component's configuration as a JSON file would hold it; {} if it has none."""
-    config = getattr(part, "config", None)
+    config: Any = getattr(part, "config", None)
     if hasattr(config, "to_dict"):
         config = config.to_dict()
     if not isinstance(config, Mapping):
@@ -165,23 +165,24 @@ def _signs(part: nn.Module) -> Iterator[Done]:
 
     attributes = vars(part)
     hooks = getattr(attributes.get("_diffusers_hook"), "hooks", {})
+    compiled = type(part).__name__ == "OptimizedModule"
     if getattr(part, "fused_projections", False):
         yield Done.FUSED
     for weight in part.parameters(recurse=False):
         is_small = weight.dtype.itemsize == 1 and "layerwise_casting" not in hooks
         if is_small or type(weight.data) is not torch.Tensor:
             yield Done.QUANTIZED
-    if type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None:
+    if compiled or part._compiled_call_impl is not None:
         yield Done.COMPILED
     adapters = sys.modules.get("peft.tuners.tuners_utils")
     if adapters is not None and isinstance(part, adapters.BaseTunerLayer):
         yield Done.ADAPTED
-    if "_hf_hook" in attributes:
-        yield Done.OFFLOADED
     for name in hooks:
         if name == "layerwise_casting":
             yield Done.CAST
         else:
             yield Done.OFFLOADED if "offload" in name else Done.WRAPPED
-    if {"forward", "decode"} & attributes.keys() and not (hooks or "_hf_hook" in attributes):
+    if "_hf_hook" in attributes:
+        yield Done.OFFLOADED
+    elif {"forward", "decode"} & attributes.keys() and not (hooks or compiled):
         yield Done.WRAPPED

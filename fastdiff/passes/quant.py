@@ -6,7 +6,7 @@ the weights themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -174,7 +174,8 @@ class Quant(Option, Pass):
         ]
         if self.skip_shapes:
             shapes = dict.fromkeys(literal(tuple(pair)) for pair in self.skip_shapes)
-            yield bracketed("SKIPPED_SHAPES = {", shapes, "}")
+            what = "# Inputs and outputs of linear layers that stay as they are."
+            yield f"{what}\n{bracketed('SKIPPED_SHAPES = {', shapes, '}')}"
             conditions.append("(module.in_features, module.out_features) not in SKIPPED_SHAPES")
         if self.skip_on_cuda and device == "cuda":
             yield bracketed("SKIPPED_NAMES = [", map(literal, self.skip_on_cuda), "]")
@@ -260,14 +261,13 @@ class Int8(Quant):
     def written_preparation(self, script: Script, part: str) -> list[str]:
         if not (self.swap_conv and self.swap_channels):
             return []
-        channels = f"{{{', '.join(map(literal, dict.fromkeys(self.swap_channels)))}}}"
         conditions = (
             "isinstance(module, torch.nn.Conv2d)",
             "module.kernel_size == (1, 1)",
             "module.stride == (1, 1)",
             "module.padding in ((0, 0), 0)",
             "module.groups == 1",
-            f"not {channels}.isdisjoint((module.in_channels, module.out_channels))",
+            _any_of(self.swap_channels, "(module.in_channels, module.out_channels)"),
         )
         script.define(predicate("is_swapped", conditions))
         script.use("torchao.quantization", "swap_conv2d_1x1_to_linear")
@@ -353,6 +353,16 @@ class Fp8WeightOnly(Quant):
 
     def written_config(self, script: Script) -> str:
         return _written(script, "Float8WeightOnlyConfig")
+
+
+def _any_of(wanted: Iterable[int], sides: str) -> str:
+    """The condition that one of these numbers is among the sides."""
+    first, *rest = map(literal, dict.fromkeys(wanted))
+    return (
+        f"not {{{', '.join([first, *rest])}}}.isdisjoint({sides})"
+        if rest
+        else f"{first} in {sides}"
+    )
 
 
 def _written(script: Script, name: str, *arguments: str) -> str:

@@ -87,7 +87,7 @@ class Aot(Inductor):
 
 _AHEAD_OF_TIME = '''\
 def ahead_of_time(module, method):
-    """The module's method, compiled by AOTInductor at its first call with inputs of certain shapes."""
+    """The method as AOTInductor compiles it, at the first call with inputs of certain shapes."""
     packages = {}
 
     def exported(leaves, structure):

@@ -12,7 +12,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -196,8 +196,9 @@ class Inductor(Option, Pass):
         return {flag: value for flag, value in given.items() if value is not None}
 
     def written_options(self, script: Script) -> list[str]:
-        """A script's constant with what `inductor_options` says: its name, and nothing where no flag was set."""
-        given = self._given()
+        """A script's constant with what `inductor_options` says: its name, and nothing where no flag is changed."""
+        own = {f.name: f.default for f in fields(self)}
+        given = {flag: value for flag, value in self._given().items() if value != own[flag]}
         items = [f"{literal(flag)}: {literal(value)}" for flag, value in given.items()]
         if given and self.mode != "default":
             items = [f"**torch._inductor.list_mode_options({literal(self.mode)})", *items]
