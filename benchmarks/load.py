@@ -200,9 +200,12 @@ def main() -> int:
             print(row(name, "processes, imports too", whole))
             found[name]["processes"] = whole.to_dict()
     own = asked.model.resolve() == SHAPES
-    path = write_results(
-        asked.name, {"model": "shapes" if own else asked.model.name, "settings": found}, started_at
-    )
+    results = {
+        "model": "shapes" if own else asked.model.name,
+        "weights_bytes": sum(file.stat().st_size for file in asked.model.rglob("*.safetensors")),
+        "settings": found,
+    }
+    path = write_results(asked.name, results, started_at)
     print(f"written: {path.relative_to(ROOT)}")
     for line in missed:
         print(f"MISSED  {line}")

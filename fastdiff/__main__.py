@@ -99,7 +99,7 @@ def _dispatch(words: list[str]) -> int:
     unknown = [flag for flag in flags if flag not in _SWEEPS]
     if unknown:
         raise UsageError(
-            f"there is no option {unknown[0]}\n  there are: -m (every combination), --help, --version"
+            f"there is no option {unknown[0]}\n  there are: -m (every combination), --config-dir DIR, --help, --version"
         )
     return _sweep(overrides) if flags else _run(overrides)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastdiff.composition import compose, with_option
 from fastdiff.config import NO_EXPERIMENT, SLOTS, RunConfig
@@ -26,12 +26,15 @@ from fastdiff.models.hub import Hub, is_repository
 from fastdiff.models.sources import model_of
 from fastdiff.options import default_options, option_files
 from fastdiff.outlook import notices_of, planned
-from fastdiff.passes.base import Option, Stage
+from fastdiff.passes.base import Option, Pass, Stage
 from fastdiff.passes.compile.inductor import Inductor
 from fastdiff.planning import Plan, Step
 from fastdiff.recipe.using import words_of
 from fastdiff.result import Effect
 from fastdiff.undoing import flags_put_back, undone
+
+if TYPE_CHECKING:
+    import torch
 
 _LOG = logging.getLogger("fastdiff")
 """Told at INFO what every pass changed. Silent unless its user asks for it."""
@@ -41,8 +44,8 @@ def plan(
     recipe: str | os.PathLike[str] | None = None,
     /,
     *,
-    model: Any = None,
-    device: Any = None,
+    model: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
     **choices: Any,
 ) -> Plan:
     """What `load` with the same arguments would do on this machine. Loads and downloads nothing, imports no torch.
@@ -61,8 +64,8 @@ def load(
     recipe: str | os.PathLike[str] | None = None,
     /,
     *,
-    model: Any = None,
-    device: Any = None,
+    model: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
     **choices: Any,
 ) -> Any:
     """An ordinary diffusers pipeline with the passes applied that a recipe and these choices ask for.
@@ -112,7 +115,7 @@ def applied(
     recipe: str | os.PathLike[str] | None = None,
     /,
     *,
-    device: Any = None,
+    device: str | torch.device | None = None,
     **choices: Any,
 ) -> Iterator[Applied]:
     """A pipeline that its user built, with passes applied until the end of the block; it is changed in place.
@@ -123,8 +126,8 @@ def applied(
 
     At the end of the block, also after an error, the pipeline is as it was: the same weights, bit by bit, the same
     modules, hooks and flags. What the block itself set on the pipeline or its modules goes as well. Compiled code stays
-    in torch's caches. Until the end the originals stay in memory beside what took their place, and an adapter (`lora`)
-    is added to copies of the components that it changes.
+    in torch's caches. Until the end the originals stay in memory beside what took their place, and adapters (`lora`)
+    and plug-ins work on copies of the components that they change.
 
     Blocks may be nested as far as the inner passes come later than the outer ones in the order of a plan.
 
@@ -132,13 +135,9 @@ def applied(
     or by fastdiff, if a pass would have to work before that.
     """
     found = _plan_for(pipeline, recipe, device, choices)
-    # Only passes of this stage write numbers into a weight's own memory.
-    overwritten = _changed_at(Stage.ADAPT, found)
-    compiler = found.setting.run.compile
-    freezes = isinstance(compiler, Inductor) and compiler.freezes(found.setting)
-    frozen = _changed_at(Stage.COMPILE, found) if freezes else set()
-    flags = flags_put_back() if any(s.stage is Stage.FLAGS for s in found.steps) else nullcontext()
-    with undone(pipeline, overwritten, frozen), flags:
+    sets_flags = any(step.stage is Stage.FLAGS for step in found.steps)
+    flags = flags_put_back() if sets_flags else nullcontext()
+    with undone(pipeline, _overwritten(found), _frozen(found)), flags:
         built = build(found, progress_bar=True)
         _tell(found, built)
         outcomes = zip(found.steps, built.outcomes, strict=True)
@@ -150,9 +149,25 @@ def applied(
         )
 
 
-def _changed_at(stage: Stage, found: Plan) -> set[str]:
-    """Names of the components that a plan changes at a stage."""
-    return {name for step in found.steps if step.stage is stage for name in step.components}
+def _overwritten(found: Plan) -> set[str]:
+    """Names of the components whose weights a plan's passes may write to in their own memory.
+
+    Of fastdiff's own those that add adapters do, at a stage of their own. What a plug-in's pass does is not known.
+    """
+    steps = (step for step in found.steps if step.stage is Stage.ADAPT or not _is_own(step.pass_))
+    return {name for step in steps for name in step.components}
+
+
+def _is_own(pass_: Pass) -> bool:
+    return type(pass_).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _frozen(found: Plan) -> set[str]:
+    """Names of the components whose weights become constants of compiled code."""
+    compiler = found.setting.run.compile
+    if not isinstance(compiler, Inductor) or not compiler.freezes(found.setting):
+        return set()
+    return set(compiler.components(found.setting))
 
 
 def _tell(found: Plan, built: Built) -> None:
@@ -268,7 +283,12 @@ def _model(model: Any) -> Any:
 # A given pipeline ----------------------------------------------------------------------------------------
 
 
-def _plan_for(pipeline: Any, recipe: object, device: Any, choices: Mapping[str, Any]) -> Plan:
+def _plan_for(
+    pipeline: Any,
+    recipe: object,
+    device: str | torch.device | None,
+    choices: Mapping[str, Any],
+) -> Plan:
     """The plan for a live pipeline. Raises UsageError, PlanError."""
     from diffusers import DiffusionPipeline
 

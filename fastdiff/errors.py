@@ -66,7 +66,8 @@ class RecipeProblem:
     instead: str
 
     def __str__(self) -> str:
-        place = ", ".join(filter(None, (self.line and f"line {self.line}", self.key)))
+        line = f"line {self.line}" if self.line else ""
+        place = ", ".join(filter(None, (line, self.key)))
         said = f"{place}: {self.reason}" if place else f"it {self.reason}"
         leads = self.instead.startswith(("did you mean: ", "there are: ", "for example "))
         return f"{said}\n  {self.instead if leads else f'instead: {self.instead}'}"

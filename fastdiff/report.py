@@ -17,6 +17,7 @@ from fastdiff.bench.syncs import not_counted
 from fastdiff.config import PROVENANCE, RunConfig, fingerprint
 from fastdiff.environment import this_machine
 from fastdiff.models.sources import files_identity, model_of
+from fastdiff.options import origins
 from fastdiff.planning import Plan
 from fastdiff.result import SCHEMA, Latency
 from fastdiff.software import git_commit
@@ -30,9 +31,7 @@ def run_id(config: RunConfig, device: str) -> str:
     gpu = here.gpus[0].name if device == "cuda" and here.gpus else None
     versions = {**here.versions, "fastdiff": __version__}
     choices = {
-        key: value
-        for key, value in config.to_dict().items()
-        if key not in (*PROVENANCE, "profile")
+        key: value for key, value in config.to_dict().items() if key not in (*PROVENANCE, "profile")
     }
     return fingerprint([choices, device, gpu or here.cpu, here.threads, versions])
 
@@ -60,6 +59,7 @@ def blank_report(
         "error": None,
         "overrides": overrides,
         "config": config.to_dict(),
+        "origins": origins(config.choices),
         "plan": plan.to_dict() if plan else None,
         "notices": [f"{n.choice}: {n.text}" for n in plan.notices] if plan else [],
         "effects": [],

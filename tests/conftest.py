@@ -16,6 +16,9 @@ from unittest import mock
 
 # diffusers reads it when it is imported, and no test may run code that comes with a model.
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
+os.environ.pop(
+    "FASTDIFF_CONFIG_DIR", None
+)  # a developer's own options are no subject of these tests
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

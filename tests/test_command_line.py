@@ -239,7 +239,7 @@ MISSPELLED = {
     ),
     ("--verbose",): (
         "there is no option --verbose",
-        "  there are: -m (every combination), --help, --version",
+        "  there are: -m (every combination), --config-dir DIR, --help, --version",
     ),
     ("plan", "--jason"): (
         "plan has no option --jason",

@@ -570,6 +570,7 @@ def test_a_sweep_of_a_folders_options_is_resumed_with_its_folder(team: Path, fak
     assert data["counts"] == {"ok": 2}
     assert data["config_dirs"] == [str(team)]
     assert data["command"] == f"python -m fastdiff -m {' '.join(CELLS)} --config-dir {team}"
+    assert all(row["command"].endswith(f" --config-dir {team}") for row in data["rows"])
     assert VARIABLE not in os.environ
     assert main(["resume", str(GRID), "sweep.retry=all"]) == 0
     again = swept()
@@ -631,7 +632,9 @@ def test_joblibs_processes_see_a_folder(team: Path) -> None:
 @pytest.mark.slow
 def test_a_run_of_a_folders_model_in_a_process_of_its_own(sd_folder: Path, write: Write) -> None:
     text = f"defaults: [/schema/model/local@_here_, _self_]\npath: {sd_folder}\n"
-    write("model/ours.yaml", f"{text}generation: {{prompt: a, steps: 2, height: 32, width: 32}}\n")
+    ours = write(
+        "model/ours.yaml", f"{text}generation: {{prompt: a, steps: 2, height: 32, width: 32}}\n"
+    )
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "fastdiff", "--config-dir=../team", "model=ours"),
@@ -647,4 +650,6 @@ def test_a_run_of_a_folders_model_in_a_process_of_its_own(sd_folder: Path, write
     assert report["status"] == "ok"
     assert report["config"]["model"]["option"] == "ours"
     assert report["config"]["model"]["path"] == str(sd_folder)
+    assert report["origins"] == {"model=ours": {"file": str(ours), "sha256": sha256_of(ours)}}
     assert "--config-dir" not in " ".join(report["overrides"])
+    assert f" --config-dir {ours.parent.parent}\n" in Path("run/report.md").read_text()

@@ -20,6 +20,7 @@ from fastdiff.experiments import names
 from fastdiff.options import keys_of, option_files, origins, schemas
 from fastdiff.passes import OPTIONS
 from fastdiff.plugins import GROUP, plugins
+from fastdiff.sweep.made_with import made_with
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = Path(__file__).parent / "plugin"
@@ -152,6 +153,13 @@ def test_a_report_can_say_which_package_and_version_an_option_comes_from(example
         "quant=example_rounded": {"distribution": "fastdiff-plugin-example", "version": "0.3.1"}
     }
     assert origins(compose(["quant=int8"]).choices) == {}
+
+
+def test_a_plugins_other_version_is_another_way_to_measure_its_cells(example: Path) -> None:
+    assert (
+        made_with(compose(["quant=example_rounded"]), "cpu")["fastdiff-plugin-example"] == "0.3.1"
+    )
+    assert "fastdiff-plugin-example" not in made_with(compose([]), "cpu")
 
 
 def test_other_defaults_of_a_plugin_under_another_name_are_a_yaml(
@@ -334,5 +342,8 @@ def test_a_plugins_pass_works_in_a_run_of_its_own_process(tmp_path: Path) -> Non
     (effect,) = (e for e in report["effects"] if e["pass"] == "quant.example_rounded")
     assert effect["changed"] > 50
     assert f"quant.example_rounded {effect['changed']} linears" in report["applied"]
+    assert report["origins"] == {
+        "quant=example_rounded": {"distribution": "fastdiff-plugin-example", "version": "0.3.1"}
+    }
     assert report["quality"]["identical"] is False
     assert report["quality"]["psnr_db"] < 60

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from fastdiff.options import default_options, option_files
 from fastdiff.passes.allocator import lacks
 from fastdiff.passes.base import Option
 from fastdiff.passes.precision import Tf32Flag
+from fastdiff.plugins import GROUP, plugins
 from fastdiff.undoing import flags_put_back, undone
 
 NOT_FOR_A_GIVEN_PIPELINE = ("model", "bench", "quality")
@@ -355,6 +357,27 @@ def test_one_block_after_another_and_one_in_another(tiny: Any) -> None:
 
 def attentions(pipeline: Any) -> list[Any]:
     return [m for m in pipeline.unet.modules() if hasattr(m, "fused_projections")]
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plug-in in tests/plugin, installed. Its pass rounds weights where they lie in memory."""
+    info = tmp_path / "example-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: example\nVersion: 1.0\n")
+    point = "quant.example_rounded = fastdiff_plugin_example:Rounded"
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{point}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "plugin"))
+    plugins.cache_clear()
+    yield
+    plugins.cache_clear()
+    sys.modules.pop("fastdiff_plugin_example", None)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_plug_in_that_writes_into_weights_is_undone(tiny: Any, global_state: Any) -> None:
+    check_undone(tiny, {"quant": {"option": "example_rounded", "bits": 3}}, global_state)
 
 
 @pytest.mark.slow

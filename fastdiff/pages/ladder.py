@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from fastdiff.config_dirs import as_flags, config_dirs
 from fastdiff.pages import words
 from fastdiff.result import write_text
 
@@ -162,5 +163,6 @@ def render(data: dict[str, Any]) -> str:
     command = ["python -m fastdiff ladder", data["ladder"], *map(shlex.quote, data["overrides"])]
     command.append(f"ladder.rounds={data['rounds']}")
     command += [f"ladder.seed={data['seed']}"] if data["seed"] else []
+    command += map(shlex.quote, as_flags(config_dirs()))
     lines += ["## Again", "", "```", " ".join(command), "```", ""]
     return "\n".join(lines)

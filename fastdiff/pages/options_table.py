@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from fastdiff.errors import UsageError
-from fastdiff.options import default_options, option_files
+from fastdiff.options import default_options, shipped_files
 from fastdiff.result import write_text
 
 BEGIN, END = "<!-- options -->", "<!-- /options -->"
@@ -21,7 +21,7 @@ def render() -> str:
     """The table: a row for every option, slots in the order of a run, each slot's default first and bold."""
     default = default_options()
     lines = ["| choice | what it does and costs |", "|---|---|"]
-    for slot, options in option_files().items():
+    for slot, options in shipped_files().items():
         for name in sorted(options, key=lambda name: name != default[slot]):
             choice = f"`{slot}={name}`"
             if name == default[slot]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
+from fastdiff.config_dirs import as_flags, config_dirs
 from fastdiff.pages import words
 from fastdiff.result import write_text
 
@@ -117,6 +119,4 @@ def _applied(report: dict[str, Any]) -> list[str]:
 
 
 def _command(overrides: list[str]) -> str:
-    import shlex
-
-    return " ".join(["python -m fastdiff", *(shlex.quote(o) for o in overrides)])
+    return shlex.join(["python", "-m", "fastdiff", *overrides, *as_flags(config_dirs())])

@@ -167,8 +167,8 @@ def _fields(
         else:
             problems = list(_value(inner, hints[name], whole, folder))
             yield from problems
-            if places[name] and not problems and inner.value:
-                yield from _place(inner, whole, places[name], folder)
+            if (kind := places[name]) and not problems and inner.value:
+                yield from _place(inner, whole, kind, folder)
     for each in fields(schema):
         needed = each.default is MISSING and each.default_factory is MISSING
         if needed and each.name not in node.value:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from fastdiff.options import OptionFile, option_files
+from fastdiff.options import OptionFile, shipped_files
 from fastdiff.recipe.format import CHOOSABLE, FORMAT, RecipeFile
 
 FILE = Path(__file__).with_name("recipe.schema.json")
@@ -21,19 +22,22 @@ FILE = Path(__file__).with_name("recipe.schema.json")
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
-def schema() -> dict[str, Any]:
-    """The schema, of draft 2020-12. It can't say what paths and options of another machine may be; `recipe check` does."""
+Options = Mapping[str, Mapping[str, OptionFile]]
+
+
+def schema(options: Options) -> dict[str, Any]:
+    """The schema, of draft 2020-12, for options by slot and name. What paths may be it can't say; `recipe check` does."""
     found = _of_dataclass(RecipeFile)
     keys = found["properties"]
     keys["format"] = {"const": FORMAT, "description": keys["format"].get("description", "")}
     keys["name"] |= {"minLength": 1, "maxLength": 100}
     keys["choices"] |= {
         "additionalProperties": False,
-        "properties": {slot: _choice(option_files()[slot]) for slot in CHOOSABLE},
+        "properties": {slot: _choice(options[slot]) for slot in CHOOSABLE},
     }
     another = {"type": "string", "pattern": r"^\w+$", "description": "A model of a team's own."}
     keys["made_for"]["properties"]["model"] |= {
-        "anyOf": [*_choice(option_files()["model"])["anyOf"], another]
+        "anyOf": [*_choice(options["model"])["anyOf"], another]
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -42,8 +46,9 @@ def schema() -> dict[str, Any]:
     }
 
 
-def schema_text() -> str:
-    return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+def schema_text(options: Options) -> str:
+    """The same as a file's text."""
+    return json.dumps(schema(options), indent=1, ensure_ascii=False) + "\n"
 
 
 def key_texts(documented: type) -> dict[str, str]:
@@ -54,11 +59,12 @@ def key_texts(documented: type) -> dict[str, str]:
         text = " ".join(inspect.cleandoc(each.__dict__.get("__doc__") or "").split())
         parts = re.split(rf"(?:^|(?<=[.;] ))((?:{names})(?:, (?:{names}))*): ", text)
         for named, said in zip(parts[1::2], parts[2::2], strict=True):
-            found |= dict.fromkeys(named.split(", "), said.strip().rstrip(";"))
+            text = str(said).strip().rstrip(";")
+            found |= {name: text for name in str(named).split(", ")}
     return found
 
 
-def _choice(options: dict[str, OptionFile]) -> dict[str, Any]:
+def _choice(options: Mapping[str, OptionFile]) -> dict[str, Any]:
     """An option's name, or a mapping of one option's keys."""
     names = [{"const": name, "description": file.comment} for name, file in options.items()]
     return {"anyOf": [*names, *(_with_keys(name, file) for name, file in options.items())]}
@@ -112,5 +118,5 @@ def _of(kind: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    FILE.write_text(schema_text(), encoding="utf-8")
+    FILE.write_text(schema_text(shipped_files()), encoding="utf-8")
     print(f"written: {FILE}")

@@ -25,7 +25,7 @@ def upgraded(path: Path) -> tuple[int, str]:
     before = found.get("format")
     if isinstance(before, bool) or not isinstance(before, int) or not 1 <= before <= FORMAT:
         forms = ", ".join(map(str, range(1, FORMAT + 1)))
-        line = document.value["format"].line if "format" in found else document.line  # type: ignore[call-overload,index]
+        line = dict(document.walk()).get("format", document).line
         reason = f"is none of the formats that there are: {forms}"
         raise RecipeError(name, [RecipeProblem(line, "format", reason, f"format: {FORMAT}")])
     for number in range(before, FORMAT):

@@ -20,7 +20,7 @@ VERBS = {
     "export": "FILE --script OUT.py: a plain script without fastdiff",
     "upgrade": "FILE: an older format written anew",
     "save": "RUN_DIR -o FILE [--name N] [--description T] [--generation]: a run, or a cell of a sweep, as a recipe; --generation keeps steps, size and prompt",
-    "schema": "the JSON Schema, for editors",
+    "schema": ": the JSON Schema, for editors, with this team's own options",
 }
 
 
@@ -158,19 +158,20 @@ def _verify(words: Sequence[str]) -> int:
         )
     found = figures(recipe, report, how)
     holds = all(figure.holds is not False for figure in found)
+    notice = another_machine(recipe, report)
     data = {
         "recipe": recipe.name,
         "recipe_sha256": recipe.sha256,
         "holds": holds,
         "figures": [figure.to_dict() for figure in found],
-        "another_machine": another_machine(recipe, report),
+        "another_machine": notice,
     }
     write_json(folder / "verify.json", data)
     if "--json" in asked.flags:
         _print_json(data)
     else:
         print(headline(f"{path} {'holds' if holds else 'does not hold'} here"))
-        print(figures_text(found, how, data["another_machine"]))
+        print(figures_text(found, how, notice))
         print(row("written", f"{shown(folder)}/verify.json, report.md"))
     return 0 if holds else 1
 
@@ -237,10 +238,11 @@ def _save(words: Sequence[str]) -> int:
 
 
 def _schema(words: Sequence[str]) -> int:
+    from fastdiff.options import option_files
     from fastdiff.recipe.schema import schema_text
 
     _read("schema", words, 0)
-    print(schema_text(), end="")
+    print(schema_text(option_files()), end="")
     return 0
 
 

@@ -57,7 +57,8 @@ def _header(script: Script, plan: Plan, title: str, made_for: str | None) -> Ite
     used = {module.partition(".")[0] for module in script.imports} | {"transformers"}
     versions = plan.setting.environment.versions
     known = ", ".join(f"{name} {version}" for name, version in versions.items() if name in used)
-    yield f"Exported with {known} installed."
+    where = f"{model_of(plan.setting.run).title} on {plan.device}"
+    yield f"Exported for {where}, with {known} installed."
 
 
 def _start_as_in_fp32(script: Script) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fastdiff.composition import compose
 from fastdiff.config import RunConfig, fingerprint
+from fastdiff.config_dirs import as_flags, config_dirs
 from fastdiff.errors import FastdiffError, MachineProblem, UsageError
 from fastdiff.explaining import LITERAL_KEYS
 from fastdiff.grid import Cell, Grid
@@ -57,8 +58,8 @@ class Entry:
     @property
     def command(self) -> str:
         """What to type to run this cell alone."""
-        words = [shlex.quote(word) for word in as_single_run(self.cell)]
-        return " ".join(["python -m fastdiff", *words])
+        words = [*as_single_run(self.cell), *as_flags(config_dirs())]
+        return f"python -m fastdiff {shlex.join(words)}"
 
 
 def entries_of(grid: Grid, outlooks: Sequence[Outlook], elsewhere: bool = False) -> list[Entry]:

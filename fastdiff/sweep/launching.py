@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdiff.composition import quoted, register_schemas
+from fastdiff.composition import register_schemas
 from fastdiff.config import CONF_DIR
 from fastdiff.environment import this_machine
 from fastdiff.errors import UsageError, nearest
 from fastdiff.explaining import explain
+from fastdiff.grammar import quoted
 from fastdiff.sweep.job import Job
 
 HERE = ("basic", "joblib", "submitit_local")

@@ -11,6 +11,7 @@ from fastdiff.config import RunConfig, fingerprint
 from fastdiff.environment import this_machine
 from fastdiff.models.content import content_hash
 from fastdiff.models.sources import files_identity, model_of
+from fastdiff.options import origins
 
 MACHINE = ("processor", "gpu", "python")
 """What is said of the machine rather than of the software."""
@@ -21,7 +22,7 @@ _WORDS = {"processor": "the processor", "gpu": "the GPU", "weights": "the weight
 def made_with(run: RunConfig, device: str) -> dict[str, str]:
     """Versions, the device and the weights, each in a word or a hash.
 
-    Weights on the hub are known by their commit, files by their content.
+    Weights on the hub are known by their commit, files by their content. A plug-in's package counts where its option is chosen.
     """
     here = this_machine()
     found = dict(here.versions)
@@ -31,7 +32,8 @@ def made_with(run: RunConfig, device: str) -> dict[str, str]:
     else:
         found["processor"] = f"{here.cpu}, {here.threads} threads"
     found["weights"] = weights_content(run)
-    return found
+    bringers = (each for each in origins(run.choices).values() if "distribution" in each)
+    return found | {each["distribution"]: each["version"] for each in bringers}
 
 
 def weights_content(run: RunConfig) -> str:

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
+from fastdiff.options import shipped_files
 from fastdiff.recipe.file import look_at
 from fastdiff.recipe.schema import FILE, key_texts, schema, schema_text
 
@@ -17,19 +18,19 @@ HEAD = {"format": 2, "name": "x", "made_for": {"model": "shapes", "device": "cpu
 
 
 def test_the_shipped_file_is_what_the_dataclasses_say() -> None:
-    assert FILE.read_text(encoding="utf-8") == schema_text(), (
+    assert FILE.read_text(encoding="utf-8") == schema_text(shipped_files()), (
         "write it anew: python -m fastdiff.recipe.schema"
     )
 
 
 def test_it_is_a_schema_and_says_what_options_and_keys_are_for() -> None:
-    jsonschema.Draft202012Validator.check_schema(schema())
-    quant = schema()["properties"]["choices"]["properties"]["quant"]["anyOf"]
+    jsonschema.Draft202012Validator.check_schema(schema(shipped_files()))
+    quant = schema(shipped_files())["properties"]["choices"]["properties"]["quant"]["anyOf"]
     int8 = next(each for each in quant if each.get("required") and each["properties"]["option"] == {"const": "int8"})  # fmt: skip
     assert int8["properties"]["min_in_features"]["type"] == "integer"
     assert "fewer inputs" in int8["properties"]["min_in_features"]["description"]
     assert all(each["description"] for each in quant)
-    text = json.dumps(schema())
+    text = json.dumps(schema(shipped_files()))
     assert "cache_dir" not in text
 
 
@@ -72,7 +73,7 @@ def test_it_takes_what_the_reader_takes_and_nothing_else(
     path = tmp_path / "x.yaml"
     path.write_text(yaml.safe_dump(data))
     _, problems = look_at(path)
-    valid = jsonschema.Draft202012Validator(schema()).is_valid(data)
+    valid = jsonschema.Draft202012Validator(schema(shipped_files())).is_valid(data)
     assert valid == (not problems), problems
 
 
