@@ -1,7 +1,7 @@
 """What the tests share: runs planned as the command line plans them, and tiny pipelines of several families.
 
-Nothing here is built unless a test asks for it. The number of threads is left alone but in forked runs: a test that
-compares times or threads says so itself, and whoever runs the tests chooses with OMP_NUM_THREADS.
+Nothing here is built unless a test asks for it. Tests that run beside one another (pytest -n 2) have one thread each; otherwise
+the number of threads is left alone but in forked runs, and whoever runs the tests chooses with OMP_NUM_THREADS.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ os.environ.pop(
 )  # a developer's own options are no subject of these tests
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

@@ -104,7 +104,8 @@ def lines(*texts: str) -> str:
 
 KEYS = (
     "there are: model, precision, vae, scheduler, lora, attention, qkv, memory_format, quant, cache, "
-    "memory, compile, bench, quality, experiment, generation, device, allow_no_effect, profile"
+    "memory, compile, allocator, bench, quality, experiment, recipe, generation, device, "
+    "allow_no_effect, profile"
 )
 
 COMPILES = ", ".join(

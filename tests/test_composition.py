@@ -51,6 +51,7 @@ def test_the_defaults_are_one_option_per_slot() -> None:
         "cache": "none",
         "memory": "none",
         "compile": "none",
+        "allocator": "default",
         "experiment": "none",
         "bench": "quick",
         "quality": "reference",

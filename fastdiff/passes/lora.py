@@ -66,7 +66,7 @@ class AdapterLayer:
 
     name: str
     part: str | None = None
-    path: str = field(default="", metadata=PLACE)
+    path: str = ""
     sides: dict[str, int] = field(default_factory=dict)
 
     def fits(self, weight: tuple[int, ...]) -> bool:

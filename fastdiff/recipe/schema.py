@@ -60,7 +60,7 @@ def key_texts(documented: type) -> dict[str, str]:
         parts = re.split(rf"(?:^|(?<=[.;] ))((?:{names})(?:, (?:{names}))*): ", text)
         for named, said in zip(parts[1::2], parts[2::2], strict=True):
             text = str(said).strip().rstrip(";")
-            found |= {name: text for name in str(named).split(", ")}
+            found |= dict.fromkeys(str(named).split(", "), text)
     return found
 
 
@@ -71,7 +71,9 @@ def _choice(options: Mapping[str, OptionFile]) -> dict[str, Any]:
 
 
 def _with_keys(name: str, file: OptionFile) -> dict[str, Any]:
-    found = _of_dataclass(file.schema) if file.schema else {"type": "object", "properties": {}}
+    found: dict[str, Any] = {"type": "object", "properties": {}}
+    if file.schema:
+        found = _of_dataclass(file.schema)
     return found | {
         "description": file.comment,
         "properties": {"option": {"const": name}, **found["properties"]},
