@@ -111,6 +111,7 @@ WITHOUT_TORCH = (
     "pages.environment",
     "models.facts",
     "models.sources",
+    "models.given",
     "models.published",
     "models.architectures",
     "passes",

@@ -44,6 +44,8 @@ NEEDS_A_GPU = {
     ("memory", "model_offload"),
     ("memory", "group_offload"),
 }
+WITH_IT = {"sdpa_cudnn": {"precision": "bf16"}, "fp8": {"precision": "bf16"}}
+"""What some of them can't be without."""
 LEAVES_NO_TRACE = {("precision", "fp32"), ("scheduler", "euler"), ("allocator", "huge_pages")}
 """Options that hold already on the pipeline of these tests, or change nothing of it."""
 MORE = [
@@ -115,7 +117,7 @@ def of_container(value: Any) -> Any:
 def of_tensor(tensor: torch.Tensor) -> Any:
     if type(tensor.data) is not torch.Tensor:
         return id(tensor), type(tensor)  # a quantized one is made of others
-    content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return (
         *(id(tensor), type(tensor), tensor.data_ptr(), tensor.dtype, tensor.device),
         *(tensor.shape, tensor.stride(), tensor.requires_grad),
@@ -225,8 +227,10 @@ def test_every_option_is_undone(
     whole = {"regional": "tiny", "regions": "flux"}  # the smallest one has no blocks that repeat
     compiles = slot == "compile" and name != "none"
     which = whole.get(name, "smallest") if compiles else "tiny"
-    choice = {"option": name, **keys.get((slot, name), {})}
-    check_undone(request.getfixturevalue(which), {slot: choice}, global_state)
+    choices: dict[str, Any] = {slot: {"option": name, **keys.get((slot, name), {})}}
+    if (slot, name) in NEEDS_A_GPU:
+        choices |= {"device": "cuda", **WITH_IT.get(name, {})}
+    check_undone(request.getfixturevalue(which), choices, global_state)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +249,8 @@ def test_so_are_keys_that_bring_passes(
     slot: str, choice: Any, request: pytest.FixtureRequest, global_state: Any
 ) -> None:
     pipeline = request.getfixturevalue("smallest" if slot == "compile" else "tiny")
-    check_undone(pipeline, {slot: choice}, global_state)
+    more = {"device": "cuda"} if slot == "precision" else {}
+    check_undone(pipeline, {slot: choice, **more}, global_state)
 
 
 def check_undone(pipeline: Any, choices: dict[str, Any], global_state: Any) -> None:
@@ -262,8 +267,8 @@ def check_undone(pipeline: Any, choices: dict[str, Any], global_state: Any) -> N
     assert global_state() == state
     assert around() == process
     for slot, choice in choices.items():
-        name = choice.get("option")
-        if name != default_options()[slot] and (slot, name) not in LEAVES_NO_TRACE:
+        name = choice.get("option") if isinstance(choice, dict) else choice
+        if name != default_options().get(slot, name) and (slot, name) not in LEAVES_NO_TRACE:
             assert inside != was  # or this test would show nothing
 
 

@@ -194,7 +194,10 @@ class Pass:
     source: ClassVar[str | None] = None
 
     def components(self, setting: Setting) -> tuple[str, ...]:
-        """Names of the components it will change; planning lets no two passes of a stage share one."""
+        """Names of the components it will change; planning lets no two passes of a stage share one.
+
+        Every part whose weights it writes into must be named: `fastdiff.applied` gives those copies of their weights.
+        """
         return setting.names()
 
     def explain(self, setting: Setting) -> str:
