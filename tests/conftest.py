@@ -25,6 +25,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "shared machine", suppress_health_check=[HealthCheck.too_slow], deadline=None
+)
+settings.load_profile("shared machine")
 
 if TYPE_CHECKING:
     from fastdiff.forking import Forks

@@ -495,6 +495,7 @@ def test_the_embedded_model_is_the_default() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["default", "regional"])
+@pytest.mark.exhaustive
 def test_compiled_it_draws_what_a_run_draws_and_changes_no_setting(
     how: str,
     request: pytest.FixtureRequest,

@@ -197,7 +197,7 @@ def marked(slot: str, name: str) -> Any:
     if (slot, name) in NEEDS_A_GPU:
         marks.append(pytest.mark.gpu)
     if slot == "compile" and name != "none":
-        marks.append(pytest.mark.slow)
+        marks += [pytest.mark.slow, *([] if name == "regional" else [pytest.mark.exhaustive])]
     return pytest.param(slot, name, marks=marks, id=f"{slot}={name}")
 
 

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -230,6 +231,7 @@ class _Composer:
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
+@cache
 def _resolver() -> Any:
     """PyYAML's, which also takes 1e-5 for a number, as Hydra does."""
     import yaml

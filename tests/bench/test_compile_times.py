@@ -253,6 +253,7 @@ send(say=found)
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_cache_is_warm_in_another_place_and_cold_where_it_is_damaged(
     smallest_folder: Path, tmp_path: Path, torch_server: TorchServer
 ) -> None:

@@ -76,8 +76,8 @@ def test_a_recipe_is_a_side_and_overrides_for_both_win_over_it(tmp_path: Path) -
 def test_a_recipe_that_is_not_there_is_refused() -> None:
     assert refusal("team.yaml", "") == (
         "side A: team.yaml can't be used as a recipe (1 problem)\n"
-        "    it is not there\n"
-        "      instead: the path of a YAML"
+        "  it is not there\n"
+        "    instead: the path of a YAML"
     )
 
 
@@ -94,7 +94,7 @@ def test_a_word_that_is_no_side_is_refused() -> None:
 
 def test_two_sides_are_needed_and_no_options() -> None:
     needed = (
-        "compare needs two sides first, each in quotes: overrides, or a run's folder\n"
+        "compare needs two sides first, each in quotes: overrides, a recipe, or a run's folder\n"
         '  for example: python -m fastdiff compare "" "compile=regional" model=shapes'
     )
     assert refusal() == needed

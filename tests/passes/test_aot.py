@@ -118,6 +118,7 @@ def test_a_second_run_takes_the_kept_package_and_compiles_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_another_size_is_another_package(built: Any, eager: Any, local_plan: Any) -> None:
     """A package would take the wrong shape without a word; the first size's one is still used afterwards."""
     plan = local_plan(eager.plan.setting.run.model.path, "generation.width=48")
@@ -147,6 +148,7 @@ def test_the_folder_is_the_users_alone_and_holds_nothing_unfinished(built: Any) 
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_int8_weights_are_packed_too(folder: Path, local_run: Any, eager: Any) -> None:
     """4 linears: the second of the time embedding, and one in each of the three residual blocks."""
     ran = local_run(folder, *AOT, "quant=int8")

@@ -465,6 +465,7 @@ def test_the_caches_folder_holds_within_calls_alone(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_each_folder_is_cold_once_and_inductors_own_stays_empty(tmp_path: Path) -> None:
     """Three processes: a new folder, the same one again, another new one."""
     import os

@@ -177,6 +177,7 @@ def test_ray_has_the_same_rows_and_a_worker_that_dies_is_a_crashed_one(
 
 @pytest.mark.slow
 @needs("hydra_submitit_launcher")
+@pytest.mark.exhaustive
 def test_submitit_has_the_same_rows(tmp_path: Path, basic: Swept) -> None:
     found = swept(tmp_path, (1, RAISES, EXITS_7, 2), "hydra/launcher=submitit_local")
     same_as_basic(found, basic)

@@ -553,6 +553,7 @@ def test_a_folder_below_a_file_is_refused(fake: Path, capsys: pytest.CaptureFixt
 
 
 @linux
+@pytest.mark.exhaustive
 def test_the_parents_memory_stays_flat_over_two_hundred_cells(here: Path) -> None:
     program = f"""
 import json, sys
