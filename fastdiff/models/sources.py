@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -214,6 +215,9 @@ class Shapes(Folder):
     def folder(self) -> Path:
         return SHAPES_DIR
 
+    def facts(self) -> ModelFacts:
+        return _shipped_facts(self.folder)
+
     def identity(self) -> dict[str, Any]:
         # Small enough to be read whole, and its files' times differ from one installation to the next.
         files = sorted(path for path in self.folder.rglob("*") if path.is_file())
@@ -227,6 +231,12 @@ class Shapes(Folder):
 
     def student_model(self) -> Model:
         return ShapesStudent(self.generation, tiny_vae=self.tiny_vae)
+
+
+@cache
+def _shipped_facts(folder: Path) -> ModelFacts:
+    """Read once in a process: what ships with fastdiff doesn't change."""
+    return read_folder(folder, None)
 
 
 @dataclass

@@ -96,13 +96,15 @@ class Precision(Option, Pass):
         import torch
 
         wanted = getattr(torch, self.dtype)
-        weights = [
-            weight
+        weights = {
+            id(weight): weight
             for part in pipeline.components.values()
             if isinstance(part, torch.nn.Module)
-            for weight in part.parameters()
-        ]
-        changed = sum(weight.dtype == wanted for weight in weights)
+            for inner in part.modules()
+            for weight in inner._parameters.values()
+            if weight is not None
+        }
+        changed = sum(weight.dtype == wanted for weight in weights.values())
         details: dict[str, Any] = {"of": len(weights)}
         but = []
         if changed < len(weights):  # transformers keeps some layers in fp32, T5's for one
