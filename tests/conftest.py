@@ -45,6 +45,17 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["FASTDIFF_CACHE_DIR"] = str(tmp_path_factory.mktemp("fastdiff-cache"))
 
 
+NEEDS_A_GPU = (
+    ("precision", "tf32"),
+    ("attention", "sdpa_efficient"),
+    ("attention", "sdpa_cudnn"),
+    ("attention", "xformers"),
+    ("quant", "fp8"),
+    ("memory", "model_offload"),
+    ("memory", "group_offload"),
+)
+"""Slot and option of what can't run without an NVIDIA GPU."""
+
 MakePlan = Callable[..., Any]
 Run = Callable[..., "Ran"]
 

@@ -13,7 +13,17 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fastdiff"
 
 LAYERS = (
-    ("errors", "config", "environment", "result", "verbs", "cache_folder", "ratios", "machine"),
+    (
+        "errors",
+        "config",
+        "environment",
+        "result",
+        "verbs",
+        "cache_folder",
+        "ratios",
+        "machine",
+        "docstrings",
+    ),
     ("config_dirs", "scripting"),
     ("folder_contents", "search_path"),
     ("option_yaml",),
@@ -63,6 +73,7 @@ WITHOUT_TORCH = (
     "experiments",
     "forking",
     "own_keys",
+    "docstrings",
     "config_dirs",
     "folder_contents",
     "search_path",

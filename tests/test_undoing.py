@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import NEEDS_A_GPU
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -35,15 +36,6 @@ OPTIONS = [
     if slot not in NOT_FOR_A_GIVEN_PIPELINE
     for name in options
 ]
-NEEDS_A_GPU = {
-    ("precision", "tf32"),
-    ("attention", "sdpa_efficient"),
-    ("attention", "sdpa_cudnn"),
-    ("attention", "xformers"),
-    ("quant", "fp8"),
-    ("memory", "model_offload"),
-    ("memory", "group_offload"),
-}
 WITH_IT = {"sdpa_cudnn": {"precision": "bf16"}, "fp8": {"precision": "bf16"}}
 """What some of them can't be without."""
 LEAVES_NO_TRACE = {("precision", "fp32"), ("scheduler", "euler"), ("allocator", "huge_pages")}

@@ -9,11 +9,12 @@ from typing import Any, get_type_hints
 import fastdiff
 from fastdiff.compare.how import How as Compare
 from fastdiff.config import CONF_DIR
+from fastdiff.docstrings import key_texts
 from fastdiff.ladder.climb import How as Ladder
 from fastdiff.sharing.commands import VERBS
 from fastdiff.sharing.verify import How as Verify
 from fastdiff.sweep.how import How as Sweep
-from generating.docstrings import key_texts, type_words
+from generating.docstrings import type_words
 from generating.markdown import anchor, code, definition, marked, sentence, table, text
 from generating.options import as_typed
 

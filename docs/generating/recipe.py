@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from fastdiff.config import Generation
+from fastdiff.docstrings import key_texts
 from fastdiff.options import default_options
 from fastdiff.recipe.format import CHOOSABLE, FORMAT, RecipeFile
 from fastdiff.recipe.reading import MOST_BYTES, MOST_LEVELS, MOST_VALUES
 from fastdiff.recipe.writing import recipe_of, recipe_text
 from fastdiff.result import read_json, sha256_of
-from generating.docstrings import key_texts, type_words, whole_text
+from generating.docstrings import type_words, whole_text
 from generating.markdown import anchor, code, definition, fence, marked, sentence, text
 
 MEASURED = Path("benchmarks/results/cpu/sdxl_tutorial_fp32/int8/round-1/report.json")

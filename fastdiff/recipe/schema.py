@@ -5,15 +5,14 @@ python -m fastdiff.recipe.schema        # writes fastdiff/recipe/recipe.schema.j
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from fastdiff.docstrings import key_texts
 from fastdiff.options import OptionFile, shipped_files
 from fastdiff.recipe.format import CHOOSABLE, FORMAT, RecipeFile
 
@@ -49,19 +48,6 @@ def schema(options: Options) -> dict[str, Any]:
 def schema_text(options: Options) -> str:
     """The same as a file's text."""
     return json.dumps(schema(options), indent=1, ensure_ascii=False) + "\n"
-
-
-def key_texts(documented: type) -> dict[str, str]:
-    """What a dataclass and its bases say of their keys in their docstrings: the sentences after `key:`, up to the next key."""
-    names = "|".join(f.name for f in fields(documented))
-    found: dict[str, str] = {}
-    for each in reversed(documented.__mro__):
-        text = " ".join(inspect.cleandoc(each.__dict__.get("__doc__") or "").split())
-        parts = re.split(rf"(?:^|(?<=[.;] ))((?:{names})(?:, (?:{names}))*): ", text)
-        for named, said in zip(parts[1::2], parts[2::2], strict=True):
-            text = str(said).strip().rstrip(";")
-            found |= dict.fromkeys(str(named).split(", "), text)
-    return found
 
 
 def _choice(options: Mapping[str, OptionFile]) -> dict[str, Any]:

@@ -30,9 +30,11 @@ sys.path.insert(0, str(DOCS))
 
 import generating  # noqa: E402
 from generating import combinations, commands, experiments, options, report  # noqa: E402
-from generating.docstrings import comments, key_texts, split, type_words, whole_text  # noqa: E402
+from generating.docstrings import comments, type_words, whole_text  # noqa: E402
 from generating.markdown import code, definition, sentence, text  # noqa: E402
 from generating.signatures import as_restructured_text  # noqa: E402
+
+from fastdiff.docstrings import key_texts, split  # noqa: E402
 
 PAGES = cache(generating.pages)
 

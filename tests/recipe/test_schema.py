@@ -10,9 +10,10 @@ import jsonschema
 import pytest
 import yaml
 
+from fastdiff.docstrings import key_texts
 from fastdiff.options import shipped_files
 from fastdiff.recipe.file import look_at
-from fastdiff.recipe.schema import FILE, key_texts, schema, schema_text
+from fastdiff.recipe.schema import FILE, schema, schema_text
 
 HEAD = {"format": 2, "name": "x", "made_for": {"model": "shapes", "device": "cpu"}, "choices": {}}
 
@@ -78,8 +79,9 @@ def test_it_takes_what_the_reader_takes_and_nothing_else(
 
 
 def test_keys_of_a_docstring() -> None:
-    from fastdiff.config import Bench
+    from fastdiff.config import Bench, Reference
 
     texts = key_texts(Bench)
     assert texts["runs"] == "timed calls, at least 1."
+    assert key_texts(Reference)["min_psnr_db"] == "in dB, more is nearer."
     assert texts["warmup"].startswith("calls after the first one")

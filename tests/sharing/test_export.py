@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from conftest import Ran, plan_of
+from conftest import NEEDS_A_GPU, Ran, plan_of
 
 from fastdiff.composition import compose
 from fastdiff.config import CONF_DIR
@@ -110,16 +110,8 @@ COMPILED = (
 )
 """Held to NEAR_DB."""
 
-ELSEWHERE = (
-    ("precision", "tf32"),
-    ("attention", "sdpa_efficient"),
-    ("attention", "sdpa_cudnn"),
-    ("attention", "xformers"),
-    ("quant", "fp8"),
-    ("memory", "model_offload"),
-    ("memory", "group_offload"),
-)
-"""What needs an NVIDIA GPU: these scripts are read, not run."""
+ELSEWHERE = NEEDS_A_GPU
+"""These scripts are read, not run."""
 
 REFUSED = {
     ("allocator", "huge_pages"): "a script can't set what its own process begins with",
