@@ -248,7 +248,7 @@ def _asked_gpu(nvml: Any, names: Sequence[str]) -> dict[str, Any]:
     cuda = number(nvml, "nvmlSystemGetCudaDriverVersion_v2")
     whole = {
         "count": number(nvml, "nvmlDeviceGetCount_v2"),
-        "driver": _text(nvml, "nvmlSystemGetDriverVersion"),
+        "driver": answer(nvml, "nvmlSystemGetDriverVersion"),
         "driver_cuda": None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
     }
     handle = find_gpu(nvml, names)
@@ -295,9 +295,10 @@ def _switch(nvml: Any, ask: str, handle: Any, answers: int = 1) -> bool | None:
     return None if found is None else bool(found)
 
 
-def _text(nvml: Any, ask: str) -> str | None:
+def answer(nvml: Any, ask: str, *of: Any) -> str | None:
+    """What an NVML function answers in words; None where it can't."""
     buffer = ctypes.create_string_buffer(96)
     function = getattr(nvml, ask, None)
-    if function is None or function(buffer, len(buffer)) != 0:
+    if function is None or function(*of, buffer, len(buffer)) != 0:
         return None
-    return buffer.value.decode(errors="replace")
+    return buffer.value.decode(errors="replace") or None

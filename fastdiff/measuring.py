@@ -101,8 +101,7 @@ def refuse_if_too_large(plan: Plan) -> None:
     if parameters is None:
         return
     needed = round(parameters * 4 * 1.2)
-    gpu = plan.device == "cuda" and environment.gpus
-    room = environment.gpus[0].memory_bytes if gpu else environment.available_memory_bytes
+    room = environment.room_bytes(plan.device)
     if room is not None and needed > room:
         raise MemoryError(
             f"the reference in fp32 needs about {needed / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free"

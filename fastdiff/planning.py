@@ -153,7 +153,7 @@ def _findings(setting: Setting) -> Iterator[Problem | Notice]:
             yield from option.check(setting)
 
 
-def _device(setting: Setting) -> Iterator[Problem]:
+def _device(setting: Setting) -> Iterator[Problem | Notice]:
     asked, environment = setting.run.device, setting.environment
     if asked not in DEVICES:
         number = re.fullmatch(r"(?:cuda|gpu):(\d+)", asked)
@@ -161,16 +161,20 @@ def _device(setting: Setting) -> Iterator[Problem]:
         if number:
             instead = f"CUDA_VISIBLE_DEVICES={number[1]} with device=cuda"
         yield Problem(f"device={asked}", f"is none of {', '.join(DEVICES)}", instead)
-    elif asked == "cuda" and environment.torch_cuda is None:
-        yield Problem(
-            "device=cuda",
-            f"the installed torch {environment.versions.get('torch', '')} is built without CUDA",
-            "device=cpu, or a CUDA build of torch",
-        )
-    elif asked == "cuda" and not environment.gpus:
-        yield Problem("device=cuda", "no NVIDIA GPU is visible on this machine", "device=cpu")
+    elif asked == "auto" and setting.device == "cpu" and environment.gpu_unusable:
+        text = f"takes the processor: {environment.gpu_unusable}; device=cuda refuses, and asks a cluster for a GPU"
+        yield Notice("device=auto", text)
+    elif asked == "cuda" and not environment.has_cuda:
+        torch = f"the installed torch {environment.versions.get('torch', '')}"
+        reason, instead = "no NVIDIA GPU is visible on this machine", "device=cpu"
+        if environment.torch_cuda is None:
+            reason, instead = (
+                f"{torch} is built without CUDA",
+                "device=cpu, or a CUDA build of torch",
+            )
+        yield MachineProblem("device=cuda", environment.gpu_unusable or reason, instead)
     elif asked == "mps" and not environment.has_mps:
-        yield Problem("device=mps", "this is not an Apple-silicon Mac", "device=cpu")
+        yield MachineProblem("device=mps", "this is not an Apple-silicon Mac", "device=cpu")
 
 
 def _generation(setting: Setting) -> Iterator[Problem]:

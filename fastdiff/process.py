@@ -123,8 +123,12 @@ def start(
 
 
 def environment_of(variables: Mapping[str, str]) -> dict[str, str]:
-    """Environment of a process of fastdiff's: ours, what it has to know, and these variables."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid()), **variables}
+    """Environment of a process of fastdiff's: ours, what it has to know, and these variables.
+
+    CUDA counts GPUs as NVML does, so that a run computes on the one that was planned for; whoever set the order keeps it.
+    """
+    environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} | os.environ
+    environment |= {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid()), **variables}
     # It runs wherever the command was typed, so it must find this very package.
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -299,10 +303,15 @@ def leave_nothing(folder: Path, before: frozenset[str]) -> None:
 
 
 def check_folder(folder: Path, key: str = "hydra.run.dir") -> None:
-    """Whether something could be written into a folder that need not exist yet. Writes nothing. Raises UsageError.
+    """Whether a run could begin and write into a folder that need not exist yet. Writes nothing. Raises UsageError.
 
     key: by which a user names another folder.
     """
+    if sys.platform == "win32":
+        raise UsageError(
+            "Windows can't run this: a run's process is watched and ended by calls that only POSIX systems have\n"
+            "  instead: the same line in WSL, the Windows Subsystem for Linux"
+        )
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir():
         raise UsageError(

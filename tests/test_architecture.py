@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fastdiff"
 
 LAYERS = (
+    ("machine",),
     (
         "errors",
         "config",
@@ -21,7 +22,6 @@ LAYERS = (
         "verbs",
         "cache_folder",
         "ratios",
-        "machine",
         "docstrings",
     ),
     ("config_dirs", "scripting"),

@@ -12,6 +12,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1056,9 +1057,8 @@ def test_doctor_names_what_works_here_and_why_the_rest_does_not(
 def test_doctor_says_what_the_machine_lacks_and_not_what_the_model_does(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everything = replace(CPU, modules={"peft": True, "DeepCache": True})
+    everything = replace(CPU, modules={"peft": True, "DeepCache": True}, tools=frozenset())
     monkeypatch.setattr("fastdiff.doctor.this_machine", lambda: everything)
-    monkeypatch.setattr("fastdiff.passes.compile.inductor.has_cpp_compiler", lambda: False)
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "  vae           default, tiny, fp16_fix\n" in said
@@ -1072,6 +1072,35 @@ def test_doctor_says_what_the_machine_lacks_and_not_what_the_model_does(
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "not lcm: needs the package peft, which is not installed\n" in said
+
+
+# Windows -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["-m", "precision=fp32,bf16"],
+        ["compare", "", "precision=bf16"],
+        ["ladder", "sdxl_tutorial", "model=shapes"],
+    ],
+)
+def test_windows_is_refused_in_one_sentence(
+    words: list[str],
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fastdiff.process.sys", SimpleNamespace(platform="win32"))
+    assert main(words) == 2
+    assert capsys.readouterr().err == (
+        "fastdiff: Windows can't run this: a run's process is watched and ended by calls\n"
+        "    that only POSIX systems have\n"
+        "  instead: the same line in WSL, the Windows Subsystem for Linux\n"
+    )
+    assert everything_in(here) == {}
+    assert main(["plan", *(words if words[:1] == ["-m"] else [])]) == 0
 
 
 # In a process of its own ---------------------------------------------------------------------------

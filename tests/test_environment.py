@@ -72,6 +72,7 @@ def test_modules_are_found_without_being_imported() -> None:
         ({"gpus": (T4,)}, "cpu"),
         ({"torch_cuda": "12.8"}, "cpu"),
         ({"has_mps": True}, "mps"),
+        ({"gpus": (T4,), "torch_cuda": "13.0", "gpu_unusable": "a driver too old"}, "cpu"),
     ],
 )
 def test_auto_is_the_best_device(facts: dict[str, Any], device: str) -> None:
@@ -172,12 +173,12 @@ def test_torchs_cuda_version_is_read_from_its_own_file(
     spec = SimpleNamespace(origin="/site/torch/__init__.py")
     monkeypatch.setattr(util, "find_spec", lambda name: spec)
     files["/site/torch/version.py"] = f"__version__ = '2.13.0'\n{line}\n"
-    assert environment._torch_cuda() == cuda
+    assert environment._built_for("cuda") == cuda
 
 
 def test_no_torch_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "find_spec", lambda name: None)
-    assert environment._torch_cuda() is None
+    assert environment._built_for("cuda") is None
 
 
 # The driver ----------------------------------------------------------------------------------------
@@ -220,6 +221,9 @@ class Nvml:
         memory[0] = self.gpus[handle.value - 1].memory_bytes
         return 0
 
+    def nvmlDeviceGetHandleByUUID(self, name: bytes, handle: Any) -> int:
+        return 6  # not found
+
 
 @pytest.mark.parametrize(
     ("visible", "expected"),
@@ -236,27 +240,258 @@ class Nvml:
         ("GPU-2, GPU-0a", (T4, H100)),
         ("GPU-0a,GPU-9", (H100,)),
         ("GPU-", ()),  # which one is it?
-        ("MIG-8932f937-d72c-4106-c12f-20bd9faed9f6", (H100, A100, T4)),
+        ("MIG-8932f937-d72c-4106-c12f-20bd9faed9f6", (H100, A100, T4)),  # which NVML doesn't know
     ],
 )
 def test_gpus_are_those_that_cuda_would_show(
     visible: str | None, expected: tuple[Gpu, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nvml = Nvml(H100, A100, T4)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
+    see(monkeypatch, visible)
+    found = environment._nvidia_gpus(nvml)
+    assert found == expected
+    uuids = {H100: "GPU-0a-uuid", A100: "GPU-1a-uuid", T4: "GPU-2a-uuid"}
+    assert [gpu.uuid for gpu in found] == [uuids[gpu] for gpu in expected]
+    assert nvml.is_shut_down
+
+
+def see(monkeypatch: pytest.MonkeyPatch, visible: str | None) -> None:
+    """What CUDA_VISIBLE_DEVICES says."""
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert environment._nvidia_gpus() == expected
-    assert nvml.is_shut_down
+
+
+class WithInstance(Nvml):
+    """Its second GPU is an instance of the first, which NVML tells by its UUID alone, and its capability by the whole."""
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+        count._obj.value = 1
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, name: bytes, handle: Any) -> int:
+        handle._obj.value = 2
+        return 0 if name in (b"MIG-7", b"MIG-GPU-0a-uuid/1/0") else 6
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: Any, whole: Any) -> int:
+        if handle.value != 2:
+            return 2  # no instance
+        whole._obj.value = 1
+        return 0
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Any, major: Any, minor: Any) -> int:
+        if handle.value == 2:
+            return 3
+        return super().nvmlDeviceGetCudaComputeCapability(handle, major, minor)
+
+
+@pytest.mark.parametrize("visible", ["MIG-7", "MIG-GPU-0a-uuid/1/0", "MIG-7,MIG-8"])
+def test_an_instance_of_a_gpu_has_its_own_memory(
+    visible: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = Gpu("NVIDIA H100 MIG 1g.10gb", (9, 0), 10_200_547_328)
+    see(monkeypatch, visible)
+    assert environment._nvidia_gpus(WithInstance(H100, instance)) == (instance,)
+
+
+def test_a_gpu_that_computes_in_the_hosts_memory_has_none_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Unified(Nvml):
+        def nvmlDeviceGetMemoryInfo(self, handle: Any, memory: Any) -> int:
+            return 3  # not supported
+
+    see(monkeypatch, None)
+    gb10 = Gpu("NVIDIA GB10", (12, 1), None)
+    assert environment._nvidia_gpus(Unified(gb10)) == (gb10,)
+    here = machine(gpus=(gb10,), torch_cuda="13.0", available_memory_bytes=100)
+    assert (here.room_bytes("cuda"), here.room_bytes("cpu")) == (100, 100)
+    assert machine(gpus=(T4,), torch_cuda="13.0").room_bytes("cuda") == T4.memory_bytes
+
+
+def test_a_gpu_of_unknown_capability_cannot_be_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mute(Nvml):
+        def nvmlDeviceGetCudaComputeCapability(self, handle: Any, major: Any, minor: Any) -> int:
+            return 3
+
+        def nvmlDeviceGetName(self, handle: Any, name: Any, size: int) -> int:
+            return 3
+
+    see(monkeypatch, None)
+    assert environment._nvidia_gpus(Mute(H100)) == ()
+    monkeypatch.delattr(Mute, "nvmlDeviceGetCudaComputeCapability")
+    assert [gpu.name for gpu in environment._nvidia_gpus(Mute(H100))] == ["NVIDIA GPU"]
 
 
 def test_no_driver_and_a_driver_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> Any:
-        raise OSError("libnvidia-ml.so.1: cannot open shared object file")
+    see(monkeypatch, None)
+    assert environment._nvidia_gpus(None) == ()
+    assert environment._nvidia_gpus(Nvml(H100, works=False)) == ()
 
-    monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert environment._nvidia_gpus() == ()
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Nvml(H100, works=False))
-    assert environment._nvidia_gpus() == ()
+
+# GPUs that can't be computed on --------------------------------------------------------------------
+
+DRIVER = "/proc/driver/nvidia/version"
+TORCH = f"the installed torch {metadata.version('torch')}"
+HERE = "there is an NVIDIA driver here, but"
+
+
+class Old(Nvml):
+    """A driver of CUDA 12.4."""
+
+    def nvmlSystemGetCudaDriverVersion_v2(self, number: Any) -> int:
+        number._obj.value = 12040
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("signs", "nvml", "gpus", "cuda", "hip", "reason"),
+    [
+        ([], None, (), None, None, None),
+        ([], None, (), "13.0", None, None),
+        ([DRIVER], None, (), None, None, f"{HERE} {TORCH} is built without CUDA"),
+        (
+            ["/dev/kfd"],
+            None,
+            (),
+            None,
+            "6.4",
+            f"{TORCH} is built for AMD's ROCm 6.4, which fastdiff doesn't use yet",
+        ),
+        ([], None, (), None, "6.4", None),
+        (
+            ["/dev/nvhost-gpu"],
+            None,
+            (),
+            "13.0",
+            None,
+            f"{HERE} nothing can be learned of its GPUs: NVML (libnvidia-ml, which comes with the driver) "
+            "can't be loaded (in a container: NVIDIA_DRIVER_CAPABILITIES=compute,utility)",
+        ),
+        (
+            [DRIVER],
+            Nvml(works=False),
+            (),
+            "13.0",
+            None,
+            f"{HERE} nothing can be learned of its GPUs: NVML can't be started: its error 9 "
+            "(in a container: NVIDIA_DRIVER_CAPABILITIES=compute,utility)",
+        ),
+        (
+            [DRIVER],
+            Old(H100),
+            (H100,),
+            "13.0",
+            None,
+            f"{TORCH} is built for CUDA 13.0, and this machine's NVIDIA driver runs CUDA 12.4 at most",
+        ),
+        ([DRIVER], Old(H100), (H100,), "12.8", None, None),  # one major version is enough
+        ([DRIVER], Nvml(H100), (H100,), "13.0", None, None),  # which doesn't say
+    ],
+)
+def test_why_a_gpu_that_is_here_cannot_be_used(
+    signs: list[str],
+    nvml: Any,
+    gpus: tuple[Gpu, ...],
+    cuda: str | None,
+    hip: str | None,
+    reason: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environment.os.path, "exists", lambda path: path in signs)
+    assert environment._gpu_unusable(nvml, gpus, cuda, hip) == reason
+
+
+def test_a_gpu_that_is_hidden_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment.os.path, "exists", lambda path: path == DRIVER)
+    reason = f"{HERE} no GPU is visible to this process"
+    see(monkeypatch, None)
+    assert environment._gpu_unusable(Nvml(), (), "13.0", None) == reason
+    see(monkeypatch, "-1")
+    assert environment._gpu_unusable(Nvml(H100), (), "13.0", None) == (
+        f"{reason} (CUDA_VISIBLE_DEVICES=-1)"
+    )
+
+
+# What compiling needs ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with one empty folder of programs, and no headers."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CC", "CXX", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(environment, "_python_headers", lambda: [tmp_path / "include"])
+    monkeypatch.setattr(environment, "_USUAL_CUDA_HOME", tmp_path / "cuda")
+    return tmp_path
+
+
+def program(file: Path) -> None:
+    """A program that nobody may start."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("#!/nowhere\n")
+    file.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("name", "tool"),
+    [("gcc", "c"), ("clang", "c"), ("g++", "c++"), ("clang++", "c++"), ("c++", "c++")],
+)
+def test_compilers_are_looked_for_and_none_is_started(bare: Path, name: str, tool: str) -> None:
+    assert environment.tools_here() == set()
+    program(bare / name)
+    assert environment.tools_here() == {tool}
+
+
+@pytest.mark.parametrize(("variable", "tool"), [("CC", "c"), ("CXX", "c++")])
+def test_a_compiler_that_is_named(
+    bare: Path, variable: str, tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(bare / "my-own")
+    assert environment.tools_here() == set()
+    monkeypatch.setenv(variable, "my-own -O2")
+    assert environment.tools_here() == {tool}
+
+
+def test_pythons_headers(bare: Path) -> None:
+    (bare / "include").mkdir()
+    assert environment.tools_here() == set()
+    (bare / "include" / "Python.h").write_text("")
+    assert environment.tools_here() == {"Python.h"}
+
+
+@pytest.mark.parametrize("found_by", ["CUDA_HOME", "CUDA_PATH", "nvcc", "the usual place"])
+def test_a_cuda_toolkit_is_found_where_torch_finds_it(
+    bare: Path, found_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = bare / ("cuda" if found_by == "the usual place" else "cuda-13")
+    program(home / "bin" / "nvcc")
+    if found_by == "nvcc":
+        monkeypatch.setenv("PATH", str(home / "bin"))
+    elif found_by.startswith("CUDA"):
+        monkeypatch.setenv(found_by, str(home))
+    assert environment.tools_here() == set()  # a compiler without its headers
+    (home / "include").mkdir()
+    (home / "include" / "cuda.h").write_text("")
+    assert environment.tools_here() == {"cuda.h"}
+
+
+def test_a_macs_processor_has_the_name_that_it_is_sold_under(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Libc:
+        answer = 0
+
+        def sysctlbyname(self, name: bytes, value: Any, size: Any, *_: Any) -> int:
+            assert (name, size._obj.value) == (b"machdep.cpu.brand_string", len(value))
+            value.value = b"Apple M4 Max"
+            return self.answer
+
+    monkeypatch.setattr(environment.sys, "platform", "darwin")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Libc())
+    assert environment._processor() == ("Apple M4 Max", frozenset())
+    monkeypatch.setattr(Libc, "answer", -1)
+    assert environment._processor() == ("arm64", frozenset())

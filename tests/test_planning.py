@@ -6,6 +6,7 @@ import copy
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def machine(gpu: Gpu | None = None, **facts: Any) -> Environment:
         "gpus": (gpu,) if gpu else (),
         "torch_cuda": "12.8" if gpu else None,
         "versions": {"torch": "2.13.0"},
-        "modules": {"torchao": True, "xformers": True, "peft": True},
+        "modules": {"torchao": True, "xformers": True, "peft": True, "triton": True},
     }
     return Environment(**(known | facts))
 
@@ -320,6 +321,19 @@ def test_a_device_that_is_not_there(
     asked: str, on: Environment, expected: tuple[str, str, str]
 ) -> None:
     assert problems(a_run(device=asked), on) == [expected]
+
+
+def test_a_gpu_that_cannot_be_used_is_told_to_who_asks_for_it_and_who_leaves_it_open() -> None:
+    reason = "there is an NVIDIA driver here, but no GPU is visible to this process"
+    on = machine(torch_cuda="13.0", gpu_unusable=reason)
+    assert problems(a_run(device="cuda"), on) == [("device=cuda", reason, "device=cpu")]
+    assert notices(a_run(device="auto"), on) == [
+        (
+            "device=auto",
+            f"takes the processor: {reason}; device=cuda refuses, and asks a cluster for a GPU",
+        )
+    ]
+    assert notices(a_run(device="cpu"), on) == []
 
 
 # What is drawn and measured ------------------------------------------------------------------------
@@ -1239,20 +1253,87 @@ def test_a_target_that_the_model_lacks_is_refused() -> None:
     assert problems(a_run("compile=default"), CPU, None) == []
 
 
-@pytest.mark.parametrize("mode", ["default", "regional"])
-def test_compiling_on_a_cpu_needs_a_cpp_compiler(
-    mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fastdiff.passes.compile.inductor.has_cpp_compiler", lambda: False)
-    assert problems(a_run(f"compile={mode}"), CPU) == [
+INSTALL_CPP = "install one (Debian: apt-get install g++)"
+NO_CPP = "needs a C++ compiler (g++ or clang++), and none is on the PATH"
+NO_HEADERS = (
+    "needs Python's header files, and there is no Python.h",
+    "compile=none, or install them (Debian: apt-get install python3-dev)",
+)
+NO_C = (
+    "needs a C compiler, with which Triton builds its launcher (gcc, clang, or the one that CC names), "
+    "and none is on the PATH",
+    "compile=none, or install one (Debian: apt-get install gcc)",
+)
+NO_TOOLKIT = (
+    "needs a CUDA toolkit, against whose headers C++ is compiled: there is no include/cuda.h where "
+    "CUDA_HOME says, beside nvcc, or in /usr/local/cuda"
+)
+INSTALL_TOOLKIT = "install one of torch's CUDA version and set CUDA_HOME to its folder"
+MODES = ["default", "reduce_overhead", "max_autotune", "dynamic", "regional"]
+
+
+def without(on: Environment, *tools: str) -> Environment:
+    return replace(on, tools=on.tools - set(tools))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_compiling_on_a_cpu_needs_a_cpp_compiler_and_pythons_headers(mode: str) -> None:
+    run = a_run(f"compile={mode}")
+    assert problems(run, without(CPU, "c++")) == [
+        (f"compile={mode}", NO_CPP, f"compile=none, or {INSTALL_CPP}")
+    ]
+    assert problems(run, without(CPU, "Python.h")) == [(f"compile={mode}", *NO_HEADERS)]
+    assert problems(run, without(CPU, "c", "cuda.h")) == []
+    assert problems(a_run(), replace(CPU, tools=frozenset())) == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_compiling_for_cuda_needs_triton_and_what_triton_builds_with(mode: str) -> None:
+    run, choice = a_run(f"compile={mode}"), f"compile={mode}"
+    assert problems(run, without(H100, "c")) == [(choice, *NO_C)]
+    assert problems(run, without(H100, "Python.h")) == [(choice, *NO_HEADERS)]
+    assert problems(run, without(H100, "c++", "cuda.h")) == []
+    assert problems(run, replace(H100, modules={**H100.modules, "triton": False})) == [
         (
-            f"compile={mode}",
-            "needs a C++ compiler (g++ or clang++), and none is on the PATH",
-            "compile=none, or install one (Debian: apt-get install g++)",
+            choice,
+            "needs the package triton, which is not installed",
+            "pip install triton, or compile=none",
         )
     ]
-    assert problems(a_run(f"compile={mode}"), H100) == []
-    assert problems(a_run(), CPU) == []
+    p40 = machine(Gpu("Tesla P40", (6, 1), 24 * GIB))
+    assert problems(run, p40) == [
+        (
+            choice,
+            "Triton, which writes the kernels, needs compute capability 7.0 or newer; here: 6.1",
+            "compile=none",
+        )
+    ]
+    assert problems(a_run(), replace(p40, tools=frozenset())) == []
+
+
+def test_a_package_for_cuda_is_compiled_against_a_cuda_toolkit() -> None:
+    run = a_run("compile=aot")
+    assert problems(run, without(H100, "cuda.h")) == [
+        ("compile=aot", NO_TOOLKIT, f"compile=default, or {INSTALL_TOOLKIT}")
+    ]
+    assert problems(run, without(H100, "c++")) == [
+        ("compile=aot", NO_CPP, f"compile=default, or {INSTALL_CPP}")
+    ]
+    assert problems(run, without(CPU, "cuda.h", "c", "Python.h")) == []
+    tried_out = a_run("compile=aot", compile={"max_autotune": True})
+    assert problems(tried_out, without(CPU, "Python.h")) == [("compile=aot", *NO_HEADERS)]
+
+
+def test_a_call_sequence_in_cpp_for_cuda_needs_the_toolkit_too() -> None:
+    run = a_run("compile=default", compile={"cpp_wrapper": True})
+    assert problems(run, without(H100, "cuda.h")) == [
+        (
+            "compile.cpp_wrapper=true",
+            NO_TOOLKIT,
+            f"compile.cpp_wrapper=false, or {INSTALL_TOOLKIT}",
+        )
+    ]
+    assert problems(run, without(CPU, "cuda.h")) == []
 
 
 def test_fusing_int8_products_is_for_cuda() -> None:

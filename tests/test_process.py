@@ -357,3 +357,15 @@ def test_ending_a_worker_that_is_gone_does_nothing(tmp_path: Path) -> None:
     worker.wait()
     end(worker)
     assert worker.returncode == 0
+
+
+# What a process begins with ------------------------------------------------------------------------
+
+
+def test_cuda_counts_gpus_as_the_plan_does_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    assert process.environment_of({})["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert process.environment_of({})["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"

@@ -39,8 +39,7 @@ def estimated_bytes(plan: Plan) -> int | None:
 def room_bytes(plan: Plan) -> int | None:
     """Memory of the device that runs may take: all of a GPU's, what is available of the host's. None if unknown."""
     environment = plan.setting.environment
-    gpu = plan.device == "cuda" and environment.gpus
-    room = environment.gpus[0].memory_bytes if gpu else environment.available_memory_bytes
+    room = environment.room_bytes(plan.device)
     return None if room is None else round(room * SPARE)
 
 

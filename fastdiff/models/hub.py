@@ -192,7 +192,7 @@ def snapshot_of(repository: str, revision: str | None = None) -> Path:
 
 def hub_cache() -> Path:
     """The folder where the hub's client keeps what it downloaded, read from the variables that it reads."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "huggingface"
     home = Path(os.environ.get("HF_HOME") or home)
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     return Path(os.path.expandvars(cache or home / "hub")).expanduser()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fastdiff.errors import MachineProblem, Problem
@@ -153,9 +153,7 @@ class _Half(Precision):
         if self.tf32:
             problem = _TF32_NEEDS.unmet("precision.tf32=true", setting)
             if problem:
-                yield Problem(
-                    problem.choice, problem.reason, "precision.tf32=false", problem.source
-                )
+                yield replace(problem, instead="precision.tf32=false")
 
 
 @dataclass

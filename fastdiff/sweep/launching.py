@@ -132,8 +132,8 @@ class Launch:
             raise _not_here(self.name, str(error)) from error
 
 
-def prepare(own: Sequence[str], folder: Path) -> Launch:
-    """Hydra's side of a sweep. own: Hydra's own overrides, as typed. Raises UsageError."""
+def prepare(own: Sequence[str], folder: Path, gpu: bool = False) -> Launch:
+    """Hydra's side of a sweep. own: Hydra's own overrides, as typed; gpu: whether a cell asks for one. Raises UsageError."""
     from hydra._internal.callbacks import Callbacks
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
@@ -154,7 +154,7 @@ def prepare(own: Sequence[str], folder: Path) -> Launch:
     own = [word for word in own if not word.startswith("hydra/launcher=")]
     own.append(f"hydra/launcher={f'fastdiff_{name}' if name in SHIPPED else name}")
     register_schemas()
-    _register_resolvers()
+    _register_resolvers(gpu)
     GlobalHydra.instance().clear()
     hydra = Hydra.create_main_hydra2("fastdiff", create_config_search_path(str(CONF_DIR)))
     overrides = [*_QUIET, *own, f"hydra.sweep.dir={quoted(str(folder))}"]
@@ -171,12 +171,13 @@ def prepare(own: Sequence[str], folder: Path) -> Launch:
     return launch
 
 
-def _register_resolvers() -> None:
-    """What the shipped configurations of launchers ask of this machine."""
+def _register_resolvers(gpu: bool) -> None:
+    """What the shipped configurations of launchers ask of this machine, and of a cluster whose head may have no GPU."""
     from omegaconf import OmegaConf
 
     gpus = len(this_machine().gpus)
-    OmegaConf.register_new_resolver("fastdiff_gpus_per_job", lambda: min(1, gpus), replace=True)
+    per_job = 1 if gpu or gpus else 0
+    OmegaConf.register_new_resolver("fastdiff_gpus_per_job", lambda: per_job, replace=True)
     OmegaConf.register_new_resolver("fastdiff_devices", lambda: max(1, gpus), replace=True)
 
 

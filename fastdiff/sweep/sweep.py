@@ -355,7 +355,8 @@ def plan_sweep(words: Sequence[str]) -> Sweep:
     entries = entries_of(grid, outlooks(grid), elsewhere)
     folder = Folder(_folder(how, entries))
     check_folder(folder.path, "sweep.dir")
-    launch = prepare(own, folder.path)
+    on_gpu = any(entry.run is not None and entry.run.device == "cuda" for entry in entries)
+    launch = prepare(own, folder.path, on_gpu)
     return Sweep(list(words), how, entries, grid.varied, folder, launch)
 
 

@@ -480,14 +480,6 @@ def test_a_file_in_the_place_of_the_cache_folder_is_refused(
     assert problem.instead == "FASTDIFF_CACHE_DIR=DIR, a folder of your own"
 
 
-def test_a_compiler_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastdiff.passes.compile import inductor
-
-    monkeypatch.setattr(inductor, "has_cpp_compiler", lambda: False)
-    (problem,) = refused_for("compile=aot")
-    assert problem.reason == "needs a C++ compiler (g++ or clang++), and none is on the PATH"
-
-
 def test_xformers_cannot_be_exported() -> None:
     reasons = [problem.reason for problem in refused_for("compile=aot", "attention=xformers")]
     assert "can't be combined with attention=xformers: its kernels can't be exported" in reasons

@@ -20,7 +20,6 @@ from fastdiff.environment import this_machine
 from fastdiff.errors import NoEffectError, PlanError, RunError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.passes.base import Setting
-from fastdiff.passes.compile.inductor import has_cpp_compiler
 from fastdiff.passes.compile.regional import Regional
 from fastdiff.passes.compile.whole import (
     CompiledGraphs,
@@ -707,23 +706,6 @@ def test_a_warm_cache_gives_no_other_attention_kernel() -> None:
     assert compile_and_run("sdpa", flash) == ("cold", True)
     assert compile_and_run("sdpa_math", math) == ("warm", False)
     assert compile_and_run("sdpa_flash", flash) == ("warm", True)
-
-
-def test_a_cpp_compiler_is_looked_for_and_none_is_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    assert not has_cpp_compiler()
-    for name in ("clang++", "my-c++"):
-        program = tmp_path / name
-        program.write_text("#!/nowhere\n")
-        program.chmod(0o755)
-        if name == "my-c++":
-            assert not has_cpp_compiler()
-            monkeypatch.setenv("CXX", "my-c++ -O2")
-        assert has_cpp_compiler()
-        program.unlink()
 
 
 def test_a_mode_brings_its_own_options_and_the_set_flags() -> None:

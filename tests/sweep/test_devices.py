@@ -12,17 +12,22 @@ import pytest
 
 from fastdiff.environment import Environment, Gpu
 from fastdiff.sweep import devices
-from fastdiff.sweep.devices import device_for, visible_gpus
+from fastdiff.sweep.devices import device_for, lock_folder, visible_gpus
 
 
 @pytest.fixture(autouse=True)
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with two GPUs, of which nothing is hidden; waiting takes no time."""
-    gpu = Gpu("H200", (9, 0), 1)
-    machine = Environment("3.11", "Linux", "cpu", frozenset(), 2, None, None, (gpu, gpu))
-    monkeypatch.setattr(devices, "this_machine", lambda: machine)
+    here(monkeypatch, "GPU-a", "GPU-b")
     monkeypatch.setattr(devices, "_PATIENCE_S", 0.001)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def here(monkeypatch: pytest.MonkeyPatch, *uuids: str | None) -> None:
+    """The GPUs that NVML knows, of those that are visible, by their UUIDs."""
+    gpus = tuple(Gpu("H200", (9, 0), 1, uuid) for uuid in uuids)
+    machine = Environment("3.11", "Linux", "cpu", frozenset(), 2, None, None, gpus)
+    monkeypatch.setattr(devices, "this_machine", lambda: machine)
 
 
 class Full(Exception):
@@ -132,3 +137,100 @@ def test_what_a_launcher_made_visible_is_respected(
 
 def test_without_a_word_all_gpus_are_visible() -> None:
     assert visible_gpus() == ["0", "1"]
+
+
+# Names of locks ------------------------------------------------------------------------------------
+
+
+def test_jobs_that_count_their_gpus_from_0_wait_only_for_the_same_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    here(monkeypatch, "GPU-a")
+    with device_for("cuda", folder=tmp_path):
+        here(monkeypatch, "GPU-b")  # another job, whose only GPU is another one
+        with device_for("cuda", give_up, tmp_path) as second:
+            assert second == {"CUDA_VISIBLE_DEVICES": "0"}
+
+
+def test_an_index_and_a_uuid_of_one_gpu_are_one_lock(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here(monkeypatch, "GPU-b")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with device_for("cuda", folder=tmp_path):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b")
+        with pytest.raises(Full), device_for("cuda", give_up, tmp_path):
+            pass
+
+
+def test_a_name_that_nvml_does_not_know_is_a_lock_by_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here(monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-GPU-8a3f/1/0")
+    with device_for("cuda", give_up, tmp_path) as variables:
+        assert variables == {"CUDA_VISIBLE_DEVICES": "MIG-GPU-8a3f/1/0"}
+        assert [file.name for file in tmp_path.iterdir()] == ["MIG-GPU-8a3f_1_0.lock"]
+        with pytest.raises(Full), device_for("cuda", give_up, tmp_path):
+            pass
+
+
+# Their folder --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
+    return tmp_path
+
+
+def test_all_users_of_a_machine_share_the_locks(temporary: Path) -> None:
+    folder = lock_folder()
+    assert folder == temporary / "fastdiff-devices" == lock_folder()
+    assert folder.stat().st_mode & 0o7777 == 0o1777
+    with device_for("cpu"):
+        (lock,) = folder.iterdir()
+        assert (
+            lock.stat().st_mode & 0o777 & ~0o022 == 0o644 & ~0o022
+        )  # others can read, and so lock
+
+
+@pytest.mark.parametrize("kind", ["closed", "a link", "a file"])
+def test_where_another_has_taken_the_folder_a_user_has_their_own(
+    temporary: Path, kind: str
+) -> None:
+    taken = temporary / "fastdiff-devices"
+    if kind == "closed":
+        taken.mkdir(mode=0o700)
+    elif kind == "a link":
+        (temporary / "target").mkdir()
+        taken.symlink_to(temporary / "target")
+    else:
+        taken.write_text("")
+    assert lock_folder() == temporary / f"fastdiff-devices-{os.getuid()}"
+    with device_for("cpu"), pytest.raises(Full), device_for("cpu", give_up):
+        pass
+    assert kind != "a link" or list((temporary / "target").iterdir()) == []
+
+
+def test_a_lock_is_never_taken_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "cpu.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"), device_for("cpu", give_up, tmp_path):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_user_without_a_name_has_locks_too(
+    monkeypatch: pytest.MonkeyPatch, temporary: Path
+) -> None:
+    import pwd
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    with device_for("cpu", give_up):
+        assert [folder.name for folder in temporary.iterdir()] == ["fastdiff-devices"]

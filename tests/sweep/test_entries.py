@@ -100,6 +100,14 @@ def test_on_another_machine_only_that_machine_can_refuse_for_itself() -> None:
     assert [e.possible for e in entries(*words, elsewhere=True)] == [True, False]
 
 
+@pytest.mark.parametrize("word", ["device=cuda", "precision=tf32", "precision.tf32=true"])
+def test_what_wants_a_gpu_can_run_where_there_is_one(word: str) -> None:
+    words = (word, *(["precision=bf16"] if "." in word else []))
+    (here,) = entries(*words)
+    (there,) = entries(*words, elsewhere=True)
+    assert (here.possible, there.possible) == (False, True)
+
+
 def test_a_grid_that_nobody_can_have_meant_is_refused() -> None:
     check_size(10_000)
     with pytest.raises(UsageError) as refused:

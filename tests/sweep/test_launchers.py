@@ -461,6 +461,23 @@ def test_hydra_takes_the_folder_as_it_stands(tmp_path: Path, name: str) -> None:
     assert again.hydra.sweep.dir == str(tmp_path / name)
 
 
+@needs("hydra_submitit_launcher")
+@pytest.mark.parametrize(("gpus", "asked", "given"), [(0, True, 1), (0, False, 0), (4, False, 1)])
+def test_a_job_gets_a_gpu_where_a_cell_asks_for_one_or_this_machine_has_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, asked: bool, given: int
+) -> None:
+    from dataclasses import replace
+
+    from fastdiff.environment import Gpu, this_machine
+    from fastdiff.sweep import launching
+
+    here = replace(this_machine(), gpus=(Gpu("H100", (9, 0), 1),) * gpus)
+    monkeypatch.setattr(launching, "this_machine", lambda: here)
+    monkeypatch.setattr(launching.shutil, "which", lambda name: f"/usr/bin/{name}")
+    launch = prepare(["hydra/launcher=slurm"], tmp_path / "grid", asked)
+    assert launch.config.hydra.launcher.gpus_per_node == given
+
+
 # What goes wrong with a launcher -------------------------------------------------------------------
 
 

@@ -43,8 +43,13 @@ class Aot(Inductor):
 
     max_autotune: bool | None = None
 
-    def needs_cpp_compiler(self, setting: Setting) -> bool:
-        return True
+    def needs_toolkit(self) -> tuple[str, str] | None:
+        return "compile=aot", "compile=default"
+
+    def tools(self, setting: Setting) -> tuple[str, ...]:
+        """No Python in a package's code, so none of its headers on a CPU, unless kernels are tried out from Python."""
+        needed = super().tools(setting)
+        return needed if setting.device != "cpu" or self.max_autotune else ("c++",)
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
         yield from super().check(setting)

@@ -8,8 +8,6 @@ set around each call and nowhere else.
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
@@ -28,6 +26,31 @@ GUIDE = "https://huggingface.co/docs/diffusers/optimization/fp16#torchcompile"
 TARGETS = ("denoiser", "vae_decode")
 _INSIDE = ("fxgraph", "aotautograd", "triton", "fastdiff")
 """Folders in a cache's folder: Inductor's two indexes, Triton's own, and how long compiling took."""
+
+_TRITONS_LEAST = (7, 0)
+_TRITONS_GPUS = "https://github.com/triton-lang/triton#compatibility"
+_TOOLKIT = "https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html"
+_TOOLS = {
+    "c": (
+        "needs a C compiler, with which Triton builds its launcher (gcc, clang, or the one that CC names), and none is "
+        "on the PATH",
+        "install one (Debian: apt-get install gcc)",
+    ),
+    "c++": (
+        "needs a C++ compiler (g++ or clang++), and none is on the PATH",
+        "install one (Debian: apt-get install g++)",
+    ),
+    "Python.h": (
+        "needs Python's header files, and there is no Python.h",
+        "install them (Debian: apt-get install python3-dev)",
+    ),
+    "cuda.h": (
+        "needs a CUDA toolkit, against whose headers C++ is compiled: there is no include/cuda.h where CUDA_HOME "
+        "says, beside nvcc, or in /usr/local/cuda",
+        "install one of torch's CUDA version and set CUDA_HOME to its folder",
+    ),
+}
+"""What compiling may need: why there is a problem without it, and how to get it."""
 
 
 @dataclass
@@ -140,12 +163,7 @@ class Inductor(Option, Pass):
                     f"leaves the VAE's decode eager: {moves}, which CUDA graphs and frozen weights "
                     "don't survive; precision=bf16 compiles it",
                 )
-        if self.needs_cpp_compiler(setting) and not has_cpp_compiler():
-            yield MachineProblem(
-                choice,
-                "needs a C++ compiler (g++ or clang++), and none is on the PATH",
-                "compile=none, or install one (Debian: apt-get install g++)",
-            )
+        yield from self._lacking(setting)
         if self.use_mixed_mm:
             yield Notice(
                 "compile.use_mixed_mm=true",
@@ -168,8 +186,39 @@ class Inductor(Option, Pass):
         if self.cuda_graphs and setting.device == "cpu":
             yield Notice(choice, "CUDA graphs don't exist on a CPU; the rest of the mode holds")
 
-    def needs_cpp_compiler(self, setting: Setting) -> bool:
-        return setting.device == "cpu"
+    def needs_toolkit(self) -> tuple[str, str] | None:
+        """The choice for which C++ is compiled against CUDA's own headers, and one without; None if nothing is."""
+        return None
+
+    def tools(self, setting: Setting) -> tuple[str, ...]:
+        """What of a machine's tools Inductor, or Triton under it, needs to compile for the run's device."""
+        return {"cpu": ("c++", "Python.h"), "cuda": ("c", "Python.h")}.get(setting.device, ())
+
+    def _lacking(self, setting: Setting) -> Iterator[MachineProblem]:
+        """What compiling needs and this machine lacks."""
+        choice, environment = setting.chosen("compile"), setting.environment
+        for tool in self.tools(setting):
+            if tool not in environment.tools:
+                reason, install = _TOOLS[tool]
+                yield MachineProblem(choice, reason, f"compile=none, or {install}")
+        if setting.device != "cuda":
+            return
+        capability = environment.capability
+        if capability is not None and capability < _TRITONS_LEAST:
+            reason = "Triton, which writes the kernels, needs compute capability 7.0 or newer"
+            here = ".".join(map(str, capability))
+            yield MachineProblem(choice, f"{reason}; here: {here}", "compile=none", _TRITONS_GPUS)
+        elif not environment.has_module("triton"):
+            yield MachineProblem(
+                choice,
+                "needs the package triton, which is not installed",
+                "pip install triton, or compile=none",
+            )
+        needing, without = self.needs_toolkit() or (None, None)
+        for tool in ("c++", "cuda.h"):
+            if needing and tool not in environment.tools:
+                reason, install = _TOOLS[tool]
+                yield MachineProblem(needing, reason, f"{without}, or {install}", _TOOLKIT)
 
     def cache_folder(self) -> Path | None:
         return Path(self.cache_dir).expanduser().absolute() if self.cache_dir else None
@@ -266,13 +315,6 @@ class Inductor(Option, Pass):
 def parts_of(setting: Setting) -> dict[str, Component | None]:
     """The component behind each target."""
     return {"denoiser": setting.denoiser, "vae_decode": setting.vae}
-
-
-def has_cpp_compiler() -> bool:
-    """Whether a C++ compiler is on the PATH, as Inductor needs on a CPU; no program is started to find out."""
-    asked = shlex.split(os.environ.get("CXX", ""))[:1]
-    known = ("g++", "clang++", "c++", *(("cl",) if os.name == "nt" else ()))
-    return any(shutil.which(program) for program in (*asked, *known))
 
 
 @contextmanager

@@ -53,6 +53,10 @@ class Compile(Inductor):
     fullgraph: bool = True
     cpp_wrapper: bool = False
 
+    def needs_toolkit(self) -> tuple[str, str] | None:
+        flag = "compile.cpp_wrapper"
+        return (f"{flag}=true", f"{flag}=false") if self.cpp_wrapper else None
+
     @property
     def does(self) -> str:  # type: ignore[override]
         return f"torch.compile, mode {self.mode}"
