@@ -52,7 +52,7 @@ class Environment:
     gpu_unusable: why a GPU that seems to be here can't be computed on; None if none seems to be, or one can.
     versions: of installed distributions, by name.
     modules: import names that `has_module` knows without looking; tests fill it.
-    tools: of TOOLS, what this machine has.
+    tools: those of TOOLS that `has_tool` knows without looking; tests fill it.
     """
 
     python: str
@@ -68,7 +68,7 @@ class Environment:
     gpu_unusable: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, bool] = field(default_factory=dict)
-    tools: frozenset[str] = TOOLS
+    tools: frozenset[str] | None = None
 
     def device(self, asked: str) -> str:
         """The device that `auto` means here; any other name stays as it is."""
@@ -86,7 +86,7 @@ class Environment:
     def room_bytes(self, device: str) -> int | None:
         """Memory that a run may take: all of its GPU's own, else what is available of the host's. None if unknown."""
         own = self.gpus[0].memory_bytes if device == "cuda" and self.gpus else None
-        return self.available_memory_bytes if own is None else own
+        return own or self.available_memory_bytes
 
     @property
     def capability(self) -> tuple[int, int] | None:
@@ -104,6 +104,10 @@ class Environment:
             return self.modules[name]
         return util.find_spec(name) is not None
 
+    def has_tool(self, name: str) -> bool:
+        """Whether one of TOOLS is here; no program is started to find out."""
+        return name in (tools_here() if self.tools is None else self.tools)
+
     def describe(self, device: str) -> str:
         """The device in words, for the screen: `cpu, 2 threads`."""
         if device == "cuda" and self.gpus:
@@ -114,8 +118,7 @@ class Environment:
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)
         data["cpu_flags"] = sorted(self.cpu_flags & _INTERESTING_FLAGS)
-        data["tools"] = sorted(self.tools)
-        del data["modules"]
+        del data["modules"], data["tools"]
         return data
 
 
@@ -151,7 +154,6 @@ def this_machine() -> Environment:
         torch_cuda=torch_cuda,
         gpu_unusable=_gpu_unusable(nvml, gpus, torch_cuda, _built_for("hip")),
         versions={name: v for name in DISTRIBUTIONS if (v := version_of(name))},
-        tools=tools_here(),
     )
 
 

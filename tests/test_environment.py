@@ -41,7 +41,7 @@ def test_this_machine_is_described_as_plain_data() -> None:
     data = json.loads(json.dumps(here.to_dict()))
     assert data["threads"] == environment.available_processors() >= 1
     assert data["python"].startswith("3.")
-    assert "modules" not in data
+    assert not {"modules", "tools"} & set(data)
     assert data["versions"]["torch"] == metadata.version("torch")
 
 
@@ -476,6 +476,13 @@ def test_a_cuda_toolkit_is_found_where_torch_finds_it(
     (home / "include").mkdir()
     (home / "include" / "cuda.h").write_text("")
     assert environment.tools_here() == {"cuda.h"}
+
+
+def test_a_machine_is_asked_for_its_tools_unless_a_test_tells(bare: Path) -> None:
+    assert machine().has_tool("c") is False
+    program(bare / "gcc")
+    assert machine().has_tool("c") is True
+    assert machine(tools=frozenset()).has_tool("c") is False
 
 
 def test_a_macs_processor_has_the_name_that_it_is_sold_under(

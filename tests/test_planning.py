@@ -15,7 +15,7 @@ import pytest
 
 from fastdiff.composition import compose, with_option
 from fastdiff.config import RunConfig
-from fastdiff.environment import Environment, Gpu
+from fastdiff.environment import TOOLS, Environment, Gpu
 from fastdiff.errors import PlanError, Problem, UsageError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.sources import Shapes
@@ -42,6 +42,7 @@ def machine(gpu: Gpu | None = None, **facts: Any) -> Environment:
         "torch_cuda": "12.8" if gpu else None,
         "versions": {"torch": "2.13.0"},
         "modules": {"torchao": True, "xformers": True, "peft": True, "triton": True},
+        "tools": TOOLS,
     }
     return Environment(**(known | facts))
 
@@ -1273,7 +1274,7 @@ MODES = ["default", "reduce_overhead", "max_autotune", "dynamic", "regional"]
 
 
 def without(on: Environment, *tools: str) -> Environment:
-    return replace(on, tools=on.tools - set(tools))
+    return replace(on, tools=TOOLS - set(tools))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -20,7 +20,7 @@ from conftest import NEEDS_A_GPU, Ran, plan_of
 
 from fastdiff.composition import compose
 from fastdiff.config import CONF_DIR
-from fastdiff.environment import Environment, Gpu
+from fastdiff.environment import TOOLS, Environment, Gpu
 from fastdiff.errors import PlanError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.given import Given
@@ -368,7 +368,8 @@ H100 = Environment(
         "torchao": "0.18.0",
         "transformers": "5.17",
     },
-    modules={"torchao": True, "xformers": True, "peft": True, "DeepCache": True, "torch": True},
+    modules=dict.fromkeys(("torchao", "xformers", "peft", "DeepCache", "torch", "triton"), True),
+    tools=TOOLS,
 )
 CPU = replace(H100, gpus=(), torch_cuda=None)
 

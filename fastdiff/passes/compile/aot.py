@@ -47,9 +47,10 @@ class Aot(Inductor):
         return "compile=aot", "compile=default"
 
     def tools(self, setting: Setting) -> tuple[str, ...]:
-        """No Python in a package's code, so none of its headers on a CPU, unless kernels are tried out from Python."""
-        needed = super().tools(setting)
-        return needed if setting.device != "cpu" or self.max_autotune else ("c++",)
+        """No Python in a package's code, so none of its headers off CUDA, unless kernels are tried out from Python."""
+        if setting.device == "cuda":
+            return super().tools(setting)
+        return ("c++", "Python.h") if self.max_autotune else ("c++",)
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
         yield from super().check(setting)

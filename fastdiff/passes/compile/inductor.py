@@ -198,7 +198,7 @@ class Inductor(Option, Pass):
         """What compiling needs and this machine lacks."""
         choice, environment = setting.chosen("compile"), setting.environment
         for tool in self.tools(setting):
-            if tool not in environment.tools:
+            if not environment.has_tool(tool):
                 reason, install = _TOOLS[tool]
                 yield MachineProblem(choice, reason, f"compile=none, or {install}")
         if setting.device != "cuda":
@@ -216,7 +216,7 @@ class Inductor(Option, Pass):
             )
         needing, without = self.needs_toolkit() or (None, None)
         for tool in ("c++", "cuda.h"):
-            if needing and tool not in environment.tools:
+            if needing and not environment.has_tool(tool):
                 reason, install = _TOOLS[tool]
                 yield MachineProblem(needing, reason, f"{without}, or {install}", _TOOLKIT)
 
