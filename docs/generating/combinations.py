@@ -15,7 +15,7 @@ from itertools import combinations
 
 from fastdiff.composition import compose
 from fastdiff.config import RunConfig, Slot
-from fastdiff.environment import Environment, Gpu
+from fastdiff.environment import TOOLS, Environment, Gpu
 from fastdiff.errors import MachineProblem, PlanError, Problem
 from fastdiff.models.facts import ModelFacts
 from fastdiff.models.sources import model_of
@@ -46,7 +46,8 @@ def machines() -> tuple[Environment, Environment]:
         threads=8,
         memory_bytes=256 * 10**9,
         available_memory_bytes=256 * 10**9,
-        modules={name: True for name in needed if name},
+        modules=dict.fromkeys(filter(None, (*needed, "triton")), True),
+        tools=TOOLS,
     )
     gpu = Gpu("made up", (9, 0), 80 * 10**9)
     return replace(without, gpus=(gpu,), torch_cuda="13.0"), without
