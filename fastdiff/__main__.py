@@ -329,6 +329,8 @@ def _sweep(words: list[str]) -> int:
     from fastdiff.sweep.sweep import exit_code, plan_sweep
 
     sweep = plan_sweep(words)
+    for notice in sweep.notices:
+        print(_in_columns(f"fastdiff: {notice}"), file=sys.stderr)
     with board() as shown_board:
         data = sweep.go(shown_board)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastdiff.composition import compose, with_option
 from fastdiff.config import SLOTS, RunConfig
-from fastdiff.environment import DISTRIBUTIONS, Environment, this_machine, version_of
+from fastdiff.environment import DISTRIBUTIONS, Environment, Gpu, this_machine, version_of
 from fastdiff.errors import MachineProblem, PlanError
 from fastdiff.models.sources import model_of
 from fastdiff.options import available, option_files, schemas
@@ -29,8 +29,11 @@ def report() -> str:
     if machine.memory_bytes and machine.available_memory_bytes:
         free, total = machine.available_memory_bytes / 1e9, machine.memory_bytes / 1e9
         lines.append(row("memory", f"{free:.1f} of {total:.1f} GB free"))
-    gpus = [f"{g.name}, capability {g.capability[0]}.{g.capability[1]}" for g in machine.gpus]
+    gpus = [f"{gpu.name}, capability {_capability(gpu)}" for gpu in machine.gpus]
     lines.append(row("gpu", "; ".join(gpus) or "none"))
+    if machine.gpu_unusable:
+        reason, instead = machine.gpu_unusable
+        lines.append(row("", f"not used: {reason}; instead: {instead}"))
     versions = [f"{name} {machine.versions.get(name, 'MISSING')}" for name in DISTRIBUTIONS]
     versions += [f"{name} {version_of(name) or 'not installed'}" for name in _optional()]
     lines.append(row("packages", ", ".join(versions)))
@@ -42,6 +45,10 @@ def report() -> str:
             lines += _options(slot, plain, machine)
     lines += [*added_rows(), *problem_rows()]
     return "\n".join(lines)
+
+
+def _capability(gpu: Gpu) -> str:
+    return ".".join(map(str, gpu.capability)) if gpu.capability else "unknown"
 
 
 def _arithmetic(machine: Environment) -> str:

@@ -162,19 +162,32 @@ def _device(setting: Setting) -> Iterator[Problem | Notice]:
             instead = f"CUDA_VISIBLE_DEVICES={number[1]} with device=cuda"
         yield Problem(f"device={asked}", f"is none of {', '.join(DEVICES)}", instead)
     elif asked == "auto" and setting.device == "cpu" and environment.gpu_unusable:
-        text = f"takes the processor: {environment.gpu_unusable}; device=cuda refuses, and asks a cluster for a GPU"
-        yield Notice("device=auto", text)
+        reason, instead = environment.gpu_unusable
+        yield Notice("device=auto", f"takes the processor: {reason}; instead: {instead}")
     elif asked == "cuda" and not environment.has_cuda:
         torch = f"the installed torch {environment.versions.get('torch', '')}"
-        reason, instead = "no NVIDIA GPU is visible on this machine", "device=cpu"
-        if environment.torch_cuda is None:
-            reason, instead = (
-                f"{torch} is built without CUDA",
-                "device=cpu, or a CUDA build of torch",
-            )
-        yield MachineProblem("device=cuda", environment.gpu_unusable or reason, instead)
+        reason, instead = "no NVIDIA GPU is visible on this machine", ""
+        if environment.gpu_unusable:
+            reason, instead = environment.gpu_unusable
+        elif environment.torch_cuda is None:
+            reason, instead = f"{torch} is built without CUDA", "a CUDA build of torch"
+        way_out = ", or ".join(filter(None, ("device=cpu", instead)))
+        yield MachineProblem("device=cuda", reason, way_out)
     elif asked == "mps" and not environment.has_mps:
         yield MachineProblem("device=mps", "this is not an Apple-silicon Mac", "device=cpu")
+    if setting.device == "cuda":
+        yield from _order_of_gpus(environment)
+
+
+def _order_of_gpus(environment: Environment) -> Iterator[Notice]:
+    """That CUDA may compute on another GPU than the one that is planned for, because the user gave it an order of its own."""
+    kinds = {(gpu.name, gpu.capability) for gpu in environment.gpus}
+    if environment.cuda_order != "PCI_BUS_ID" and len(kinds) > 1:
+        yield Notice(
+            f"CUDA_DEVICE_ORDER={environment.cuda_order}",
+            f"CUDA may compute on another GPU than the {environment.gpus[0].name} that is planned for; instead: unset "
+            "it, or CUDA_VISIBLE_DEVICES=GPU-..., one UUID of nvidia-smi -L",
+        )
 
 
 def _generation(setting: Setting) -> Iterator[Problem]:

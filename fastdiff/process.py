@@ -127,8 +127,9 @@ def environment_of(variables: Mapping[str, str]) -> dict[str, str]:
 
     CUDA counts GPUs as NVML does, so that a run computes on the one that was planned for; whoever set the order keeps it.
     """
-    environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} | os.environ
-    environment |= {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid()), **variables}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid()), **variables}
+    if not environment.get("CUDA_DEVICE_ORDER"):
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     # It runs wherever the command was typed, so it must find this very package.
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]

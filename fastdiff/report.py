@@ -130,7 +130,7 @@ def _without_torch(device: str) -> dict[str, Any]:
     return {
         "device": device,
         "device_name": gpu.name if gpu else here.cpu,
-        "capability": ".".join(map(str, gpu.capability)) if gpu else None,
+        "capability": ".".join(map(str, gpu.capability)) if gpu and gpu.capability else None,
         **here.versions,
         "python": here.python,
         "os": here.os,

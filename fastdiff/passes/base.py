@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import torch
 
 
+NEEDS_GPU = "needs an NVIDIA GPU"
+"""How the reason of each Problem begins that a machine with such a GPU may well not have."""
+
+
 class Stage(IntEnum):
     """When a pass works. The only place where order lives; later stages build on earlier ones."""
 
@@ -115,10 +119,13 @@ class Requirement:
     def unmet(self, choice: str, setting: Setting) -> MachineProblem | None:
         """The Problem with this machine, if it lacks what is required."""
         if self.device and setting.device != self.device:
-            needs = "an NVIDIA GPU" if self.device == "cuda" else f"device={self.device}"
+            needs = NEEDS_GPU if self.device == "cuda" else f"needs device={self.device}"
             if self.capability:
                 needs += f" of compute capability {_dotted(self.capability)} or newer"
-            reason = f"needs {needs}; device={setting.device}"
+            reason = f"{needs}; device={setting.device}"
+            unusable = setting.environment.gpu_unusable
+            if self.device == "cuda" and setting.run.device == "auto" and unusable:
+                reason += f", for {unusable.reason}"
             return MachineProblem(choice, reason, self.instead, self.source)
         capability = setting.environment.capability
         if self.capability and (capability is None or capability < self.capability):

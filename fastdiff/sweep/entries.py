@@ -14,6 +14,7 @@ from fastdiff.errors import FastdiffError, MachineProblem, UsageError
 from fastdiff.explaining import LITERAL_KEYS
 from fastdiff.grid import Cell, Grid
 from fastdiff.outlook import Outlook
+from fastdiff.passes.base import NEEDS_GPU
 
 _LONGEST_NAME = 60
 
@@ -54,6 +55,12 @@ class Entry:
     def to_run(self) -> bool:
         """Whether it is run under its own name."""
         return self.possible and self.same_as is None
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether only a machine with an NVIDIA GPU can run it."""
+        needs = any(p.reason.startswith(NEEDS_GPU) for p in self.outlook.problems)
+        return self.run is not None and (self.run.device == "cuda" or (self.possible and needs))
 
     @property
     def command(self) -> str:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,33 @@ def check_launcher(own: Sequence[str]) -> str:
     raise UsageError(f"there is no launcher '{name}'\n  {hint}")
 
 
+def runs_elsewhere(own: Sequence[str]) -> bool:
+    """Whether the jobs of the launcher that Hydra's own overrides choose may run on other machines. Raises UsageError.
+
+    Ray without an address begins a cluster of this machine alone.
+    """
+    name = check_launcher(own)
+    key = "hydra.launcher.ray.init.address="
+    named = [word.partition(key)[2] for word in own if key in word]
+    address = named[-1].strip("'\"") if named else ""
+    if name != "ray":
+        return name not in HERE
+    if address in ("", "null"):
+        address = os.environ.get("RAY_ADDRESS", "")
+    return address not in ("", "local")
+
+
 @dataclass
 class Launch:
-    """Hydra's launcher of a sweep, ready; its callbacks know nothing of it yet."""
+    """Hydra's launcher of a sweep, ready; its callbacks know nothing of it yet.
+
+    gpus_typed: whether the user said how many GPUs Ray gives a job.
+    """
 
     name: str
     config: Any
     context: Any
+    gpus_typed: bool = False
 
     def run(self, job: Job) -> Iterator[Any]:
         """Run every task of the job; yields what each returned, an exception where it raised.
@@ -103,8 +123,18 @@ class Launch:
             init.setdefault("object_store_memory", _OBJECT_STORE_BYTES)
         ours = signal.getsignal(signal.SIGTERM)
         ray.init(**init)
+        if self._waits_for_ever(ray.cluster_resources()):
+            raise UsageError(
+                "its cluster has no GPU, and every job asks for one: device=cpu, or hydra.launcher.ray.remote.num_gpus=1 "
+                "waits for one to join"
+            )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)
+
+    def _waits_for_ever(self, resources: Mapping[str, float]) -> bool:
+        """Whether Ray would wait for a GPU that its cluster doesn't have, though nobody said so in as many words."""
+        asked = self.config.hydra.launcher.ray.remote.get("num_gpus") or 0
+        return asked > resources.get("GPU", 0) and not self.gpus_typed
 
     def end(self) -> None:
         """End what of the launcher still goes on in this process: Ray's cluster, or the line to it."""
@@ -166,7 +196,8 @@ def prepare(own: Sequence[str], folder: Path, gpu: bool = False) -> Launch:
         raise UsageError(explain(own, error)) from error
     callbacks = Callbacks(config)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
-    launch = Launch(name, config, context)
+    typed = any("ray.remote.num_gpus=" in word for word in own)
+    launch = Launch(name, config, context, typed)
     launch.check()
     return launch
 

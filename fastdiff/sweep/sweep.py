@@ -30,7 +30,7 @@ from fastdiff.sweep.entries import Entry, check_size, entries_of, grid_identity
 from fastdiff.sweep.folder import SWEEPS, Folder, SweepBusy
 from fastdiff.sweep.how import How, read_how
 from fastdiff.sweep.job import MOST_STARTS, Job, Task
-from fastdiff.sweep.launching import HERE, Launch, check_launcher, prepare
+from fastdiff.sweep.launching import HERE, Launch, prepare, runs_elsewhere
 from fastdiff.sweep.made_with import MACHINE, differences, made_with
 from fastdiff.sweep.rows import blank_row, completed, counts, measured_row, unmeasured_row
 
@@ -52,7 +52,7 @@ class Sweep:
 
     words: everything that was typed after `-m`. entries: of every cell, in the grid's order.
     again: names of the cells of this attempt, whose earlier results no longer count. blind: nobody can be shown anything any more.
-    written_s: when sweep.json was last written, and how long that took.
+    notices: what to know before it begins. written_s: when sweep.json was last written, and how long that took.
     """
 
     words: list[str]
@@ -68,6 +68,7 @@ class Sweep:
     again: frozenset[str] = frozenset()
     turn: int = 0
     blind: bool = False
+    notices: tuple[str, ...] = ()
     unwritten: bool = False
     written_s: tuple[float, float] = (0.0, 0.0)
 
@@ -347,7 +348,7 @@ def plan_sweep(words: Sequence[str]) -> Sweep:
     """A sweep of what was typed after `-m`; nothing is written. Raises UsageError for what can't be read in any cell."""
     how, overrides = read_how(words)
     own = hydras_own(overrides)
-    elsewhere = check_launcher(own) not in HERE
+    elsewhere = runs_elsewhere(own)
     grid = read_grid([word for word in overrides if word not in own])
     check_size(len(grid.cells))
     if all(cell.run is None for cell in grid.cells):
@@ -355,9 +356,23 @@ def plan_sweep(words: Sequence[str]) -> Sweep:
     entries = entries_of(grid, outlooks(grid), elsewhere)
     folder = Folder(_folder(how, entries))
     check_folder(folder.path, "sweep.dir")
-    on_gpu = any(entry.run is not None and entry.run.device == "cuda" for entry in entries)
+    on_gpu = elsewhere and any(entry.wants_gpu for entry in entries)
     launch = prepare(own, folder.path, on_gpu)
-    return Sweep(list(words), how, entries, grid.varied, folder, launch)
+    sweep = Sweep(list(words), how, entries, grid.varied, folder, launch)
+    if elsewhere and not on_gpu:
+        sweep.notices = _left_open(entries, own)
+    return sweep
+
+
+def _left_open(entries: Sequence[Entry], own: Sequence[str]) -> tuple[str, ...]:
+    """That a cluster's jobs get no GPU because this machine has none, unless Hydra's own overrides ask for one."""
+    auto = any(entry.to_run and entry.run and entry.run.device == "auto" for entry in entries)
+    if not auto or this_machine().has_cuda or any("gpu" in word or "gres" in word for word in own):
+        return ()
+    return (
+        "device=auto asks the cluster for no GPU, because this machine has none: jobs may measure processors\n"
+        "  instead: device=cuda asks for one a job",
+    )
 
 
 def _folder(how: How, entries: Sequence[Entry]) -> Path:

@@ -154,7 +154,7 @@ def _made_for(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
         "model": model_of(run).identity(),
         "machine": {
             "device": setting.device,
-            "gpus": [[gpu.name, list(gpu.capability)] for gpu in machine.gpus],
+            "gpus": [[gpu.name, list(gpu.capability or ())] for gpu in machine.gpus],
             "cpu": machine.cpu,
             "cpu_flags": sorted(machine.cpu_flags),
             "os": machine.os,

@@ -8,6 +8,7 @@ set around each call and nowhere else.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 
 from fastdiff.cache_folder import unwritable
 from fastdiff.config import CODE_PLACE
+from fastdiff.environment import requirement_of_torch
 from fastdiff.errors import MachineProblem, Problem, RunError, nearest
 from fastdiff.models.facts import Component
 from fastdiff.passes.base import Fidelity, Notice, Option, Pass, Setting, Stage
@@ -30,27 +32,35 @@ _INSIDE = ("fxgraph", "aotautograd", "triton", "fastdiff")
 _TRITONS_LEAST = (7, 0)
 _TRITONS_GPUS = "https://github.com/triton-lang/triton#compatibility"
 _TOOLKIT = "https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html"
+_CPP, _INSTALL_CPP = (
+    ("clang++", " (xcode-select --install)")
+    if sys.platform == "darwin"
+    else ("g++", " (Debian: apt-get install g++)")
+)
 _TOOLS = {
     "c": (
-        "needs a C compiler, with which Triton builds its launcher (gcc, clang, or the one that CC names), and none is "
-        "on the PATH",
-        "install one (Debian: apt-get install gcc)",
+        "needs a C compiler, with which Triton builds its launcher: the one program that CC names, else gcc or clang; it "
+        "is not on the PATH",
+        "install one (Debian: apt-get install gcc) and unset CC",
     ),
     "c++": (
-        "needs a C++ compiler (g++ or clang++), and none is on the PATH",
-        "install one (Debian: apt-get install g++)",
+        f"needs a C++ compiler: the one program that CXX names, else {_CPP}; it is not on the PATH",
+        f"install {_CPP}{_INSTALL_CPP} and unset CXX, or CXX=NAME of another one",
     ),
     "Python.h": (
         "needs Python's header files, and there is no Python.h",
-        "install them (Debian: apt-get install python3-dev)",
+        "install them (Debian: apt-get install python{python}-dev)",
     ),
     "cuda.h": (
-        "needs a CUDA toolkit, against whose headers C++ is compiled: there is no include/cuda.h where CUDA_HOME "
-        "says, beside nvcc, or in /usr/local/cuda",
-        "install one of torch's CUDA version and set CUDA_HOME to its folder",
+        "needs a CUDA toolkit, against whose headers C++ is compiled: there is no include/cuda.h with "
+        "cuda_runtime.h where CUDA_HOME says, beside nvcc, or in /usr/local/cuda",
+        "install CUDA's toolkit {cuda} and set CUDA_HOME to its folder",
     ),
 }
-"""What compiling may need: why there is a problem without it, and how to get it."""
+"""What compiling may need: why there is a problem without it, and how to get it.
+
+python, cuda: the versions that it is for, two numbers of each.
+"""
 
 
 @dataclass
@@ -151,7 +161,9 @@ class Inductor(Option, Pass):
         elif "vae_decode" in self.targets and self._loses_vae(setting):
             moves = "every call converts the VAE to fp32 (force_upcast)"
             if self.targets == ["vae_decode"]:
-                yield Problem(
+                # On another device there are no graphs, or auto freezes nothing.
+                kind = Problem if self.freezing is True else MachineProblem
+                yield kind(
                     "compile.targets=[vae_decode]",
                     f"nothing would be compiled: {moves}, "
                     "which CUDA graphs and frozen weights don't survive",
@@ -171,7 +183,7 @@ class Inductor(Option, Pass):
             )
         reason = self._cache_unusable()
         if reason:
-            yield Problem(
+            yield MachineProblem(
                 f"compile.cache_dir={self.cache_dir}",
                 reason,
                 "compile.cache_dir=DIR, a folder of your own, or null for Inductor's",
@@ -199,7 +211,7 @@ class Inductor(Option, Pass):
         choice, environment = setting.chosen("compile"), setting.environment
         for tool in self.tools(setting):
             if not environment.has_tool(tool):
-                reason, install = _TOOLS[tool]
+                reason, install = _without(tool, setting)
                 yield MachineProblem(choice, reason, f"compile=none, or {install}")
         if setting.device != "cuda":
             return
@@ -212,12 +224,12 @@ class Inductor(Option, Pass):
             yield MachineProblem(
                 choice,
                 "needs the package triton, which is not installed",
-                "pip install triton, or compile=none",
+                f"pip install {requirement_of_torch('triton') or 'triton'}, or compile=none",
             )
         needing, without = self.needs_toolkit() or (None, None)
         for tool in ("c++", "cuda.h"):
             if needing and not environment.has_tool(tool):
-                reason, install = _TOOLS[tool]
+                reason, install = _without(tool, setting)
                 yield MachineProblem(needing, reason, f"{without}, or {install}", _TOOLKIT)
 
     def cache_folder(self) -> Path | None:
@@ -310,6 +322,13 @@ class Inductor(Option, Pass):
             return stack
 
         return enter
+
+
+def _without(tool: str, setting: Setting) -> tuple[str, str]:
+    """Why there is a problem without a tool, and how to get it on this machine."""
+    reason, install = _TOOLS[tool]
+    python = ".".join(setting.environment.python.split(".")[:2])
+    return reason, install.format(python=python, cuda=setting.environment.torch_cuda)
 
 
 def parts_of(setting: Setting) -> dict[str, Component | None]:
