@@ -275,7 +275,7 @@ def _model(model: Any) -> Any:
     if named.endswith(".safetensors"):
         return {"option": "single_file", "path": named}
     is_path = isinstance(model, os.PathLike) or named.startswith((".", "~", "/", os.sep))
-    if is_path or Path(named).expanduser().is_dir():
+    if is_path or Path(os.path.expanduser(named)).is_dir():
         return {"option": "local", "path": named}
     return {"option": "hub", "id": named} if is_repository(named) else named
 

@@ -14,7 +14,7 @@ def cache_folder() -> Path:
     """The folder, whether it exists or not: what the variable names, or the system's place for a user's caches."""
     named = os.environ.get(VARIABLE)
     if named:
-        return Path(named).expanduser().absolute().resolve()
+        return Path(os.path.expanduser(named)).absolute().resolve()
     from platformdirs import user_cache_path
 
     return user_cache_path("fastdiff").resolve()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ NOTABLE = 0.05
 
 def read_report(named: str) -> dict[str, Any]:
     """A report, named by its file or by its run's folder. Raises UsageError."""
-    path = Path(named).expanduser()
+    path = Path(os.path.expanduser(named))
     way = "a run's folder, or its report.json"
     if path.is_dir():
         path, folder = path / "report.json", path

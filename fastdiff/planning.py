@@ -345,7 +345,7 @@ def lpips_weights() -> Path:
     """Where torch's hub keeps the weights of the AlexNet that LPIPS looks through."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))
-    return Path(home).expanduser() / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    return Path(os.path.expanduser(home)) / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
 
 
 def _caption_rules(quality: Reference, setting: Setting) -> Iterator[Problem]:
@@ -377,7 +377,7 @@ def _caption_rules(quality: Reference, setting: Setting) -> Iterator[Problem]:
 def _no_picture(name: str) -> str | None:
     """Why a file is no picture to compare with; None if it begins like one."""
     try:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if not path.is_file():
             return "there is no such picture"
         with path.open("rb") as file:

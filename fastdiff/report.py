@@ -42,7 +42,7 @@ def weights_identity(run: RunConfig) -> str:
     for slot, _, option in run.options():
         path = getattr(option, "path", None)
         if slot != "model" and path:
-            named[slot] = files_identity(Path(path).expanduser())
+            named[slot] = files_identity(Path(os.path.expanduser(path)))
     return fingerprint([model_of(run).identity(), named])
 
 

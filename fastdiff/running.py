@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -174,7 +175,7 @@ def _how_measured(run: RunConfig) -> dict[str, Any]:
 
 def _picture(path: str) -> Path:
     """The picture that a user compares with. Raises UsageError."""
-    found = Path(path).expanduser().absolute()
+    found = Path(os.path.expanduser(path)).absolute()
     if not found.is_file():
         raise UsageError(
             f"quality.reference={path}: there is no such picture\n"

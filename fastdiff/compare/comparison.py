@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -389,7 +390,7 @@ def visits(pairs: int) -> int:
 def folder_of(a: Side, b: Side, how: How) -> Path:
     """Where results go: the folder asked for, or a new one named by what is compared."""
     if how.dir is not None:
-        return Path(how.dir).expanduser()
+        return Path(os.path.expanduser(how.dir))
     name = fingerprint([a.overrides, b.overrides, how.pairs, how.lives, how.seed])[:8]
     suffixes = ("", *(f"-{number}" for number in range(2, 1000)))
     return next(p for s in suffixes if not (p := COMPARISONS / f"{name}{s}").exists())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ def read_side(typed: str) -> tuple[list[str], str | None]:
     """
     if not typed.strip() or re.match(r"[+~]*[\w.]+=", typed):
         return _split(typed), None
-    path = Path(typed).expanduser()
+    path = Path(os.path.expanduser(typed))
     if path.suffix in (".yaml", ".yml"):
         return [f"recipe={typed}"], None
     report = path if path.name == "report.json" else path / "report.json"

@@ -7,6 +7,7 @@ the machine does meanwhile hits all of them. What is finished stays in the ladde
 from __future__ import annotations
 
 import math
+import os
 import random
 import shutil
 import time
@@ -216,7 +217,7 @@ class Climb:
 def folder_of(name: str, overrides: Sequence[str], how: How) -> Path:
     """Where this ladder's results are kept: the same line finds them again."""
     if how.dir is not None:
-        return Path(how.dir).expanduser()
+        return Path(os.path.expanduser(how.dir))
     return LADDERS / f"{name}-{fingerprint([name, sorted(overrides), how.seed])[:8]}"
 
 

@@ -195,7 +195,7 @@ def hub_cache() -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "huggingface"
     home = Path(os.environ.get("HF_HOME") or home)
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(os.path.expandvars(cache or home / "hub")).expanduser()
+    return Path(os.path.expanduser(os.path.expandvars(cache or home / "hub")))
 
 
 def _variant_of(name: str) -> str | None:

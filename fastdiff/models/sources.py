@@ -5,6 +5,7 @@ Each option says, without importing torch, what is known of its model before it 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -131,7 +132,7 @@ def folder_or_name(named: str | None) -> Path | str | None:
     """A folder if there is one of this name, and else the name, which may be a repository's."""
     if named is None:
         return None
-    folder = Path(named).expanduser()
+    folder = Path(os.path.expanduser(named))
     return folder.absolute() if folder.is_dir() else named
 
 
@@ -303,7 +304,7 @@ class Local(Folder):
                 "model=local needs a folder\n"
                 "  instead: model.path=DIR, a folder that pipeline.save_pretrained(DIR) wrote"
             )
-        return Path(self.path).expanduser().absolute()
+        return Path(os.path.expanduser(self.path)).absolute()
 
 
 @dataclass
@@ -325,7 +326,7 @@ class SingleFile(Model):
                 "model=single_file needs a file\n"
                 "  instead: model.path=FILE.safetensors, a checkpoint that holds the whole pipeline"
             )
-        return Path(self.path).expanduser().absolute()
+        return Path(os.path.expanduser(self.path)).absolute()
 
     def facts(self) -> ModelFacts:
         return read_single_file(self.file)
@@ -337,7 +338,7 @@ class SingleFile(Model):
         return self._by(content_hash)
 
     def _by(self, weights: Callable[[Path], Any]) -> dict[str, Any]:
-        config = Path(self.config).expanduser() if self.config else None
+        config = Path(os.path.expanduser(self.config)) if self.config else None
         return {
             "file": [self.file.name, weights(self.file)],
             "config": files_identity(config, weights) if config else None,

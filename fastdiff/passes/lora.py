@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -249,7 +250,7 @@ class Adapter(Option, Pass):
             reason = "the adapter would do nothing" if nothing else "is not a finite number"
             yield Problem(f"lora.scale={self.scale:g}", reason, "lora.scale=1.0, or lora=none")
         if self.path:
-            yield from self._check_file(Path(self.path).expanduser(), setting)
+            yield from self._check_file(Path(os.path.expanduser(self.path)), setting)
 
     def _check_file(self, file: Path, setting: Setting) -> Iterator[Problem]:
         """Whatever the headers tell: of the adapter's file, and of the model's where they are at hand."""
@@ -301,7 +302,7 @@ class Adapter(Option, Pass):
     def file(self, run: RunConfig) -> Path:
         """The adapter's file on this machine. Raises ModelError if it can't be had."""
         assert self.path  # check() saw to it
-        return Path(self.path).expanduser()
+        return Path(os.path.expanduser(self.path))
 
     def prepare(self, loading: Loading) -> None:
         """Have the file here before anything else is loaded. Raises ModelError."""
@@ -451,12 +452,12 @@ class Lcm(Adapter):
     def _at_hand(self, run: RunConfig) -> Path | None:
         """The adapter's file, as far as it is on this machine or named by its path."""
         if self.path:
-            return Path(self.path).expanduser()
+            return Path(os.path.expanduser(self.path))
         wanted = self._wanted(run)
         if wanted is None:
             return None
         if wanted.endswith(".safetensors"):
-            return Path(wanted).expanduser()
+            return Path(os.path.expanduser(wanted))
         return _cached(wanted)
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:

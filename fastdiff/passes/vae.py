@@ -6,6 +6,7 @@ A replacement is made while the pipeline is built, so that the model's own VAE i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,7 +71,7 @@ class Replacement(Option, Pass):
     def origin(self, model: Model) -> Path | str | None:
         """Where it comes from: a folder, or org/name on the hub; None if nobody said."""
         if self.path is not None:
-            return Path(self.path).expanduser().absolute()
+            return Path(os.path.expanduser(self.path)).absolute()
         return self.id if self.id is not None else self.named_by(model)
 
     def known(self, origin: str, model: Model, own: Component) -> Component | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import cache
 from pathlib import Path
 
@@ -42,6 +43,6 @@ def look_at(path: str | Path) -> tuple[Recipe, list[RecipeProblem]]:
 
 def _place(path: str | Path) -> Path:
     try:
-        return Path(path).expanduser().absolute()
+        return Path(os.path.expanduser(path)).absolute()
     except RuntimeError:  # the home of nobody
         return Path(path).absolute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def weights_content(run: RunConfig) -> str:
     for slot, _, option in run.options():
         path = getattr(option, "path", None)
         if slot != "model" and path:
-            named[slot] = files_identity(Path(path).expanduser(), content_hash)
+            named[slot] = files_identity(Path(os.path.expanduser(path)), content_hash)
     return fingerprint([model_of(run).content(), named])
 
 

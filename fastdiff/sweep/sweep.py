@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 import threading
@@ -378,7 +379,7 @@ def _left_open(entries: Sequence[Entry], own: Sequence[str]) -> tuple[str, ...]:
 def _folder(how: How, entries: Sequence[Entry]) -> Path:
     """Where the sweep is kept: the same grid finds it again."""
     if how.dir is not None:
-        return Path(how.dir).expanduser().absolute()
+        return Path(os.path.expanduser(how.dir)).absolute()
     return (SWEEPS / (how.name or grid_identity(entries)[:8])).absolute()
 
 

@@ -233,7 +233,7 @@ class Inductor(Option, Pass):
                 yield MachineProblem(needing, reason, f"{without}, or {install}", _TOOLKIT)
 
     def cache_folder(self) -> Path | None:
-        return Path(self.cache_dir).expanduser().absolute() if self.cache_dir else None
+        return Path(os.path.expanduser(self.cache_dir)).absolute() if self.cache_dir else None
 
     def _cache_unusable(self) -> str | None:
         """Why nothing could be kept in `cache_dir`, or in a folder in it that Inductor or Triton would use."""
