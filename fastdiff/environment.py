@@ -318,8 +318,10 @@ def _gpu_unusable(
     torch = f"the installed torch {version_of('torch') or ''}".strip()
     for name, words in _OTHERS.items():
         if version := others.get(name):
-            reason = f"{torch} is built for {words} {version}, which fastdiff can't use yet"
-            return Unusable(reason, "an NVIDIA GPU with a CUDA build of torch")
+            return Unusable(
+                f"{torch} is built for {words} {version}, which fastdiff can't use yet",
+                "an NVIDIA GPU with a CUDA build of torch",
+            )
     if not gpus and not any(map(os.path.exists, _SIGNS_OF_NVIDIA)):
         return None
     here = "there is an NVIDIA driver here, but"
@@ -331,9 +333,9 @@ def _gpu_unusable(
                 f"in a container --gpus all and {_CAPABILITIES}, after a driver's update a restart"
             )
             return Unusable(f"{here} nothing can be learned of its GPUs: {reason}", way)
-        version = ctypes.c_int()
+        runs = ctypes.c_int()
         ask = getattr(nvml, "nvmlSystemGetCudaDriverVersion_v2", None)
-        code = None if ask is None else ask(ctypes.byref(version))
+        code = None if ask is None else ask(ctypes.byref(runs))
     if not gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
@@ -342,7 +344,7 @@ def _gpu_unusable(
     if code == _LIBRARY_NOT_FOUND:
         way = f"the driver's whole installation, in a container {_CAPABILITIES}"
         return Unusable(f"{here} not its CUDA library (libcuda)", way)
-    return _too_old(version.value, torch, torch_cuda) if code == 0 else None
+    return _too_old(runs.value, torch, torch_cuda) if code == 0 else None
 
 
 _CAPABILITIES = "NVIDIA_DRIVER_CAPABILITIES=compute,utility"

@@ -20,7 +20,7 @@ import pytest
 import fastdiff.environment
 from fastdiff.__main__ import main
 from fastdiff.composition import compose
-from fastdiff.environment import Environment, version_of
+from fastdiff.environment import Environment, Gpu, Unusable, version_of
 from fastdiff.errors import UsageError
 from fastdiff.models.sources import SHAPES_DIR
 from fastdiff.options import default_options, option_files
@@ -1064,7 +1064,7 @@ def test_doctor_says_what_the_machine_lacks_and_not_what_the_model_does(
     assert "  vae           default, tiny, fp16_fix\n" in said
     assert "  lora          none, lcm, file\n" in said
     assert "not sdpa_efficient: needs an NVIDIA GPU; device=cpu\n" in said
-    assert "not default: needs a C++ compiler (g++ or clang++), and none is" in said
+    assert "not default: needs a C++ compiler: the one program that CXX names," in said
     assert "  compile       none\n" in said
     monkeypatch.setattr(
         "fastdiff.doctor.this_machine", lambda: replace(CPU, modules={"peft": False})
@@ -1072,6 +1072,43 @@ def test_doctor_says_what_the_machine_lacks_and_not_what_the_model_does(
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "not lcm: needs the package peft, which is not installed\n" in said
+
+
+@pytest.mark.parametrize("driver", [True, False])
+def test_doctor_says_why_a_gpu_is_not_used(
+    driver: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu("NVIDIA GPU", None, None)
+    unusable = Unusable("its driver is too old", "a newer one") if driver else None
+    seen = replace(CPU, gpus=(gpu,), torch_cuda="13.0", gpu_unusable=unusable)
+    monkeypatch.setattr("fastdiff.doctor.this_machine", lambda: seen)
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert ("runs go to cpu, " in said) is driver
+    assert "  gpu           NVIDIA GPU, capability unknown\n" in said
+    refused = "                not used: its driver is too old; instead: a newer one\n"
+    assert (refused in said) is driver
+
+
+# Paths ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model=local", "model.path=~nobody-of-this-name/x"],
+        ["model=single_file", "model.path=~nobody-of-this-name/x.safetensors"],
+        ["vae=tiny", "vae.path=~nobody-of-this-name/x"],
+        ["lora=file", "lora.path=~nobody-of-this-name/x.safetensors"],
+        ["quality.reference=~nobody-of-this-name/x.png"],
+        ["recipe=~nobody-of-this-name/x.yaml"],
+    ],
+)
+def test_a_path_of_nobodys_home_is_not_there(
+    words: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words]) == 2
+    assert "~nobody-of-this-name/x" in capsys.readouterr().err
 
 
 # Windows -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fastdiff import environment
-from fastdiff.environment import Environment, Gpu, this_machine, version_of
+from fastdiff.environment import Environment, Gpu, Unusable, this_machine, version_of
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 85_520_809_984)
 A100 = Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 42_298_834_944)
@@ -72,7 +72,14 @@ def test_modules_are_found_without_being_imported() -> None:
         ({"gpus": (T4,)}, "cpu"),
         ({"torch_cuda": "12.8"}, "cpu"),
         ({"has_mps": True}, "mps"),
-        ({"gpus": (T4,), "torch_cuda": "13.0", "gpu_unusable": "a driver too old"}, "cpu"),
+        (
+            {
+                "gpus": (T4,),
+                "torch_cuda": "13.0",
+                "gpu_unusable": Unusable("a driver too old", "a newer one"),
+            },
+            "cpu",
+        ),
     ],
 )
 def test_auto_is_the_best_device(facts: dict[str, Any], device: str) -> None:
@@ -224,6 +231,9 @@ class Nvml:
     def nvmlDeviceGetHandleByUUID(self, name: bytes, handle: Any) -> int:
         return 6  # not found
 
+    def nvmlDeviceGetMigMode(self, handle: Any, now: Any, later: Any) -> int:
+        return 3  # not supported
+
 
 @pytest.mark.parametrize(
     ("visible", "expected"),
@@ -240,7 +250,6 @@ class Nvml:
         ("GPU-2, GPU-0a", (T4, H100)),
         ("GPU-0a,GPU-9", (H100,)),
         ("GPU-", ()),  # which one is it?
-        ("MIG-8932f937-d72c-4106-c12f-20bd9faed9f6", (H100, A100, T4)),  # which NVML doesn't know
     ],
 )
 def test_gpus_are_those_that_cuda_would_show(
@@ -263,36 +272,99 @@ def see(monkeypatch: pytest.MonkeyPatch, visible: str | None) -> None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
 
-class WithInstance(Nvml):
-    """Its second GPU is an instance of the first, which NVML tells by its UUID alone, and its capability by the whole."""
+class Divided(Nvml):
+    """One GPU, divided into instances: those of these numbers, and as many that another container has."""
+
+    numbers = (7, 9)
+
+    def __init__(self, whole: Gpu, *instances: Gpu, hidden: int = 1) -> None:
+        super().__init__(whole, *instances)
+        self.hidden = hidden
 
     def nvmlDeviceGetCount_v2(self, count: Any) -> int:
         count._obj.value = 1
         return 0
 
+    def nvmlDeviceGetMigMode(self, handle: Any, now: Any, later: Any) -> int:
+        now._obj.value, later._obj.value = 1, 0
+        return 0
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: Any, count: Any) -> int:
+        count._obj.value = 7
+        return 0
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: Any, index: int, instance: Any) -> int:
+        if not self.hidden <= index < self.hidden + len(self.gpus) - 1:
+            return 6
+        instance._obj.value = 2 + index - self.hidden
+        return 0
+
+    def nvmlDeviceGetGpuInstanceId(self, handle: Any, number: Any) -> int:
+        number._obj.value = self.numbers[handle.value - 2]
+        return 0
+
+    def nvmlDeviceGetComputeInstanceId(self, handle: Any, number: Any) -> int:
+        number._obj.value = 0
+        return 0
+
     def nvmlDeviceGetHandleByUUID(self, name: bytes, handle: Any) -> int:
-        handle._obj.value = 2
-        return 0 if name in (b"MIG-7", b"MIG-GPU-0a-uuid/1/0") else 6
+        known = {b"GPU-0a-uuid": 1, b"MIG-7": 2, b"MIG-9": 3}
+        handle._obj.value = known.get(name, 0)
+        return 0 if name in known else 6
+
+    def nvmlDeviceGetUUID(self, handle: Any, name: Any, size: int) -> int:
+        name.value = ("GPU-0a-uuid", "MIG-7", "MIG-9")[handle.value - 1].encode()
+        return 0
 
     def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: Any, whole: Any) -> int:
-        if handle.value != 2:
+        if handle.value == 1:
             return 2  # no instance
         whole._obj.value = 1
         return 0
 
     def nvmlDeviceGetCudaComputeCapability(self, handle: Any, major: Any, minor: Any) -> int:
-        if handle.value == 2:
-            return 3
-        return super().nvmlDeviceGetCudaComputeCapability(handle, major, minor)
+        return (
+            3
+            if handle.value > 1
+            else super().nvmlDeviceGetCudaComputeCapability(handle, major, minor)
+        )
 
 
-@pytest.mark.parametrize("visible", ["MIG-7", "MIG-GPU-0a-uuid/1/0", "MIG-7,MIG-8"])
+SMALL = Gpu("NVIDIA H100 MIG 1g.10gb", (9, 0), 10_200_547_328)
+LARGE = Gpu("NVIDIA H100 MIG 3g.40gb", (9, 0), 42_144_366_592)
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected", "uuids"),
+    [
+        ("MIG-7", (SMALL,), ["MIG-7"]),
+        ("MIG-9,MIG-7", (LARGE, SMALL), ["MIG-9", "MIG-7"]),
+        ("MIG-GPU-0a-uuid/9/0", (LARGE,), ["MIG-9"]),  # as drivers before R470 name it
+        (None, (SMALL,), ["MIG-7"]),  # CUDA takes the first instance that it may see
+        ("0", (SMALL,), ["MIG-7"]),
+        ("GPU-0a-uuid", (SMALL,), ["MIG-7"]),
+        ("1", (), []),
+        ("MIG-GPU-0a-uuid/3/0", (SMALL,), [None]),  # which NVML doesn't know: it may well be there
+        ("MIG-8932f937", (SMALL,), [None]),
+    ],
+)
 def test_an_instance_of_a_gpu_has_its_own_memory(
-    visible: str, monkeypatch: pytest.MonkeyPatch
+    visible: str | None,
+    expected: tuple[Gpu, ...],
+    uuids: list[str | None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    instance = Gpu("NVIDIA H100 MIG 1g.10gb", (9, 0), 10_200_547_328)
     see(monkeypatch, visible)
-    assert environment._nvidia_gpus(WithInstance(H100, instance)) == (instance,)
+    found = environment._nvidia_gpus(Divided(H100, SMALL, LARGE))
+    assert found == expected
+    assert [gpu.uuid for gpu in found] == uuids
+
+
+def test_a_gpu_that_is_divided_without_an_instance_for_us_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    see(monkeypatch, None)
+    assert environment._nvidia_gpus(Divided(H100)) == ()
 
 
 def test_a_gpu_that_computes_in_the_hosts_memory_has_none_of_its_own(
@@ -310,7 +382,9 @@ def test_a_gpu_that_computes_in_the_hosts_memory_has_none_of_its_own(
     assert machine(gpus=(T4,), torch_cuda="13.0").room_bytes("cuda") == T4.memory_bytes
 
 
-def test_a_gpu_of_unknown_capability_cannot_be_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_tells_neither_name_nor_capability_is_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Mute(Nvml):
         def nvmlDeviceGetCudaComputeCapability(self, handle: Any, major: Any, minor: Any) -> int:
             return 3
@@ -319,9 +393,9 @@ def test_a_gpu_of_unknown_capability_cannot_be_planned_for(monkeypatch: pytest.M
             return 3
 
     see(monkeypatch, None)
-    assert environment._nvidia_gpus(Mute(H100)) == ()
-    monkeypatch.delattr(Mute, "nvmlDeviceGetCudaComputeCapability")
-    assert [gpu.name for gpu in environment._nvidia_gpus(Mute(H100))] == ["NVIDIA GPU"]
+    (found,) = environment._nvidia_gpus(Mute(H100))
+    assert (found.name, found.capability) == ("NVIDIA GPU", None)
+    assert machine(gpus=(found,), torch_cuda="13.0").capability is None
 
 
 def test_no_driver_and_a_driver_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,72 +419,105 @@ class Old(Nvml):
         return 0
 
 
+class WithoutCuda(Nvml):
+    """A container that was given the driver's NVML, but not its CUDA."""
+
+    def nvmlSystemGetCudaDriverVersion_v2(self, number: Any) -> int:
+        return 12
+
+
+NOT_LOADED = "NVML (libnvidia-ml, which comes with the driver) can't be loaded"
+LEARN = "in a container --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility, after a driver's update a restart"
+OTHER = "which fastdiff can't use yet"
+NVIDIAS = "an NVIDIA GPU with a CUDA build of torch"
+
+
 @pytest.mark.parametrize(
-    ("signs", "nvml", "gpus", "cuda", "hip", "reason"),
+    ("signs", "nvml", "gpus", "builds", "expected"),
     [
-        ([], None, (), None, None, None),
-        ([], None, (), "13.0", None, None),
-        ([DRIVER], None, (), None, None, f"{HERE} {TORCH} is built without CUDA"),
+        ([], None, (), {}, None),
+        ([], None, (), {"cuda": "13.0"}, None),
         (
-            ["/dev/kfd"],
+            [DRIVER],
             None,
             (),
-            None,
-            "6.4",
-            f"{TORCH} is built for AMD's ROCm 6.4, which fastdiff doesn't use yet",
+            {},
+            (f"{HERE} {TORCH} is built without CUDA", "a CUDA build of torch"),
         ),
-        ([], None, (), None, "6.4", None),
+        ([], None, (), {"hip": "6.4"}, (f"{TORCH} is built for AMD's ROCm 6.4, {OTHER}", NVIDIAS)),
         (
-            ["/dev/nvhost-gpu"],
+            [],
             None,
             (),
-            "13.0",
+            {"xpu": "20250301"},
+            (f"{TORCH} is built for Intel's GPUs, version 20250301, {OTHER}", NVIDIAS),
+        ),
+        (
+            ["/dev/nvhost-gpu"],  # a Jetson
             None,
-            f"{HERE} nothing can be learned of its GPUs: NVML (libnvidia-ml, which comes with the driver) "
-            "can't be loaded (in a container: NVIDIA_DRIVER_CAPABILITIES=compute,utility)",
+            (),
+            {"cuda": "13.0"},
+            (f"{HERE} nothing can be learned of its GPUs: {NOT_LOADED}", LEARN),
         ),
         (
             [DRIVER],
             Nvml(works=False),
             (),
-            "13.0",
-            None,
-            f"{HERE} nothing can be learned of its GPUs: NVML can't be started: its error 9 "
-            "(in a container: NVIDIA_DRIVER_CAPABILITIES=compute,utility)",
+            {"cuda": "13.0"},
+            (
+                f"{HERE} nothing can be learned of its GPUs: NVML can't be started: its error 9",
+                LEARN,
+            ),
         ),
         (
-            [DRIVER],
+            [],  # as under WSL
             Old(H100),
             (H100,),
-            "13.0",
-            None,
-            f"{TORCH} is built for CUDA 13.0, and this machine's NVIDIA driver runs CUDA 12.4 at most",
+            {"cuda": "13.0"},
+            (
+                f"{TORCH} is built for CUDA 13.0, and this machine's NVIDIA driver runs CUDA 12.4 at most",
+                "a driver of CUDA 13, or a torch that is built for CUDA 12.4",
+            ),
         ),
-        ([DRIVER], Old(H100), (H100,), "12.8", None, None),  # one major version is enough
-        ([DRIVER], Nvml(H100), (H100,), "13.0", None, None),  # which doesn't say
+        ([DRIVER], Old(H100), (H100,), {"cuda": "12.8"}, None),  # one major version is enough
+        ([DRIVER], Old(H100), (H100,), {"cuda": "11.8"}, None),
+        ([DRIVER], Nvml(H100), (H100,), {"cuda": "13.0"}, None),  # which doesn't say
+        (
+            [DRIVER],
+            WithoutCuda(H100),
+            (H100,),
+            {"cuda": "13.0"},
+            (
+                f"{HERE} not its CUDA library (libcuda)",
+                "the driver's whole installation, in a container NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+            ),
+        ),
     ],
 )
 def test_why_a_gpu_that_is_here_cannot_be_used(
     signs: list[str],
     nvml: Any,
     gpus: tuple[Gpu, ...],
-    cuda: str | None,
-    hip: str | None,
-    reason: str | None,
+    builds: dict[str, str],
+    expected: tuple[str, str] | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(environment.os.path, "exists", lambda path: path in signs)
-    assert environment._gpu_unusable(nvml, gpus, cuda, hip) == reason
+    assert environment._gpu_unusable(nvml, gpus, builds.get("cuda"), builds) == expected
 
 
 def test_a_gpu_that_is_hidden_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment.os.path, "exists", lambda path: path == DRIVER)
     reason = f"{HERE} no GPU is visible to this process"
     see(monkeypatch, None)
-    assert environment._gpu_unusable(Nvml(), (), "13.0", None) == reason
+    assert environment._gpu_unusable(Nvml(), (), "13.0", {}) == (
+        reason,
+        "a job with a GPU, or a MIG instance",
+    )
     see(monkeypatch, "-1")
-    assert environment._gpu_unusable(Nvml(H100), (), "13.0", None) == (
-        f"{reason} (CUDA_VISIBLE_DEVICES=-1)"
+    assert environment._gpu_unusable(Nvml(H100), (), "13.0", {}) == (
+        f"{reason} (CUDA_VISIBLE_DEVICES=-1)",
+        "unset that variable",
     )
 
 
@@ -421,7 +528,7 @@ def test_a_gpu_that_is_hidden_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> 
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with one empty folder of programs, and no headers."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    for name in ("CC", "CXX", "CUDA_HOME", "CUDA_PATH"):
+    for name in ("CC", "CXX", "CUDA_HOME", "CUDA_PATH", "CUDA_INC_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(environment, "_python_headers", lambda: [tmp_path / "include"])
     monkeypatch.setattr(environment, "_USUAL_CUDA_HOME", tmp_path / "cuda")
@@ -437,22 +544,51 @@ def program(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "tool"),
-    [("gcc", "c"), ("clang", "c"), ("g++", "c++"), ("clang++", "c++"), ("c++", "c++")],
+    [("gcc", "c"), ("clang", "c"), ("cc", None), ("g++", "c++"), ("clang++", None), ("c++", None)],
 )
-def test_compilers_are_looked_for_and_none_is_started(bare: Path, name: str, tool: str) -> None:
+def test_compilers_are_looked_for_and_none_is_started(
+    bare: Path, name: str, tool: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment.sys, "platform", "linux")
     assert environment.tools_here() == set()
     program(bare / name)
-    assert environment.tools_here() == {tool}
+    assert environment.tools_here() == ({tool} if tool else set())
+
+
+def test_a_macs_cpp_compiler_is_clang(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(bare / "clang++")
+    monkeypatch.setattr(environment.sys, "platform", "darwin")
+    assert environment.tools_here() == {"c++"}
 
 
 @pytest.mark.parametrize(("variable", "tool"), [("CC", "c"), ("CXX", "c++")])
-def test_a_compiler_that_is_named(
-    bare: Path, variable: str, tool: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("named", "works"), [("my-own", True), ("my-own -O2", False), ("gone", False), ("", False)]
+)
+def test_a_compiler_that_is_named_is_one_program_and_no_other_is_looked_for(
+    bare: Path,
+    variable: str,
+    tool: str,
+    named: str,
+    works: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    program(bare / "my-own")
-    assert environment.tools_here() == set()
-    monkeypatch.setenv(variable, "my-own -O2")
-    assert environment.tools_here() == {tool}
+    for name in ("my-own", "gcc", "g++"):
+        program(bare / name)
+    assert environment.tools_here() == {"c", "c++"}
+    monkeypatch.setenv(variable, named)
+    assert environment.tools_here() == {"c", "c++"} - (set() if works else {tool})
+
+
+def test_torch_takes_a_named_cpp_compiler_for_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the plan has it: with other words behind the program's name Inductor finds none."""
+    from torch._inductor import config, cpp_builder, exc
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "g++ -O2"))
+    cpp_builder.cpp_compiler_search.cache_clear()
+    with pytest.raises(exc.InvalidCxxCompiler):
+        cpp_builder.get_cpp_compiler()
+    cpp_builder.cpp_compiler_search.cache_clear()
 
 
 def test_pythons_headers(bare: Path) -> None:
@@ -475,7 +611,16 @@ def test_a_cuda_toolkit_is_found_where_torch_finds_it(
     assert environment.tools_here() == set()  # a compiler without its headers
     (home / "include").mkdir()
     (home / "include" / "cuda.h").write_text("")
+    assert environment.tools_here() == set()  # the driver's part of it alone
+    (home / "include" / "cuda_runtime.h").write_text("")
     assert environment.tools_here() == {"cuda.h"}
+
+
+def test_what_torch_wants_is_read_from_its_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    wants = ["filelock", 'triton==3.7.0; platform_system == "Linux"', "triton-other>=1"]
+    monkeypatch.setattr(metadata, "requires", lambda name: wants)
+    assert environment.requirement_of_torch("triton") == "triton==3.7.0"
+    assert environment.requirement_of_torch("sympy") is None
 
 
 def test_a_machine_is_asked_for_its_tools_unless_a_test_tells(bare: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from fastdiff.composition import compose, with_option
 from fastdiff.config import RunConfig
-from fastdiff.environment import TOOLS, Environment, Gpu
+from fastdiff.environment import TOOLS, Environment, Gpu, Unusable
 from fastdiff.errors import PlanError, Problem, UsageError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.sources import Shapes
@@ -326,15 +326,49 @@ def test_a_device_that_is_not_there(
 
 def test_a_gpu_that_cannot_be_used_is_told_to_who_asks_for_it_and_who_leaves_it_open() -> None:
     reason = "there is an NVIDIA driver here, but no GPU is visible to this process"
-    on = machine(torch_cuda="13.0", gpu_unusable=reason)
-    assert problems(a_run(device="cuda"), on) == [("device=cuda", reason, "device=cpu")]
+    on = machine(torch_cuda="13.0", gpu_unusable=Unusable(reason, "unset that variable"))
+    assert problems(a_run(device="cuda"), on) == [
+        ("device=cuda", reason, "device=cpu, or unset that variable")
+    ]
     assert notices(a_run(device="auto"), on) == [
-        (
-            "device=auto",
-            f"takes the processor: {reason}; device=cuda refuses, and asks a cluster for a GPU",
-        )
+        ("device=auto", f"takes the processor: {reason}; instead: unset that variable")
     ]
     assert notices(a_run(device="cpu"), on) == []
+    needs = "needs an NVIDIA GPU of compute capability 8.9 or newer; device=cpu"
+    fp8 = ("quant=fp8", "precision=bf16")
+    assert problems(a_run(*fp8), on) == [("quant=fp8", f"{needs}, for {reason}", "quant=int8")]
+    assert problems(a_run(*fp8, device="cpu"), on) == [("quant=fp8", needs, "quant=int8")]
+
+
+@pytest.mark.parametrize(
+    ("order", "gpus", "said"),
+    [
+        ("PCI_BUS_ID", 2, False),
+        ("FASTEST_FIRST", 2, True),
+        ("FASTEST_FIRST", 1, False),
+    ],
+)
+def test_an_order_of_gpus_that_is_not_the_plans_is_told(order: str, gpus: int, said: bool) -> None:
+    both = (Gpu("NVIDIA L4", (8, 9), 24 * GIB), Gpu("NVIDIA H100", (9, 0), 80 * GIB))
+    on = machine(gpus=both[:gpus], torch_cuda="13.0", cuda_order=order)
+    expected = (
+        "CUDA_DEVICE_ORDER=FASTEST_FIRST",
+        "CUDA may compute on another GPU than the NVIDIA L4 that is planned for; instead: unset it, or "
+        "CUDA_VISIBLE_DEVICES=GPU-..., one UUID of nvidia-smi -L",
+    )
+    assert notices(a_run(), on) == [expected] * said
+
+
+def test_a_gpu_of_unknown_capability_is_used_but_not_for_what_needs_a_known_one() -> None:
+    on = machine(Gpu("NVIDIA GPU", None, None))
+    assert problems(a_run("compile=default", "precision=bf16"), on) == []
+    assert problems(a_run("quant=fp8", "precision=bf16"), on) == [
+        (
+            "quant=fp8",
+            "needs compute capability 8.9 or newer; here: unknown",
+            "quant=int8",
+        )
+    ]
 
 
 # What is drawn and measured ------------------------------------------------------------------------
@@ -1254,23 +1288,26 @@ def test_a_target_that_the_model_lacks_is_refused() -> None:
     assert problems(a_run("compile=default"), CPU, None) == []
 
 
-INSTALL_CPP = "install one (Debian: apt-get install g++)"
-NO_CPP = "needs a C++ compiler (g++ or clang++), and none is on the PATH"
+INSTALL_CPP = "install g++ (Debian: apt-get install g++) and unset CXX, or CXX=NAME of another one"
+NO_CPP = "needs a C++ compiler: the one program that CXX names, else g++; it is not on the PATH"
 NO_HEADERS = (
     "needs Python's header files, and there is no Python.h",
-    "compile=none, or install them (Debian: apt-get install python3-dev)",
+    "compile=none, or install them (Debian: apt-get install python3.12-dev)",
 )
 NO_C = (
-    "needs a C compiler, with which Triton builds its launcher (gcc, clang, or the one that CC names), "
-    "and none is on the PATH",
-    "compile=none, or install one (Debian: apt-get install gcc)",
+    "needs a C compiler, with which Triton builds its launcher: the one program that CC names, else gcc "
+    "or clang; it is not on the PATH",
+    "compile=none, or install one (Debian: apt-get install gcc) and unset CC",
 )
 NO_TOOLKIT = (
-    "needs a CUDA toolkit, against whose headers C++ is compiled: there is no include/cuda.h where "
-    "CUDA_HOME says, beside nvcc, or in /usr/local/cuda"
+    "needs a CUDA toolkit, against whose headers C++ is compiled: there is no include/cuda.h with "
+    "cuda_runtime.h where CUDA_HOME says, beside nvcc, or in /usr/local/cuda"
 )
-INSTALL_TOOLKIT = "install one of torch's CUDA version and set CUDA_HOME to its folder"
-MODES = ["default", "reduce_overhead", "max_autotune", "dynamic", "regional"]
+INSTALL_TOOLKIT = "install CUDA's toolkit 12.8 and set CUDA_HOME to its folder"
+MODES = [
+    *("default", "reduce_overhead", "max_autotune", "max_autotune_no_cudagraphs"),
+    *("dynamic", "regional"),
+]
 
 
 def without(on: Environment, *tools: str) -> Environment:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -171,59 +173,177 @@ def test_a_name_that_nvml_does_not_know_is_a_lock_by_itself(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-GPU-8a3f/1/0")
     with device_for("cuda", give_up, tmp_path) as variables:
         assert variables == {"CUDA_VISIBLE_DEVICES": "MIG-GPU-8a3f/1/0"}
-        assert [file.name for file in tmp_path.iterdir()] == ["MIG-GPU-8a3f_1_0.lock"]
+        assert [file.name for file in tmp_path.iterdir()] == ["fastdiff-gpu-MIG-GPU-8a3f_1_0.lock"]
         with pytest.raises(Full), device_for("cuda", give_up, tmp_path):
             pass
 
 
-# Their folder --------------------------------------------------------------------------------------
+def test_names_behind_those_that_cuda_looks_at_are_no_gpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here(monkeypatch, "GPU-a")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,9")
+    first = device_for("cuda", give_up, tmp_path)
+    with first, pytest.raises(Full), device_for("cuda", give_up, tmp_path):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
+def test_cells_on_other_parts_of_the_processor_do_not_wait(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def may_use(*processors: int) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(processors))
+
+    may_use(0, 1)
+    with device_for("cpu", give_up, tmp_path):
+        may_use(2, 3)  # another job of a scheduler, on the same machine
+        with device_for("cpu", give_up, tmp_path):
+            may_use(1, 4)  # shares a part of it with the first
+            with pytest.raises(Full), device_for("cpu", give_up, tmp_path):
+                pass
+            may_use(4)  # which nobody holds for having asked
+            with device_for("cpu", give_up, tmp_path):
+                pass
+
+
+# Their files ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
+def system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A system with one folder for all users, which belongs to root, and one for temporary files."""
+    shared = tmp_path / "lock"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(devices, "_SHARED", (str(shared),))
+    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
     return tmp_path
 
 
-def test_all_users_of_a_machine_share_the_locks(temporary: Path) -> None:
-    folder = lock_folder()
-    assert folder == temporary / "fastdiff-devices" == lock_folder()
-    assert folder.stat().st_mode & 0o7777 == 0o1777
-    with device_for("cpu"):
+ROOTS = pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="makes folders of root's"
+)
+
+
+@ROOTS
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_all_users_of_a_machine_share_the_locks(system: Path, umask: int) -> None:
+    assert lock_folder() == system / "lock"
+    before = os.umask(umask)
+    try:
+        with device_for("cpu", give_up):
+            (lock,) = (system / "lock").iterdir()
+            assert lock.name == "fastdiff-cpu-0.lock"
+            assert lock.stat().st_mode & 0o777 == 0o444  # others can read, and so lock
+            with pytest.raises(Full), device_for("cpu", give_up):
+                pass
+    finally:
+        os.umask(before)
+    with device_for("cpu", give_up):
+        pass
+
+
+@ROOTS
+def test_another_user_waits_for_the_same_lock(system: Path) -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own are for one user
+    folder.chmod(0o1777)
+    program = (
+        "import fcntl, os, sys\nfrom pathlib import Path\nfrom fastdiff.sweep import devices\n"
+        "os.setgid(12345)\nos.setuid(12345)\nos.sched_getaffinity = lambda process: {0}\n"
+        "def full(): sys.exit(7)\n"
+        "with devices.device_for('cpu', full, Path(sys.argv[1])): pass\n"
+    )
+
+    def as_another() -> int:
+        environment = {**os.environ, "PYTHONPATH": str(Path(devices.__file__).parents[2])}
+        command = [sys.executable, "-c", program, str(folder)]
+        return subprocess.run(command, env=environment, check=False).returncode
+
+    try:
+        assert as_another() == 0  # it makes the file
         (lock,) = folder.iterdir()
-        assert (
-            lock.stat().st_mode & 0o777 & ~0o022 == 0o644 & ~0o022
-        )  # others can read, and so lock
+        assert lock.stat().st_uid == 12345
+        with device_for("cpu", give_up, folder):
+            assert as_another() == 7
+        assert as_another() == 0
+    finally:
+        shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("kind", ["closed", "a link", "a file"])
-def test_where_another_has_taken_the_folder_a_user_has_their_own(
-    temporary: Path, kind: str
-) -> None:
-    taken = temporary / "fastdiff-devices"
+@pytest.mark.parametrize("kind", ["not root's", "closed", "not sticky", "missing"])
+def test_a_folder_in_which_files_are_not_safe_is_not_shared(system: Path, kind: str) -> None:
+    shared = system / "lock"
     if kind == "closed":
-        taken.mkdir(mode=0o700)
-    elif kind == "a link":
-        (temporary / "target").mkdir()
-        taken.symlink_to(temporary / "target")
+        shared.chmod(0o755)
+    elif kind == "not sticky":
+        shared.chmod(0o777)
+    elif kind == "missing":
+        shared.rmdir()
     else:
-        taken.write_text("")
-    assert lock_folder() == temporary / f"fastdiff-devices-{os.getuid()}"
-    with device_for("cpu"), pytest.raises(Full), device_for("cpu", give_up):
+        # As root the test gives it away; as another user it never was root's.
+        if os.getuid() == 0:
+            os.chown(shared, 12345, 12345)
+    own = system / "tmp" / f"fastdiff-devices-{os.getuid()}"
+    assert lock_folder() == own
+    assert own.stat().st_mode & 0o777 == 0o700
+    with device_for("cpu", give_up), pytest.raises(Full), device_for("cpu", give_up):
         pass
-    assert kind != "a link" or list((temporary / "target").iterdir()) == []
 
 
-def test_a_lock_is_never_taken_through_a_link(tmp_path: Path) -> None:
-    (tmp_path / "cpu.lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="symbolic links"), device_for("cpu", give_up, tmp_path):
-        pass
-    assert not (tmp_path / "elsewhere").exists()
-
-
-def test_a_user_without_a_name_has_locks_too(
-    monkeypatch: pytest.MonkeyPatch, temporary: Path
+@pytest.mark.parametrize("kind", ["a link", "a pipe", "a folder"])
+def test_what_another_user_put_in_a_locks_place_leaves_this_users_cells_waiting_for_one_another(
+    system: Path, kind: str
 ) -> None:
+    taken = system / "lock" / "fastdiff-cpu-0.lock"
+    if kind == "a link":
+        taken.symlink_to(system / "elsewhere")
+    elif kind == "a pipe":
+        os.mkfifo(taken)
+    else:
+        taken.mkdir()
+    first = device_for("cpu", give_up, system / "lock")
+    with first, pytest.raises(Full), device_for("cpu", give_up, system / "lock"):
+        pass
+    assert not (system / "elsewhere").exists()
+    own = system / "tmp" / f"fastdiff-devices-{os.getuid()}"
+    assert [file.name for file in own.iterdir()] == ["fastdiff-cpu-0.lock"]
+
+
+def test_a_folder_of_ones_own_that_another_can_write_is_refused(system: Path) -> None:
+    (system / "lock").chmod(0o755)
+    own = system / "tmp" / f"fastdiff-devices-{os.getuid()}"
+    own.mkdir()
+    own.chmod(0o777)
+    with pytest.raises(OSError) as refused, device_for("cpu", give_up):
+        pass
+    assert str(refused.value) == (
+        f"{own}, in which cells wait for one another, can be written by others\n"
+        "  instead: remove it, or TMPDIR=DIR"
+    )
+
+
+def test_a_lock_that_was_removed_while_it_was_taken_counts_for_nothing(
+    system: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, opened = system / "lock", devices._opened
+
+    def removed_meanwhile(file: Path) -> object:
+        found = opened(file)
+        file.unlink()
+        return found
+
+    monkeypatch.setattr(devices, "_opened", removed_meanwhile)
+    with pytest.raises(Full), device_for("cpu", give_up, folder):
+        pass
+    monkeypatch.setattr(devices, "_opened", opened)
+    with device_for("cpu", give_up, folder):
+        pass
+
+
+def test_a_user_without_a_name_has_locks_too(monkeypatch: pytest.MonkeyPatch, system: Path) -> None:
     import pwd
 
     def unknown(uid: int) -> None:
@@ -232,5 +352,6 @@ def test_a_user_without_a_name_has_locks_too(
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
+    (system / "lock").chmod(0o755)
     with device_for("cpu", give_up):
-        assert [folder.name for folder in temporary.iterdir()] == ["fastdiff-devices"]
+        assert [f.name for f in (system / "tmp").iterdir()] == [f"fastdiff-devices-{os.getuid()}"]

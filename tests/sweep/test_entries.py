@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
 from fastdiff.composition import compose
+from fastdiff.environment import this_machine
 from fastdiff.errors import UsageError
 from fastdiff.grid import read_grid
 from fastdiff.outlook import outlooks
@@ -106,6 +108,26 @@ def test_what_wants_a_gpu_can_run_where_there_is_one(word: str) -> None:
     (here,) = entries(*words)
     (there,) = entries(*words, elsewhere=True)
     assert (here.possible, there.possible) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "wants"),
+    [
+        (["device=cuda"], True),
+        (["device=auto", "quant=fp8", "precision=bf16"], True),
+        (["device=auto", "precision=tf32"], True),
+        (["device=auto"], False),
+        (["device=cpu"], False),
+        (["device=auto", "quant=fp8", "precision=bf16", "attention=math", "qkv=fused"], False),
+    ],
+)
+def test_a_cell_that_only_a_gpu_can_run_wants_one(
+    words: list[str], wants: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = replace(this_machine(), gpus=(), torch_cuda=None, gpu_unusable=None)
+    monkeypatch.setattr("fastdiff.environment.this_machine", lambda: here)
+    (entry,) = entries(*words, elsewhere=True)
+    assert entry.wants_gpu is wants
 
 
 def test_a_grid_that_nobody_can_have_meant_is_refused() -> None:

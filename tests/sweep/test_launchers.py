@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
+from fastdiff.environment import this_machine
 from fastdiff.errors import UsageError
 from fastdiff.sweep.folder import Folder
 from fastdiff.sweep.job import Job
-from fastdiff.sweep.launching import check_launcher, prepare
+from fastdiff.sweep.launching import check_launcher, prepare, runs_elsewhere
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -468,7 +469,7 @@ def test_a_job_gets_a_gpu_where_a_cell_asks_for_one_or_this_machine_has_some(
 ) -> None:
     from dataclasses import replace
 
-    from fastdiff.environment import Gpu, this_machine
+    from fastdiff.environment import Gpu
     from fastdiff.sweep import launching
 
     here = replace(this_machine(), gpus=(Gpu("H100", (9, 0), 1),) * gpus)
@@ -476,6 +477,61 @@ def test_a_job_gets_a_gpu_where_a_cell_asks_for_one_or_this_machine_has_some(
     monkeypatch.setattr(launching.shutil, "which", lambda name: f"/usr/bin/{name}")
     launch = prepare(["hydra/launcher=slurm"], tmp_path / "grid", asked)
     assert launch.config.hydra.launcher.gpus_per_node == given
+
+
+@needs("hydra_ray_launcher")
+@pytest.mark.parametrize(
+    ("words", "variable", "elsewhere"),
+    [
+        (["hydra/launcher=ray"], None, False),  # a cluster of this machine alone
+        (["hydra/launcher=ray", "hydra.launcher.ray.init.address=local"], None, False),
+        (["hydra/launcher=ray", "hydra.launcher.ray.init.address=auto"], None, True),
+        (["hydra/launcher=ray", "+hydra.launcher.ray.init.address='ray://head:1'"], None, True),
+        (["hydra/launcher=ray"], "auto", True),
+        ([], "auto", False),
+    ],
+)
+def test_rays_jobs_run_elsewhere_where_a_cluster_is_named(
+    words: list[str], variable: str | None, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert runs_elsewhere(words) is elsewhere
+
+
+@needs("hydra_ray_launcher")
+def test_a_ray_without_a_gpu_is_not_asked_for_one_for_ever(tmp_path: Path) -> None:
+    launch = prepare(["hydra/launcher=ray"], tmp_path, gpu=True)
+    assert launch._waits_for_ever({"CPU": 8.0})
+    assert not launch._waits_for_ever({"CPU": 8.0, "GPU": 1.0})
+    typed = ["hydra/launcher=ray", "hydra.launcher.ray.remote.num_gpus=1"]
+    assert not prepare(typed, tmp_path, gpu=True)._waits_for_ever({"CPU": 8.0})
+
+
+@needs("hydra_submitit_launcher")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hydra/launcher=slurm"], True),
+        (["hydra/launcher=slurm", "device=cuda"], False),
+        (["hydra/launcher=slurm", "device=cpu"], False),
+        (["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=1"], False),
+        ([], False),
+    ],
+)
+def test_a_sweep_that_leaves_the_device_to_a_cluster_says_that_it_asks_for_no_gpu(
+    words: list[str], said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastdiff.sweep import launching, sweep
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launching.shutil, "which", lambda name: f"/usr/bin/{name}")
+    planned = sweep.plan_sweep(["precision=fp32,bf16", "quality=none", *words])
+    assert planned.notices == (
+        "device=auto asks the cluster for no GPU, because this machine has none: jobs may measure processors\n"
+        "  instead: device=cuda asks for one a job",
+    ) * (said and not this_machine().has_cuda)
 
 
 # What goes wrong with a launcher -------------------------------------------------------------------
