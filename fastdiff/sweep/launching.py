@@ -123,7 +123,8 @@ class Launch:
             init.setdefault("object_store_memory", _OBJECT_STORE_BYTES)
         ours = signal.getsignal(signal.SIGTERM)
         ray.init(**init)
-        if self._waits_for_ever(ray.cluster_resources()):
+        resources: Any = ray.cluster_resources  # which Ray gives no types
+        if self._waits_for_ever(resources()):
             raise UsageError(
                 "its cluster has no GPU, and every job asks for one: device=cpu, or hydra.launcher.ray.remote.num_gpus=1 "
                 "waits for one to join"
