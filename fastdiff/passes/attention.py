@@ -316,7 +316,7 @@ class SdpaCudnn(SdpaBackend):
         if capability == (9, 0) or capability[0] == 10:
             yield Notice(
                 choice,
-                f"{name} has head dimensions of {_listed(long)}, and cuDNN takes more than 128 from 9.22 on alone",
+                f"{name} has head dimensions of {_listed(long)}, and only cuDNN 9.22 or newer takes more than 128",
             )
         else:
             yield MachineProblem(

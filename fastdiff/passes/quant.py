@@ -328,8 +328,8 @@ class Int8(Quant):
         if setting.run.choices["precision"] == "fp16":
             yield Notice(
                 "quant=int8",
-                "in fp16 torchao's products are infinite from 514 times the largest weight of their row on; "
-                "precision=bf16 has no such limit",
+                "in fp16 a product may become infinite from 514 times the largest weight of its row on, because torchao "
+                "rounds it before the weights' scale; precision=bf16 has room for it",
             )
         if setting.run.choices["compile"] == "none":
             yield Notice(
