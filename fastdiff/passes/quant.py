@@ -311,6 +311,9 @@ def dead_projections(part: nn.Module) -> set[str]:
 class Int8(Quant):
     """Int8 weights and activations, each activation row's scale taken while it runs.
 
+    On CUDA, layers stay as they are that see 16 rows or fewer in a call of this run (embeddings, modulation), or whose
+    inputs and outputs are no multiples of 8: its int8 products take none such.
+
     swap_conv: turn 1x1 convolutions (stride 1, no padding, no groups) into linear layers first.
     swap_channels: only convolutions that have one of these numbers of input or output channels.
     """

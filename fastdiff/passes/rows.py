@@ -126,7 +126,7 @@ def fewest_rows(pipe: Any, names: Any, call: Callable[[], Any], splits: Any = ()
             setattr(part, method, answers)
         call()
     finally:
-        for part, method, own in replaced:
+        for part, method, own in reversed(replaced):
             delattr(part, method)
             if own is not None:
                 setattr(part, method, own)

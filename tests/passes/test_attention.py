@@ -275,7 +275,7 @@ def head_dims_of(part: Any) -> set[int]:
     return {m.to_q.out_features // m.heads for m in modules}
 
 
-@pytest.mark.parametrize("name", ["sd1", "bk_sdm_small", "sdxl", "flux_dev"])
+@pytest.mark.parametrize("name", ["sd1", "bk_sdm_small", "sdxl", "flux_schnell"])
 def test_head_dimensions_are_those_of_the_modules(name: str) -> None:
     from fastdiff.models.architectures import ARCHITECTURES
     from fastdiff.models.random_weights import empty_component

@@ -327,3 +327,11 @@ def test_a_call_that_fails_leaves_nothing_behind(shapes_plain: Ran) -> None:
         fewest_rows(pipeline, ("unet",), call)
     assert not {"forward", "decode"} & {*vars(pipeline.unet), *vars(pipeline.vae)}
     assert pipeline._progress_bar_config == {"disable": True}
+
+
+def test_a_model_that_has_two_names_is_put_back_too(shapes_plan: Callable[..., Any]) -> None:
+    pipeline = build(shapes_plan()).pipeline
+    encoder = pipeline.text_encoder_2
+    pipeline.register_modules(text_encoder=encoder)
+    fewest_rows(pipeline, ("unet",), lambda: None)
+    assert "forward" not in vars(encoder)
