@@ -1194,6 +1194,24 @@ def test_the_flash_kernel_takes_heads_up_to_256_and_no_mask() -> None:
     assert problems(a_run("attention=sdpa_flash"), CPU, SANA) == []  # a CPU's takes masks
 
 
+def test_the_efficient_kernel_takes_heads_of_16_bytes_multiples() -> None:
+    run = a_run("attention=sdpa_efficient", "precision=bf16")
+    assert problems(run, A100, ODD_HEADS) == [
+        (
+            "attention=sdpa_efficient",
+            "its kernel takes head dimensions that are multiples of 8 in precision=bf16, and FluxTransformer2DModel has 36",
+            "attention=sdpa",
+        )
+    ]
+    assert problems(a_run("attention=sdpa_efficient"), A100, ODD_HEADS) == []  # 36 fp32 numbers are
+    assert problems(run, A100, published("sd1")) == problems(run, A100, AURA_FLOW) == []
+    short = denoiser("FluxPipeline", "FluxTransformer2DModel", attention_head_dim=18)
+    assert [p[0] for p in problems(a_run("attention=sdpa_efficient"), A100, short)] == [
+        "attention=sdpa_efficient"
+    ]
+    assert problems(a_run("attention=sdpa_efficient"), T4, short) == []
+
+
 # fp8 on machines that don't have it ----------------------------------------------------------------
 
 

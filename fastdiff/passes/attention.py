@@ -272,6 +272,21 @@ class SdpaEfficient(SdpaBackend):
         Requirement(device="cuda", instead="attention=sdpa", source=_SDPA),
     )
 
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        """Tensor cores take rows of 16 bytes; in fp32 those of GPUs from Ampere on."""
+        half = setting.run.choices["precision"] in ("fp16", "bf16")
+        newer = (setting.environment.capability or (0, 0)) >= (8, 0)
+        multiple, part = 8 if half else 4 if newer else 1, setting.denoiser
+        odd = sorted(dim for dim in part.head_dims if dim % multiple) if part else []
+        if part and odd:
+            yield Problem(
+                "attention=sdpa_efficient",
+                f"its kernel takes head dimensions that are multiples of {multiple} in "
+                f"{setting.chosen('precision')}, and {part.class_name} has {_listed(odd)}",
+                "attention=sdpa",
+                _RULES,
+            )
+
 
 @dataclass
 class SdpaCudnn(SdpaBackend):
