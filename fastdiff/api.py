@@ -77,7 +77,8 @@ def load(
     device: `"cuda"`, `"cpu"`, `"mps"`, or `"auto"`, the default: a GPU where there is one.
     choices: by slot an option (`precision="bf16"`), an option with keys (`quant={"option": "int8", "min_in_features": 64}`),
         or keys alone (`memory={"vae_tiling": True}`); `generation={"steps": 4}`, what calls will ask for, as far as
-        options depend on it; `allow_no_effect=True`, which lets a pass change nothing.
+        options depend on it (on CUDA `quant="int8"` leaves out layers that see 16 rows or fewer in such a call: the
+        pictures' size and number and the guidance count); `allow_no_effect=True`, which lets a pass change nothing.
 
     The pipeline is called as any other. It doesn't take prompts or steps from the recipe, and its noise is drawn as
     diffusers draws it: a run of fastdiff's draws it in fp32 whatever the precision is, which `latents=` does here.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastdiff.autocast import refuse_autocast
+from fastdiff.bench.pictures import draw
 from fastdiff.errors import NoEffectError
 from fastdiff.models.sources import model_of
 from fastdiff.passes.base import Context, Loading, Stage
@@ -66,7 +67,8 @@ def build(
     torch.autocast.
     """
     refuse_autocast()
-    run, context = plan.setting.run, Context(plan.setting)
+    run = plan.setting.run
+    context = Context(plan.setting, draw=lambda pipeline: draw(pipeline, run.generation))
     loading = Loading(plan.setting)
     outcomes: list[Effect | Pending] = []
     for step in plan.steps:

@@ -413,7 +413,6 @@ _EXAMPLES = {
     "min_psnr_db": "30",
     "min_in_features": "17",
     "targets": "[denoiser]",
-    "skip_on_cuda": "[time_embedding]",
 }
 """Values that make sense, for keys where the form's own example doesn't."""
 

@@ -126,7 +126,7 @@ def _recipe(setting: Setting) -> Iterator[Notice]:
 
 def _passes(setting: Setting) -> Iterator[Pass]:
     options = [option for _, _, option in setting.run.options()]
-    if not any(isinstance(option, Option) and option.places for option in options):
+    if not setting.placed_by_option:
         yield Place()
     for option in options:
         if isinstance(option, Option):

@@ -41,6 +41,7 @@ class Script:
     dtype: of the weights, as torch names it; None keeps the files' own.
     parts: components that are loaded by themselves: by name, their class and the text of where they are.
     paragraphs: what is done to the pipeline once it is there.
+    call: arguments of the pipeline's call.
     """
 
     names: frozenset[str]
@@ -51,6 +52,7 @@ class Script:
     dtype: str | None = None
     parts: dict[str, tuple[str, str]] = field(default_factory=dict)
     paragraphs: list[str] = field(default_factory=list)
+    call: tuple[str, ...] = ()
     _loaded: tuple[str, str, tuple[str, ...]] = ("", "", ())
 
     def use(self, module: str, *names: str) -> None:
@@ -145,14 +147,14 @@ def bracketed(opening: str, items: Iterable[str], closing: str, width: int = WID
     return f"{opening}\n{inside}{closing}"
 
 
-def predicate(name: str, conditions: Iterable[str]) -> str:
-    """A function of a module and its name that answers whether all conditions hold."""
+def predicate(name: str, conditions: Iterable[str], *first: str) -> str:
+    """A function of a module and its name that answers whether all conditions hold. first: parameters before these."""
     conditions = tuple(conditions)
     line = f"    return {' and '.join(conditions)}"
     if len(line) > WIDTH:
         rest = "".join(f"        and {condition}\n" for condition in conditions[1:])
         line = f"    return (\n        {conditions[0]}\n{rest}    )"
-    return f"def {name}(module, name):\n{line}"
+    return f"def {name}({', '.join((*first, 'module', 'name'))}):\n{line}"
 
 
 def keywords(given: Mapping[str, Any]) -> list[str]:

@@ -100,7 +100,7 @@ def test_the_tutorials_ladder_adds_one_technique_a_rung() -> None:
     assert [flags[name] for name in ("conv_1x1_as_mm", "coordinate_descent_tuning")] == [True, True]
     assert flags["coordinate_descent_check_all_directions"] is True
     assert flags["epilogue_fusion"] is False
-    assert (flags["force_fuse_int_mm_with_mul"], flags["use_mixed_mm"]) == (True, True)
+    assert not {"force_fuse_int_mm_with_mul", "use_mixed_mm"} & set(flags)  # nothing reads them
 
 
 def test_the_sd15_guides_last_row_is_fp16_and_tf32_together() -> None:
@@ -187,10 +187,10 @@ def test_what_was_published_cannot_be_set() -> None:
 
 def test_an_option_without_a_key_that_the_experiment_sets_is_explained() -> None:
     with pytest.raises(UsageError) as caught:
-        compose(["experiment=sdxl_tutorial/int8", "compile=none"])
+        compose(["experiment=sd15_guide/combined", "precision=fp32"])
     assert str(caught.value) == (
-        "experiment=sdxl_tutorial/int8 sets compile.force_fuse_int_mm_with_mul, and compile=none has no such key\n"
-        "  instead: leave out compile=none, or name the choices without the experiment"
+        "experiment=sd15_guide/combined sets precision.tf32, and precision=fp32 has no such key\n"
+        "  instead: leave out precision=fp32, or name the choices without the experiment"
     )
 
 

@@ -114,13 +114,13 @@ def test_a_cell_has_every_reason_why_it_makes_no_run() -> None:
 
 
 def test_a_key_that_an_experiment_sets_and_an_option_lacks_is_a_reason() -> None:
-    grid = read_grid(["experiment=sdxl_tutorial/int8", "compile=none,max_autotune"])
+    grid = read_grid(["experiment=sd15_guide/combined", "precision=fp32,fp16"])
     refused, allowed = grid.cells
     assert refused.reasons == (
-        "experiment=sdxl_tutorial/int8 sets compile.force_fuse_int_mm_with_mul, and compile=none has no such key\n"
-        "  instead: leave out compile=none, or name the choices without the experiment",
+        "experiment=sd15_guide/combined sets precision.tf32, and precision=fp32 has no such key\n"
+        "  instead: leave out precision=fp32, or name the choices without the experiment",
     )
-    assert allowed.run == compose(["experiment=sdxl_tutorial/int8"])
+    assert allowed.run == compose(["experiment=sd15_guide/combined"])
 
 
 def test_cells_that_are_the_same_run_have_one_identity() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from fastdiff.experiments import ladder
 from fastdiff.ladder.climb import OUT_OF_TIME, Climb, How, exit_code, folder_of, read_how
 from fastdiff.ladder.rows import LONGEST_REASON, ratio, rows, verdict
 from fastdiff.ladder.rungs import Rung, rungs_of
+from fastdiff.models.random_weights import KEPT_IN
 from fastdiff.pages import ladder as page
 from fastdiff.process import run_in_process
 from fastdiff.result import read_json, write_json
@@ -187,6 +189,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
             1.0, status, run_id=fastdiff.ladder.climb.run_id(plan.setting.run, plan.device)
         )
         found["asked"] = {"reference": request.reference, "variables": dict(variables or {})}
+        found["asked"]["weights"] = os.environ.get(KEPT_IN)
         found |= {"config": {}, "overrides": []}
         write_json(folder / "report.json", found)
         return found
@@ -252,6 +255,31 @@ def test_every_rung_compiles_into_an_empty_cache_of_its_own_that_is_removed_at_t
     assert variables["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "int8" / "compiled" / "inductor")
     assert variables["FASTDIFF_CACHE_DIR"] == str(tmp_path / "int8" / "compiled" / "own")
     assert not (tmp_path / "int8" / "compiled").exists()
+
+
+def test_random_weights_are_drawn_once_and_are_gone_at_the_end(
+    tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEPT_IN, raising=False)
+    (tmp_path / ".weights").mkdir()  # as a process leaves it
+    climb(tmp_path, shapes_plan, rounds=1).go()
+    told = {read_json(tmp_path / name / at / "report.json")["asked"]["weights"] for name, at in ran}
+    assert told == {str(tmp_path / ".weights")}
+    assert not (tmp_path / ".weights").exists()
+    assert KEPT_IN not in os.environ
+
+
+def test_a_folder_for_random_weights_that_the_user_named_is_used_and_stays(
+    tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    monkeypatch.setenv(KEPT_IN, str(kept))
+    climb(tmp_path / "ladder", shapes_plan, rounds=1).go()
+    report_file = tmp_path / "ladder" / "int8" / "round-1" / "report.json"
+    assert read_json(report_file)["asked"]["weights"] == str(kept)
+    assert kept.is_dir()
+    assert os.environ[KEPT_IN] == str(kept)
 
 
 def test_a_shared_compile_cache_is_left_alone_and_marked(

@@ -16,7 +16,8 @@ import pytest
 from fastdiff.composition import compose, with_option
 from fastdiff.config import RunConfig
 from fastdiff.environment import TOOLS, Environment, Gpu, Unusable
-from fastdiff.errors import PlanError, Problem, UsageError
+from fastdiff.errors import MachineProblem, PlanError, Problem, UsageError
+from fastdiff.models.architectures import ARCHITECTURES
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.sources import Shapes
 from fastdiff.options import option_files
@@ -1145,6 +1146,151 @@ def test_a_mac_has_the_plain_formula_alone() -> None:
     assert problems(a_run("attention=sdpa_math"), MAC) == []
 
 
+# What attention kernels take of a model -----------------------------------------------------------
+
+
+def published(name: str) -> ModelFacts:
+    return ARCHITECTURES[name].facts()
+
+
+def denoiser(pipeline: str, kind: str, **config: object) -> ModelFacts:
+    part = Component("transformer", "diffusers", kind, None, None, config)
+    return ModelFacts(pipeline, {"transformer": part})
+
+
+AURA_FLOW = denoiser("AuraFlowPipeline", "AuraFlowTransformer2DModel", attention_head_dim=256)
+LONG_HEADS = denoiser("FluxPipeline", "FluxTransformer2DModel", attention_head_dim=264)
+ODD_HEADS = denoiser("FluxPipeline", "FluxTransformer2DModel", attention_head_dim=36)
+CUDNN = ("attention=sdpa_cudnn", "precision=bf16")
+
+
+@pytest.mark.parametrize("on", [A100, L4])
+@pytest.mark.parametrize(
+    ("facts", "name", "long"),
+    [
+        (published("sd1"), "UNet2DConditionModel", 160),
+        (published("bk_sdm_small"), "UNet2DConditionModel", 160),
+        (AURA_FLOW, "AuraFlowTransformer2DModel", 256),
+    ],
+)
+def test_cudnn_takes_head_dimensions_up_to_128_on_most_gpus(
+    facts: ModelFacts, name: str, long: int, on: Environment
+) -> None:
+    assert problems(a_run(*CUDNN), on, facts) == [
+        (
+            "attention=sdpa_cudnn",
+            f"cuDNN's kernel takes head dimensions up to 128 on this GPU, and {name} has {long}",
+            "attention=sdpa_flash, or attention=sdpa",
+        )
+    ]
+    for way_out in ("attention=sdpa_flash", "attention=sdpa"):
+        assert problems(a_run(way_out, "precision=bf16"), on, facts) == []
+    with pytest.raises(PlanError) as refused:
+        make_plan(a_run(*CUDNN), on, facts)
+    assert isinstance(refused.value.problems[0], MachineProblem)
+
+
+def test_newer_gpus_take_longer_heads_where_cudnn_is_new_enough() -> None:
+    blackwell = machine(Gpu("NVIDIA B200", (10, 0), 180 * GIB))
+    for on in (H100, blackwell):
+        found = make_plan(a_run(*CUDNN), on, published("sd1")).notices
+        assert [(n.choice, n.text) for n in found] == [
+            (
+                "attention=sdpa_cudnn",
+                "UNet2DConditionModel has head dimensions of 160, and only cuDNN 9.22 or newer takes more than 128",
+            )
+        ]
+    assert problems(a_run(*CUDNN), machine(Gpu("RTX 5090", (12, 0), 32 * GIB)), published("sd1"))
+
+
+@pytest.mark.parametrize(("facts", "dim"), [(LONG_HEADS, 264), (ODD_HEADS, 36)])
+def test_no_gpus_cudnn_takes_these_heads(facts: ModelFacts, dim: int) -> None:
+    assert problems(a_run(*CUDNN), H100, facts) == [
+        (
+            "attention=sdpa_cudnn",
+            "cuDNN's kernel takes head dimensions that are multiples of 8, up to 256, and "
+            f"FluxTransformer2DModel has {dim}",
+            "attention=sdpa",
+        )
+    ]
+
+
+@pytest.mark.parametrize("facts", [SHAPES, published("sdxl"), published("flux_schnell"), UNKNOWN])
+def test_cudnn_takes_the_heads_of_the_others(facts: ModelFacts) -> None:
+    assert problems(a_run(*CUDNN), A100, facts) == []
+
+
+def test_the_flash_kernel_takes_heads_up_to_256_and_no_mask() -> None:
+    run = a_run("attention=sdpa_flash", "precision=bf16")
+    assert problems(run, A100, AURA_FLOW) == []
+    instead = "attention=sdpa_efficient, or attention=sdpa"
+    assert problems(run, A100, LONG_HEADS) == [
+        (
+            "attention=sdpa_flash",
+            "CUDA's flash kernel takes head dimensions up to 256, and FluxTransformer2DModel has 264",
+            instead,
+        )
+    ]
+    assert problems(run, A100, SANA) == [
+        (
+            "attention=sdpa_flash",
+            "CUDA's flash kernel takes no mask, and SanaTransformer2DModel's attention has one",
+            instead,
+        )
+    ]
+    for way_out in instead.split(", or "):
+        assert problems(a_run(way_out, "precision=bf16"), A100, SANA) == []
+    assert problems(a_run("attention=sdpa_flash"), CPU, SANA) == []  # a CPU's takes masks
+
+
+def test_the_efficient_kernel_takes_heads_of_16_bytes_multiples() -> None:
+    run = a_run("attention=sdpa_efficient", "precision=bf16")
+    assert problems(run, A100, ODD_HEADS) == [
+        (
+            "attention=sdpa_efficient",
+            "its kernel takes head dimensions that are multiples of 8 in precision=bf16, and FluxTransformer2DModel has 36",
+            "attention=sdpa",
+        )
+    ]
+    assert problems(a_run("attention=sdpa_efficient"), A100, ODD_HEADS) == []  # 36 fp32 numbers are
+    assert problems(run, A100, published("sd1")) == problems(run, A100, AURA_FLOW) == []
+    short = denoiser("FluxPipeline", "FluxTransformer2DModel", attention_head_dim=18)
+    assert [p[0] for p in problems(a_run("attention=sdpa_efficient"), A100, short)] == [
+        "attention=sdpa_efficient"
+    ]
+    assert problems(a_run("attention=sdpa_efficient"), T4, short) == []
+
+
+# fp8 on machines that don't have it ----------------------------------------------------------------
+
+
+def test_a_mac_stores_no_fp8() -> None:
+    refusal = ("quant=fp8_weight_only", "mps has no fp8; device=mps", "quant=int8_weight_only")
+    assert problems(a_run("quant=fp8_weight_only"), MAC) == [refusal]
+    assert problems(a_run("quant=int8_weight_only"), MAC) == []
+    assert [p[0] for p in problems(a_run("memory=layerwise"), MAC)] == ["memory=layerwise"]
+    assert [p[0] for p in problems(a_run("quant=fp8", "precision=bf16"), MAC)] == ["quant=fp8"]
+
+
+def test_older_gpus_compile_fp8_weights_from_torch_2_13_on() -> None:
+    choices = ("quant=fp8_weight_only", "compile=regional")
+    for version in ("2.11.0+cu130", "2.12.1"):
+        old = machine(A100.gpus[0], versions={"torch": version})
+        assert problems(a_run(*choices), old) == [
+            (
+                "quant=fp8_weight_only",
+                "can't be combined with compile=regional here: Triton takes no fp8 of this kind below compute "
+                "capability 8.9, and torch reads it as bytes from 2.13 on",
+                "compile=none, quant=int8_weight_only, or torch 2.13",
+            )
+        ]
+        for way_out in ("compile=none", "quant=int8_weight_only"):
+            assert problems(a_run(*choices, way_out), old) == []
+        assert problems(a_run(*choices), machine(L4.gpus[0], versions={"torch": version})) == []
+    for version in ("2.13.0", "2.14.0+cu130", "3.0"):
+        assert problems(a_run(*choices), machine(A100.gpus[0], versions={"torch": version})) == []
+
+
 SIMPLE_CROSS = ModelFacts(
     "KandinskyV22Pipeline",
     {
@@ -1372,17 +1518,6 @@ def test_a_call_sequence_in_cpp_for_cuda_needs_the_toolkit_too() -> None:
         )
     ]
     assert problems(run, without(CPU, "cuda.h")) == []
-
-
-def test_fusing_int8_products_is_for_cuda() -> None:
-    run = a_run("compile=default", compile={"force_fuse_int_mm_with_mul": True})
-    assert notices(run, CPU) == [
-        (
-            "compile.force_fuse_int_mm_with_mul=true",
-            "has no effect here: CUDA only; device=cpu",
-        )
-    ]
-    assert notices(run, H100) == []
 
 
 # Keys of quant ------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from fastdiff.bench.parts import at_first_denoiser_call, denoiser_name
 from fastdiff.bench.rates import Rates, machine_rates
 from fastdiff.config import Generation
 from fastdiff.passes.quant import dead_projections
+from fastdiff.passes.rows import without_numbers, without_weights
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +152,10 @@ def work_of_a_step(pipeline: Any, denoiser: str, generation: Generation) -> Work
     """
     part = getattr(pipeline, denoiser)
     called = at_first_denoiser_call(
-        pipeline, denoiser, generation, lambda forward, args, kwargs: _shapes((args, kwargs))
+        pipeline,
+        denoiser,
+        generation,
+        lambda forward, *given: (without_numbers(given), _dtype(given)),
     )
     if called is None:
         return None
@@ -164,34 +168,13 @@ def work_of_a_step(pipeline: Any, denoiser: str, generation: Generation) -> Work
     return Work(flops, in_int8, used, dtype, bool(fp8))
 
 
-def _shapes(given: Any) -> tuple[Any, torch.dtype]:
-    """Arguments with tensors that have no numbers, fp32 where they had a point; and the first such tensor's dtype."""
+def _dtype(given: Any) -> torch.dtype:
+    """Of the first tensor in arguments that has a point."""
     import torch
     from torch.utils import _pytree
 
-    leaves, structure = _pytree.tree_flatten(given)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
-
-    def empty(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        kind = torch.float32 if leaf.is_floating_point() else leaf.dtype
-        return torch.empty(leaf.shape, dtype=kind, device="meta")
-
-    return _pytree.tree_unflatten([empty(leaf) for leaf in leaves], structure), dtype
-
-
-def without_weights(part: nn.Module) -> nn.Module:
-    """The same class with the same configuration, in fp32 on the meta device, its projections fused if the part's are."""
-    import torch
-
-    with torch.device("meta"):
-        copy: Any = type(part).from_config(part.config)  # type: ignore[attr-defined]
-    if any(getattr(module, "fused_projections", False) for module in part.modules()):
-        copy.fuse_qkv_projections()
-    module: nn.Module = copy.eval()
-    return module
+    tensors = (leaf for leaf in _pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor))
+    return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
 
 
 def count_flops(module: nn.Module, args: Any, kwargs: Any) -> tuple[int, dict[str, int]]:

@@ -29,6 +29,7 @@ from fastdiff.compare.turns import Round, orders, take_turns
 from fastdiff.compare.verdict import AGAIN, FEWEST_PAIRS, A, B, judge, speed_by_life
 from fastdiff.config import fingerprint
 from fastdiff.errors import RunError
+from fastdiff.models.random_weights import kept_for_runs
 from fastdiff.models.sources import model_of
 from fastdiff.pages.compare import write_comparison_page
 from fastdiff.pages.words import size
@@ -96,6 +97,10 @@ class Comparison:
 
         Raises PlayerEnded, or RunError, after what was measured is written; a run that could not start at all leaves nothing.
         """
+        with kept_for_runs(self.folder / ".weights"):
+            return self._go()
+
+    def _go(self) -> str:
         before = entries(self.folder)
         _forget(self.folder)
         try:

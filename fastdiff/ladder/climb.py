@@ -21,6 +21,7 @@ from fastdiff.config import NoQuality, fingerprint
 from fastdiff.errors import UsageError
 from fastdiff.ladder.rows import rows
 from fastdiff.ladder.rungs import Rung
+from fastdiff.models.random_weights import kept_for_runs
 from fastdiff.models.sources import model_of
 from fastdiff.own_keys import read_folder, read_own_keys
 from fastdiff.pages.ladder import write_ladder_page
@@ -89,6 +90,10 @@ class Climb:
 
     def go(self) -> str:
         """Measure what is missing. Returns `complete`, `out of time` or `interrupted`."""
+        with kept_for_runs(self.folder / ".weights"):
+            return self._go()
+
+    def _go(self) -> str:
         self._read_finished()
         for rung in self.rungs:
             if not rung.measured:  # what an interrupted compile left would make the next one warm

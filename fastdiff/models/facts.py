@@ -172,6 +172,10 @@ PIPELINES: Mapping[str, PipelineFacts] = {
 }
 
 
+_DOWN_BLOCKS = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
+"""What a UNet2DConditionModel goes down where its config doesn't say."""
+
+
 @dataclass(frozen=True)
 class Component:
     """One part of a pipeline, as its files describe it.
@@ -219,6 +223,35 @@ class Component:
         if self.facts is None or not self.facts.default_attention:
             return False
         return self.class_name != "HunyuanDiT2DModel" and not self._adds_projections
+
+    @property
+    def head_dims(self) -> frozenset[int]:
+        """How long a head's query, key and value are in its attention; empty if the config doesn't tell.
+
+        UNet2DConditionModel calls the number of heads `attention_head_dim`, and diffusers keeps the name for the sake of
+        the configs that have it.
+        """
+        if self.class_name == "UNet2DConditionModel":
+            return self._unet_head_dims
+        if not self.class_name.endswith(("Transformer2DModel", "Transformer3DModel")):
+            return frozenset()
+        named = (self.config.get(f"{kind}attention_head_dim") for kind in ("", "cross_"))
+        return frozenset(dim for dim in named if isinstance(dim, int))
+
+    @property
+    def _unet_head_dims(self) -> frozenset[int]:
+        """Of blocks with cross-attention: their channels over their number of heads."""
+        down = self.config.get("down_block_types", _DOWN_BLOCKS)
+        channels = self.config.get("block_out_channels", (320, 640, 1280, 1280))
+        given = self.config.get("num_attention_heads") or self.config.get("attention_head_dim", 8)
+        if not (isinstance(down, list | tuple) and isinstance(channels, list | tuple)):
+            return frozenset()
+        heads = given if isinstance(given, list | tuple) else [given] * len(channels)
+        mid = self.config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
+        blocks = [*zip(down, channels, heads, strict=False), (mid, channels[-1], heads[-1])]
+        if not self.config or self._adds_projections:
+            return frozenset()
+        return frozenset(c // h for kind, c, h in blocks if "CrossAttn" in str(kind))
 
     @property
     def _adds_projections(self) -> bool:

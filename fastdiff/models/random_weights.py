@@ -13,7 +13,8 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,23 @@ def kept_file(blueprint: Blueprint, seed: int, name: str, dtype: torch.dtype) ->
         return None
     identity = [RECIPE, blueprint.class_name, blueprint.config, seed, name, str(dtype)]
     return Path(folder) / f"{name}-{fingerprint(identity)}.safetensors"
+
+
+@contextmanager
+def kept_for_runs(folder: Path) -> Iterator[None]:
+    """Within it, processes that are started keep in this folder what they draw, and find it; afterwards it is removed.
+
+    A folder that the user named already is used instead, and stays.
+    """
+    if os.environ.get(KEPT_IN):
+        yield
+        return
+    os.environ[KEPT_IN] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        del os.environ[KEPT_IN]
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep(module: nn.Module, file: Path) -> None:

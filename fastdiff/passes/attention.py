@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fastdiff.errors import MachineProblem, NoEffectError, Problem
+from fastdiff.errors import MachineProblem, NoEffectError, Problem, RunError
 from fastdiff.passes.base import (
     Conflict,
     Context,
@@ -23,6 +25,7 @@ from fastdiff.result import Effect, Observed, Pending
 from fastdiff.scripting import Script
 
 _SDPA = "https://pytorch.org/docs/stable/generated/torch.nn.attention.sdpa_kernel.html"
+_RULES = "https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp"
 _TUTORIAL = "https://huggingface.co/docs/diffusers/tutorials/fast_diffusion"
 
 
@@ -145,6 +148,19 @@ class Sdpa(Attention):
         """Nothing: it is diffusers' default."""
 
 
+_NO_KERNEL = re.compile("No available kernel|No viable backend")
+"""What SDPA says where none of the allowed kernels takes its inputs."""
+
+_MASKED = (
+    "ChromaTransformer2DModel",
+    "LTXVideoTransformer3DModel",
+    "PixArtTransformer2DModel",
+    "SanaTransformer2DModel",
+    "ZImageTransformer2DModel",
+)
+"""Denoisers whose attention has a mask in every call."""
+
+
 @dataclass
 class SdpaBackend(Attention):
     """Base of the options that allow one SDPA kernel alone, around each call of the denoiser."""
@@ -162,8 +178,23 @@ class SdpaBackend(Attention):
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         backend = getattr(SDPBackend, self.backend)
+
+        @contextmanager
+        def only() -> Iterator[None]:
+            try:
+                with sdpa_kernel(backend):
+                    yield
+            except RuntimeError as error:
+                if not _NO_KERNEL.search(str(error)):
+                    raise
+                raise RunError(
+                    f"{self.key}: the {self.kernel} kernel can't compute this model's attention here, for its head "
+                    "dimensions, its number format or its masks\n"
+                    "  instead: attention=sdpa, which lets PyTorch choose"
+                ) from error
+
         for part in context.parts(pipeline, self.components(context.setting)).values():
-            around_forward(part, lambda: sdpa_kernel(backend))
+            around_forward(part, only)
         return SeenKernels(self.key, wanted=self.kernel)
 
     def script(self, script: Script, setting: Setting) -> None:
@@ -171,6 +202,10 @@ class SdpaBackend(Attention):
         only = f"sdpa_kernel(SDPBackend.{self.backend})"  # a context that is a decorator too
         parts = script.called(self.key, self.components(setting))
         script.then(*(f"{part}.forward = {only}({part}.forward)" for part in parts))
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 _FLASH_ON_CUDA = Requirement(
@@ -205,6 +240,27 @@ class SdpaFlash(SdpaBackend):
                 "precision=bf16, or attention=sdpa_efficient",
                 _SDPA,
             )
+        if setting.device == "cuda":
+            yield from self._shapes(setting)
+
+    def _shapes(self, setting: Setting) -> Iterator[Problem]:
+        """What CUDA's flash kernel doesn't take of a model's attention."""
+        part = setting.denoiser
+        too_long = sorted(dim for dim in part.head_dims if dim > 256) if part else []
+        if part and too_long:
+            yield Problem(
+                "attention=sdpa_flash",
+                f"CUDA's flash kernel takes head dimensions up to 256, and {part.class_name} has {_listed(too_long)}",
+                "attention=sdpa_efficient, or attention=sdpa",
+                _RULES,
+            )
+        if part and part.class_name in _MASKED:
+            yield Problem(
+                "attention=sdpa_flash",
+                f"CUDA's flash kernel takes no mask, and {part.class_name}'s attention has one",
+                "attention=sdpa_efficient, or attention=sdpa",
+                _RULES,
+            )
 
 
 @dataclass
@@ -215,6 +271,21 @@ class SdpaEfficient(SdpaBackend):
     requires: ClassVar[tuple[Requirement, ...]] = (
         Requirement(device="cuda", instead="attention=sdpa", source=_SDPA),
     )
+
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        """Tensor cores take rows of 16 bytes; in fp32 those of GPUs from Ampere on."""
+        half = setting.run.choices["precision"] in ("fp16", "bf16")
+        newer = (setting.environment.capability or (0, 0)) >= (8, 0)
+        multiple, part = 8 if half else 4 if newer else 1, setting.denoiser
+        odd = sorted(dim for dim in part.head_dims if dim % multiple) if part else []
+        if part and odd:
+            yield Problem(
+                "attention=sdpa_efficient",
+                f"its kernel takes head dimensions that are multiples of {multiple} in "
+                f"{setting.chosen('precision')}, and {part.class_name} has {_listed(odd)}",
+                "attention=sdpa",
+                _RULES,
+            )
 
 
 @dataclass
@@ -238,6 +309,36 @@ class SdpaCudnn(SdpaBackend):
                 f"cuDNN's kernel computes in fp16 or bf16 only; {setting.chosen('precision')}",
                 "precision=bf16",
                 _SDPA,
+            )
+        yield from self._head_dims(setting)
+
+    def _head_dims(self, setting: Setting) -> Iterator[Problem | Notice]:
+        """cuDNN's rule: multiples of 8 up to 128; up to 256 on Hopper and data-center Blackwell, if it is new enough."""
+        part = setting.denoiser
+        dims = part.head_dims if part else frozenset()
+        choice, name = "attention=sdpa_cudnn", part.class_name if part else ""
+        if wrong := sorted(dim for dim in dims if dim > 256 or dim % 8):
+            yield Problem(
+                choice,
+                f"cuDNN's kernel takes head dimensions that are multiples of 8, up to 256, and {name} has {_listed(wrong)}",
+                "attention=sdpa",
+                _RULES,
+            )
+            return
+        if not (long := sorted(dim for dim in dims if dim > 128)):
+            return
+        capability = setting.environment.capability or (0, 0)
+        if capability == (9, 0) or capability[0] == 10:
+            yield Notice(
+                choice,
+                f"{name} has head dimensions of {_listed(long)}, and only cuDNN 9.22 or newer takes more than 128",
+            )
+        else:
+            yield MachineProblem(
+                choice,
+                f"cuDNN's kernel takes head dimensions up to 128 on this GPU, and {name} has {_listed(long)}",
+                "attention=sdpa_flash, or attention=sdpa",
+                _RULES,
             )
 
 

@@ -89,6 +89,11 @@ class Setting:
     def vae(self) -> Component | None:
         return self.facts.vae if self.facts else None
 
+    @property
+    def placed_by_option(self) -> bool:
+        """Whether an option brings the pipeline onto the device its own way, from the host."""
+        return any(isinstance(o, Option) and o.places for _, _, o in self.run.options())
+
     def weighty(self) -> tuple[str, ...]:
         """Names of every component that has weights."""
         parts = self.facts.components.values() if self.facts else ()
@@ -172,11 +177,13 @@ class Context:
     """What a pass may need while it works on a pipeline.
 
     made: the components that passes made in the place of the pipeline's own, by name.
+    draw: calls a pipeline as the run will, for passes that depend on the shapes of a call.
     """
 
     setting: Setting
     notices: list[Notice] = field(default_factory=list)
     made: dict[str, Any] = field(default_factory=dict)
+    draw: Callable[[Any], Any] | None = None
 
     @property
     def device(self) -> str:

@@ -6,12 +6,14 @@ the weights themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastdiff.errors import Problem
+from fastdiff.errors import FastdiffError, MachineProblem, Problem, RunError
 from fastdiff.passes.base import (
     Context,
     Fidelity,
@@ -23,6 +25,7 @@ from fastdiff.passes.base import (
     Stage,
 )
 from fastdiff.passes.precision import upcasts_vae
+from fastdiff.passes.rows import fewest_rows, stand_in, without_numbers, without_weights
 from fastdiff.result import Effect
 from fastdiff.scripting import Script, ScriptError, bracketed, call, literal, predicate
 
@@ -42,6 +45,19 @@ class Granularity(Enum):
     per_row = "per_row"
 
 
+@dataclass(frozen=True)
+class CudaProducts:
+    """What CUDA's matrix products ask of a layer: so many rows at least, inputs and outputs in multiples."""
+
+    rows: int
+    multiple: int
+
+    def take(self, module: nn.Linear, rows: int | None) -> bool:
+        """rows: the fewest that the layer sees; None where no call reaches it."""
+        sides = (module.in_features, module.out_features)
+        return not any(side % self.multiple for side in sides) and (rows or self.rows) >= self.rows
+
+
 @dataclass
 class NoQuant(Option):
     """Weights as they are."""
@@ -55,8 +71,6 @@ class Quant(Option, Pass):
 
     min_in_features: linear layers with fewer inputs stay as they are.
     skip_shapes: [in, out] of linear layers that stay as they are.
-    skip_on_cuda: parts of names of layers that stay as they are on CUDA, where int8 products need more than 16 rows
-        and layers that see one row a picture (time and size embeddings) would raise under compile.
     """
 
     slot: ClassVar[str] = "quant"
@@ -64,10 +78,11 @@ class Quant(Option, Pass):
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     requires: ClassVar[tuple[Requirement, ...]] = (_TORCHAO,)
     source: ClassVar[str | None] = _TUTORIAL
+    on_cuda: ClassVar[CudaProducts | None] = None
+    """What layers must be like there; None asks nothing."""
 
     min_in_features: int = 17
     skip_shapes: list[list[int]] = field(default_factory=list)
-    skip_on_cuda: list[str] = field(default_factory=list)
 
     def components(self, setting: Setting) -> tuple[str, ...]:
         """Denoiser and VAE, but no VAE that each call converts to fp32: quantized weights can't follow."""
@@ -108,66 +123,116 @@ class Quant(Option, Pass):
             "quant=none, or another option of quant",
         )
 
-    def chooses(self, module: nn.Module, name: str, device: str) -> bool:
+    def chooses(self, module: nn.Module) -> bool:
         """Whether a module is a linear layer that this option quantizes."""
         from torch import nn
 
         if not isinstance(module, nn.Linear) or module.in_features < self.min_in_features:
             return False
-        if [module.in_features, module.out_features] in [list(pair) for pair in self.skip_shapes]:
-            return False
-        return device != "cuda" or not any(part in name for part in self.skip_on_cuda)
+        shape = [module.in_features, module.out_features]
+        return shape not in [list(pair) for pair in self.skip_shapes]
 
     def prepare_component(self, part: nn.Module) -> int:
         """Change a component before its linear layers are quantized; returns how many layers changed."""
         return 0
 
     def apply(self, pipeline: Any, context: Context) -> Effect:
-        from torchao.quantization import quantize_
-
+        """Raises RunError if rows have to be counted and can't be."""
         counts: dict[str, int] = {}
-        left_out = swapped = 0
-        for name, part in context.parts(pipeline, self.components(context.setting)).items():
+        left_out = swapped = unfit = 0
+        parts = context.parts(pipeline, self.components(context.setting))
+        rows = self._fewest_rows(pipeline, tuple(parts), context)
+        for name, part in parts.items():
             swapped += self.prepare_component(part)
             dead = dead_projections(part)
-            chosen = {
-                path
-                for path, module in part.named_modules()
-                if self.chooses(module, path, context.device)
-            }
-            left_out += len(chosen & dead)
-            chosen -= dead
+            layers = {path: m for path, m in part.named_modules() if self.chooses(m)}
+            left_out += len(layers.keys() & dead)
+            layers = {path: layer for path, layer in layers.items() if path not in dead}
+            fit = [layer for path, layer in layers.items() if self._fits(layer, path, rows[name])]
+            unfit += len(layers) - len(fit)
             before = _weight_types(part)
-            quantize_(part, self.torchao_config(), filter_fn=_among(chosen))
+            self._quantize(fit, context)
             after = _weight_types(part)
             counts[name] = sum(after[path] is not before[path] for path in after)
         details: dict[str, Any] = {
             "components": counts,
             "dead_projections_left_out": left_out,
+            "unfit_for_cuda_left_out": unfit,
             "convolutions_swapped": swapped,
         }
+        if unfit:
+            details["summary"] = f"{unfit} left as they are, for their rows or sides"
         return Effect(self.key, sum(counts.values()), "linears", details=details)
+
+    def _quantize(self, layers: Iterable[nn.Module], context: Context) -> None:
+        """Layer by layer, on a GPU where there is one: what fits there only when it is quantized still does.
+
+        Weights that an option brings to the device in its own way go back to the host.
+        """
+        from torchao.quantization import quantize_
+
+        device = "cuda" if context.device == "cuda" else None
+        for layer in layers:
+            quantize_(layer, self.torchao_config(), filter_fn=lambda *_: True, device=device)
+            if device and context.setting.placed_by_option:
+                layer.to("cpu")
+
+    def _fits(self, layer: nn.Module, path: str, rows: Mapping[str, int] | None) -> bool:
+        """Whether the products of a chosen layer work on the device."""
+        if self.on_cuda is None or rows is None:
+            return True
+        # A swapped convolution lies in what turns its pictures into rows, under this name.
+        return self.on_cuda.take(layer, rows.get(path.removesuffix(".mod")))  # type: ignore[arg-type]
+
+    def _fewest_rows(
+        self, pipeline: Any, names: tuple[str, ...], context: Context
+    ) -> dict[str, dict[str, int] | None]:
+        """Rows that layers see in a call of this run, by component and path; None where nothing depends on them."""
+        if self.on_cuda is None or context.device != "cuda":
+            return dict.fromkeys(names)
+        draw = context.draw
+        assert draw is not None  # the engine says how this run calls its pipeline
+        try:
+            splits = _splits(context.setting)
+            return dict(fewest_rows(pipeline, names, lambda: draw(pipeline), splits))
+        except FastdiffError:
+            raise
+        except Exception as error:  # whatever a class without weights trips over
+            first = (str(error).splitlines() or [""])[0]
+            raise RunError(
+                f"{context.setting.chosen('quant')}: CUDA's int8 products need {self.on_cuda.rows} rows, and those of "
+                f"{type(pipeline).__name__}'s layers can't be counted: {type(error).__name__}: {first[:300]}\n"
+                "  instead: quant=int8_weight_only, which needs none"
+            ) from error
 
     def script(self, script: Script, setting: Setting) -> None:
         """Projections that fusing replaced are quantized as well there: nothing uses them any more."""
         script.use("torch")
         script.use("torchao.quantization", "quantize_")
         parts = script.called(self.key, self.components(setting))
+        counted = self.on_cuda is not None and setting.device == "cuda"
         part = parts[0] if len(parts) == 1 else "part"
-        body = [
-            *self.written_preparation(script, part),
-            f"quantize_({part}, config, filter_fn=is_quantized)",
-        ]
+        body = self.written_preparation(script, part)
+        body += _written_call(part, setting, ("rows",) if counted else ())
         if len(parts) > 1:
             body = [f"for part in ({', '.join(parts)}):", *(f"    {line}" for line in body)]
-        script.define(*self._written_filter(setting.device))
+        script.define(*self._written_filter(counted))
+        if counted:
+            names = [part.removeprefix("pipe.") for part in parts]
+            script.then(*_written_counting(script, tuple(names), setting))
+            fewest = [f"fewest[{literal(name)}]" for name in names]
+            if len(parts) > 1:
+                pairs = (f"({part}, {rows})" for part, rows in zip(parts, fewest, strict=True))
+                body[0] = f"{bracketed('for part, rows in (', pairs, ')')}:"
+            else:
+                body.insert(0, f"rows = {fewest[0]}")
         script.then(self.written_config(script), *body)
 
     def written_preparation(self, script: Script, part: str) -> list[str]:
         """What `prepare_component` does to a part, as the script calls it."""
         return []
 
-    def _written_filter(self, device: str) -> Iterator[str]:
+    def _written_filter(self, counted: bool) -> Iterator[str]:
         conditions = [
             "isinstance(module, torch.nn.Linear)",
             f"module.in_features >= {self.min_in_features}",
@@ -177,14 +242,52 @@ class Quant(Option, Pass):
             what = "# Inputs and outputs of linear layers that stay as they are."
             yield f"{what}\n{bracketed('SKIPPED_SHAPES = {', shapes, '}')}"
             conditions.append("(module.in_features, module.out_features) not in SKIPPED_SHAPES")
-        if self.skip_on_cuda and device == "cuda":
-            yield bracketed("SKIPPED_NAMES = [", map(literal, self.skip_on_cuda), "]")
-            conditions.append("not any(part in name for part in SKIPPED_NAMES)")
-        yield predicate("is_quantized", conditions)
+        if counted and self.on_cuda:
+            least, multiple = self.on_cuda.rows, self.on_cuda.multiple
+            conditions += [
+                f"module.in_features % {multiple} == module.out_features % {multiple} == 0",
+                f'rows.get(name.removesuffix(".mod"), {least}) >= {least}',
+            ]
+        yield predicate("is_quantized", conditions, *(("rows",) if counted else ()))
 
 
-def _among(paths: set[str]) -> Callable[[Any, str], bool]:
-    return lambda module, path: path in paths
+def _splits(setting: Setting) -> tuple[str, ...]:
+    """How this run's VAE divides its work."""
+    return tuple(n for n in ("slicing", "tiling") if getattr(setting.run.memory, f"vae_{n}", False))
+
+
+def _written_call(part: str, setting: Setting, first: tuple[str, ...]) -> list[str]:
+    """The lines of a script that quantize a part where a run does. first: what the filter takes before a layer."""
+    where = 'device="cuda"'
+    if setting.device == "cuda" and setting.placed_by_option:
+        return [
+            f"for name, module in list({part}.named_modules()):",
+            f"    if is_quantized({', '.join((*first, 'module', 'name'))}):",
+            f"        quantize_(module, config, {where})",
+            '        module.to("cpu")',
+        ]
+    chosen = f"partial(is_quantized, {first[0]})" if first else "is_quantized"
+    more = [where] if setting.device == "cuda" else []
+    return [call("quantize_", part, "config", f"filter_fn={chosen}", *more)]
+
+
+def _written_counting(script: Script, names: tuple[str, ...], setting: Setting) -> list[str]:
+    """The lines of a script that count rows: the very functions that a run counts with, and their call."""
+    script.use("typing", "Any")
+    script.use("collections.abc", "Callable")
+    script.use("copy")
+    script.use("functools", "partial")
+    script.use("torch.utils", "_pytree")
+    for function in (without_weights, without_numbers, stand_in, fewest_rows):
+        text = inspect.getsource(function)
+        script.define(re.sub(r"^    (import|from) .*\n+", "", text, flags=re.MULTILINE).rstrip())
+    drawing = call("lambda: pipe", *script.call)
+    splits = _splits(setting)
+    more = [f"splits={literal(splits)}"] if splits else []
+    return [
+        "# Int8 products on CUDA need more than 16 rows; a call without weights tells how many layers see.",
+        call("fewest = fewest_rows", "pipe", literal(names), drawing, *more),
+    ]
 
 
 def _weight_types(part: nn.Module) -> dict[str, type]:
@@ -208,6 +311,9 @@ def dead_projections(part: nn.Module) -> set[str]:
 class Int8(Quant):
     """Int8 weights and activations, each activation row's scale taken while it runs.
 
+    On CUDA, layers stay as they are that see 16 rows or fewer in a call of this run (embeddings, modulation), or whose
+    inputs and outputs are no multiples of 8: its int8 products take none such.
+
     swap_conv: turn 1x1 convolutions (stride 1, no padding, no groups) into linear layers first.
     swap_channels: only convolutions that have one of these numbers of input or output channels.
     """
@@ -215,11 +321,19 @@ class Int8(Quant):
     key: ClassVar[str] = "quant.int8"
     does: ClassVar[str] = "dynamic int8 weights and activations in chosen linear layers"
 
+    on_cuda: ClassVar[CudaProducts | None] = CudaProducts(rows=17, multiple=8)  # aten::_int_mm
+
     swap_conv: bool = True
     swap_channels: list[int] = field(default_factory=list)
 
     def check(self, setting: Setting) -> Iterator[Problem | Notice]:
         yield from super().check(setting)
+        if setting.run.choices["precision"] == "fp16":
+            yield Notice(
+                "quant=int8",
+                "in fp16 a product may become infinite from 514 times the largest weight of its row on, because torchao "
+                "rounds it before the weights' scale; precision=bf16 has room for it",
+            )
         if setting.run.choices["compile"] == "none":
             yield Notice(
                 "quant=int8",
@@ -346,6 +460,23 @@ class Fp8WeightOnly(Quant):
     key: ClassVar[str] = "quant.fp8_weight_only"
     does: ClassVar[str] = "fp8 weights in chosen linear layers"
 
+    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+        yield from super().check(setting)
+        choice, compiles = setting.chosen("quant"), setting.run.choices["compile"] != "none"
+        if setting.device == "mps":
+            reason = "mps has no fp8; device=mps"
+            yield MachineProblem(choice, reason, "quant=int8_weight_only", _TUTORIAL)
+        capability = setting.environment.capability
+        old_gpu = setting.device == "cuda" and capability is not None and capability < (8, 9)
+        if old_gpu and compiles and _older(setting.environment.versions.get("torch"), (2, 13)):
+            yield MachineProblem(
+                choice,
+                f"can't be combined with {setting.chosen('compile')} here: Triton takes no fp8 of this kind below "
+                "compute capability 8.9, and torch reads it as bytes from 2.13 on",
+                "compile=none, quant=int8_weight_only, or torch 2.13",
+                "https://github.com/pytorch/pytorch/issues/167082",
+            )
+
     def torchao_config(self) -> Any:
         from torchao.quantization import Float8WeightOnlyConfig
 
@@ -353,6 +484,12 @@ class Fp8WeightOnly(Quant):
 
     def written_config(self, script: Script) -> str:
         return _written(script, "Float8WeightOnlyConfig")
+
+
+def _older(version: str | None, than: tuple[int, int]) -> bool:
+    """Whether a version is known and comes before another."""
+    numbers = re.match(r"(\d+)\.(\d+)", version or "")
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) < than
 
 
 def _any_of(wanted: Iterable[int], sides: str) -> str:

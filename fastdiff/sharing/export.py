@@ -26,7 +26,8 @@ def script_of(plan: Plan, title: str, made_for: str | None = None) -> str:
     if setting.facts is None:
         why = f"{model.title} is not on this machine, so nobody knows its parts"
         raise ScriptError(setting.chosen("model"), why, "a run first, which downloads it")
-    script = Script(frozenset(setting.facts.components))
+    arguments = tuple(_arguments(setting.run.generation))
+    script = Script(frozenset(setting.facts.components), call=arguments)
     script.use("argparse")
     script.use("torch")
     model.script(script)
@@ -76,15 +77,14 @@ def _start_as_in_fp32(script: Script) -> None:
 
 def _drawing(script: Script, generation: Generation) -> Iterator[str]:
     """The call of the pipeline, and its pictures' files."""
-    arguments = _arguments(generation)
     if len(generation.prompts) * generation.images_per_prompt == 1:
         script.arguments.append('parser.add_argument("--out", default="picture.png")')
-        yield bracketed("image = pipe(", arguments, ").images[0]")
+        yield bracketed("image = pipe(", script.call, ").images[0]")
         yield "image.save(args.out)"
         return
     script.use("pathlib", "Path")
     script.arguments.append('parser.add_argument("--out", type=Path, default="picture.png")')
-    yield bracketed("images = pipe(", arguments, ").images")
+    yield bracketed("images = pipe(", script.call, ").images")
     yield "for number, image in enumerate(images):"
     yield '    image.save(args.out.with_stem(f"{args.out.stem}-{number}"))'
 

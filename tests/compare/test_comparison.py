@@ -16,6 +16,7 @@ from fastdiff.compare.how import How
 from fastdiff.compare.players import PlayerEnded, Seat
 from fastdiff.compare.room import Seats
 from fastdiff.errors import RunError
+from fastdiff.models.random_weights import KEPT_IN
 from fastdiff.pages import compare as page
 from fastdiff.process import Ending
 from fastdiff.ratios import counterbalanced
@@ -153,6 +154,23 @@ def test_three_live_players_take_turns_and_the_whole_story_is_written(
     assert data["noise_conditions"] is None, "all three took turns"
     assert a["warmup"] == {"asked": 1, "calls": 1, "most": 10, "steady": True}
     assert data["resolution"] is None, "there is a difference"
+
+
+def test_random_weights_are_drawn_once_and_are_gone_at_the_end(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEPT_IN, raising=False)
+    told = set()
+
+    def started(what: str, seat: Seat) -> None:
+        told.add(os.environ[KEPT_IN])
+        Path(os.environ[KEPT_IN]).mkdir(exist_ok=True)
+
+    stage.fails = started
+    assert compared(tmp_path).go() == "complete"
+    assert told == {str(tmp_path / ".weights")}
+    assert not (tmp_path / ".weights").exists()
+    assert KEPT_IN not in os.environ
 
 
 def test_both_sides_say_what_they_generate(stage: Stage, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from fastdiff.bench.observing import compile_counters
 from fastdiff.bench.pictures import draw
 from fastdiff.cache_folder import VARIABLE, cache_folder
-from fastdiff.environment import this_machine
+from fastdiff.environment import Gpu, this_machine
 from fastdiff.errors import PlanError, RunError
 from fastdiff.passes.compile import packages as aot
 from fastdiff.passes.compile.packages import (
@@ -527,3 +527,18 @@ def test_what_a_package_depends_on_beside_weights_and_inputs(
         assert made_for(other) != plain
     assert made_for(cpu_flags=frozenset({"avx2"})) != plain
     assert made_for(versions={"torch": "1.0"}) != plain
+
+
+def test_a_package_is_for_the_gpu_that_is_used_however_many_are_visible(
+    folder: Path, local_plan: Any
+) -> None:
+    from fastdiff.passes.compile.aot import _made_for
+
+    setting = local_plan(folder, *AOT).setting
+    h200, l4 = Gpu("NVIDIA H200", (9, 0), 1), Gpu("NVIDIA L4", (8, 9), 1)
+
+    def made_for(*gpus: Gpu) -> Any:
+        return _made_for(replace(setting, environment=replace(this_machine(), gpus=gpus)), {})
+
+    assert made_for(h200, l4) == made_for(h200)
+    assert made_for(l4, h200) == made_for(l4) != made_for(h200)

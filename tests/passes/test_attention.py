@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from fastdiff.errors import NoEffectError, PlanError
-from fastdiff.passes.attention import SeenKernels
+from fastdiff.errors import NoEffectError, PlanError, RunError
+from fastdiff.models.facts import Component
+from fastdiff.models.sources import Shapes
+from fastdiff.passes.attention import SdpaCudnn, SdpaEfficient, SeenKernels
+from fastdiff.passes.base import Context
 from fastdiff.result import Observed
 
 BLOCKS = {"unet": 14, "vae": 2}
@@ -236,6 +239,79 @@ def test_what_needs_a_gpu_is_refused_on_a_cpu(
     assert (first.choice, first.reason, first.instead) == (f"attention={option}", reason, instead)
 
 
+def test_a_kernel_that_takes_none_of_the_models_inputs_is_told_with_a_way_out(
+    shapes_plan: Callable[..., Any],
+) -> None:
+    """A CPU has no such kernel: it says the same of every input."""
+    from fastdiff.bench.pictures import draw
+    from fastdiff.engine import build
+
+    plan = shapes_plan()
+    for option, kernel in ((SdpaCudnn(), "cudnn"), (SdpaEfficient(), "efficient")):
+        pipeline = build(plan).pipeline
+        option.apply(pipeline, Context(plan.setting))
+        with pytest.raises(RunError) as refused:
+            draw(pipeline, plan.setting.run.generation)
+        assert str(refused.value) == (
+            f"attention.sdpa_{kernel}: the {kernel} kernel can't compute this model's attention here, for its head "
+            "dimensions, its number format or its masks\n"
+            "  instead: attention=sdpa, which lets PyTorch choose"
+        )
+
+
+def test_other_errors_inside_a_forced_kernel_stay_as_they_are(
+    shapes_plan: Callable[..., Any],
+) -> None:
+    from fastdiff.engine import build
+
+    pipeline = build(shapes_plan("attention=sdpa_math")).pipeline
+    with pytest.raises(TypeError, match="missing 3 required positional arguments"):
+        pipeline.unet()
+
+
+def head_dims_of(part: Any) -> set[int]:
+    """Of its attention modules, as they were built."""
+    modules = (m for m in part.modules() if hasattr(m, "to_q") and hasattr(m, "heads"))
+    return {m.to_q.out_features // m.heads for m in modules}
+
+
+@pytest.mark.parametrize("name", ["sd1", "bk_sdm_small", "sdxl", "flux_schnell"])
+def test_head_dimensions_are_those_of_the_modules(name: str) -> None:
+    from fastdiff.models.architectures import ARCHITECTURES
+    from fastdiff.models.random_weights import empty_component
+
+    blueprints = ARCHITECTURES[name].components
+    (part,) = (part for part in ("unet", "transformer") if part in blueprints)
+    blueprint, known = blueprints[part], ARCHITECTURES[name].facts().components[part]
+    built = head_dims_of(empty_component(blueprint))
+    assert known.head_dims in (built, frozenset())
+    assert known.head_dims or part == "transformer"  # whose class has the dimension by default
+
+
+def test_head_dimensions_of_the_embedded_model(shapes_plain: Any) -> None:
+    known = Shapes().facts().denoiser
+    assert known is not None
+    assert known.head_dims == head_dims_of(shapes_plain.pipeline.unet) == {24}
+
+
+def test_blocks_may_have_heads_of_their_own_number() -> None:
+    from diffusers import UNet2DConditionModel
+
+    config: dict[str, Any] = {
+        "block_out_channels": (32, 64, 96),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (2, 4, 6),
+        "cross_attention_dim": 32,
+        "norm_num_groups": 8,
+        "layers_per_block": 1,
+    }
+    part = Component("unet", "diffusers", "UNet2DConditionModel", None, None, config)
+    assert part.head_dims == head_dims_of(UNet2DConditionModel(**config)) == {16}
+    unknown = Component("unet", "diffusers", "UNet2DConditionModel", None, None)
+    assert unknown.head_dims == frozenset()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("option", ["sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math"])
 def test_a_gpu_runs_the_forced_kernel(option: str) -> None:
@@ -244,3 +320,15 @@ def test_a_gpu_runs_the_forced_kernel(option: str) -> None:
     ran = Ran(plan_of("device=cuda", "generation.steps=2", "precision=bf16", f"attention={option}"))
     kernels = ran.kernels()
     assert kernels == {option.removeprefix("sdpa_"): BLOCKS["unet"]}
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", ["default", "regional"])
+def test_a_gpu_compiles_xformers(compiled: str) -> None:
+    pytest.importorskip("xformers")
+    from conftest import Ran, plan_of
+
+    words = ("device=cuda", "generation.steps=4", "precision=bf16")
+    ran = Ran(plan_of(*words, "attention=xformers", f"compile={compiled}"))
+    assert ran.psnr_db(Ran(plan_of(*words))) > 20

@@ -17,7 +17,7 @@ from fastdiff.bench.observing import compile_counters
 from fastdiff.bench.pictures import draw
 from fastdiff.composition import compose
 from fastdiff.environment import this_machine
-from fastdiff.errors import NoEffectError, PlanError, RunError
+from fastdiff.errors import NoEffectError, PlanError, RunError, UsageError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.passes.base import Setting
 from fastdiff.passes.compile.regional import Regional
@@ -709,12 +709,11 @@ def test_a_warm_cache_gives_no_other_attention_kernel() -> None:
 
 
 def test_a_mode_brings_its_own_options_and_the_set_flags() -> None:
-    option = Default(conv_1x1_as_mm=True, epilogue_fusion=False, force_fuse_int_mm_with_mul=True)
+    option = Default(conv_1x1_as_mm=True, epilogue_fusion=False)
     assert option.inductor_options() == {
         "cpp_wrapper": False,
         "conv_1x1_as_mm": True,
         "epilogue_fusion": False,
-        "force_fuse_int_mm_with_mul": True,
     }
     assert ReduceOverhead().inductor_options()["triton.cudagraphs"] is True
     tuned = MaxAutotune().inductor_options()
@@ -724,7 +723,6 @@ def test_a_mode_brings_its_own_options_and_the_set_flags() -> None:
 @pytest.mark.parametrize("choice", ["max_autotune", "max_autotune_no_cudagraphs"])
 def test_the_documents_flags_stand_in_max_autotune(choice: str) -> None:
     option: Any = compose([f"compile={choice}"]).compile
-    assert option.force_fuse_int_mm_with_mul is None
     asked = option.inductor_options()
     assert {
         name: asked[name]
@@ -850,13 +848,19 @@ def test_what_cannot_be_compiled_is_refused(
     assert (problem.choice, problem.reason, problem.instead) == (choice, reason, instead)
 
 
-def test_a_deprecated_flag_is_not_passed_on_and_that_is_said(shapes_plan: Any) -> None:
-    plan = shapes_plan("compile=default", "compile.use_mixed_mm=true")
-    (notice,) = [n for n in plan.notices if n.choice == "compile.use_mixed_mm=true"]
-    assert notice.text == "is deprecated and ignored by today's Inductor, so it isn't passed on"
-    assert "use_mixed_mm" not in plan.setting.run.compile.inductor_options()
-    quiet = shapes_plan("compile=default", "compile.use_mixed_mm=false")
-    assert not [n for n in quiet.notices if "mixed" in n.choice]
+@pytest.mark.parametrize("flag", ["force_fuse_int_mm_with_mul", "use_mixed_mm"])
+def test_flags_that_inductor_does_not_read_are_no_keys(flag: str) -> None:
+    """Those of the documents whose readers are gone from torch: nothing calls what would look at them."""
+    import torch._inductor
+
+    folder = Path(torch._inductor.__file__).parent
+    text = "".join(file.read_text() for file in folder.rglob("*.py"))
+    reader = "check_shape_cuda_and_fused_int_mm_mul_enabled"
+    assert text.count(reader) == 1, "it is called, and reads force_fuse_int_mm_with_mul"
+    assert text.count("config.force_fuse_int_mm_with_mul") == 1
+    assert "config.use_mixed_mm" not in text
+    with pytest.raises(UsageError, match=f"compile=default has no key '{flag}'"):
+        compose(["compile=default", f"compile.{flag}=true"])
 
 
 @pytest.mark.parametrize(

@@ -560,13 +560,45 @@ def test_a_gpus_own_options() -> None:
     assert 'pipe.to("cuda")' not in lines_of("memory=model_offload")
     fp8 = "config = Float8DynamicActivationFloat8WeightConfig("
     assert any(line.startswith(fp8) for line in lines_of("quant=fp8", "precision=bf16"))
-    assert 'SKIPPED_NAMES = ["time_embedding", "time_emb_proj", "add_embedding"]' in lines_of(
-        "quant=int8"
-    )
+    for option in ("int8", "int8_weight_only"):
+        assert any('device="cuda")' in line for line in lines_of(f"quant={option}"))
     assert (
         "pipe.unet.forward = sdpa_kernel(SDPBackend.CUDNN_ATTENTION)(pipe.unet.forward)"
         in lines_of("attention=sdpa_cudnn", "precision=bf16")
     )
+
+
+@pytest.mark.parametrize(
+    ("choices", "count"),
+    [
+        ((), 107 - 15),
+        (("generation.guidance_scale=1.0",), 107 - 55),
+        (("memory=model_offload", "quant.swap_channels=[48]"), 107 - 15 + 3),
+        (("vae=tiny", "qkv=fused"), 99 + 14 - 15),  # the 35 that fusing left unused are among them
+    ],
+)
+def test_a_gpus_script_quantizes_the_layers_that_a_run_on_it_does(
+    choices: tuple[str, ...], count: int, tmp_path: Path
+) -> None:
+    """The script is run with a CPU in the GPU's place; it counts rows by itself."""
+    from torchao.utils import TorchAOBaseTensor
+
+    text = script_of(on(H100, "quant=int8", "generation.steps=1", *choices), "a test")
+    assert "fastdiff" not in text.replace("models/shapes/pipeline in fastdiff's package", "")
+    script = tmp_path / "script.py"
+    lines = [line for line in text.splitlines() if "offload(" not in line]
+    script.write_text("\n".join(lines).replace('"cuda"', '"cpu"'), encoding="utf-8")
+    asks = ("--vae", str(SHAPES_TINY_VAE)) if "vae=tiny" in choices else ()
+    line = [str(script), *MODEL, *asks, "--out", str(tmp_path / "picture.png")]
+    with mock.patch.object(sys, "argv", line), undone():
+        left = runpy.run_path(str(script), run_name="__main__")
+    weights = [
+        m.weight
+        for part in (left["pipe"].unet, left["pipe"].vae)
+        for m in part.modules()
+        if hasattr(m, "weight")
+    ]
+    assert sum(isinstance(weight, TorchAOBaseTensor) for weight in weights) == count
 
 
 def test_a_forced_kernel_has_a_compilers_cache_of_its_own() -> None:

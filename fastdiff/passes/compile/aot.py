@@ -154,7 +154,8 @@ def _made_for(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
         "model": model_of(run).identity(),
         "machine": {
             "device": setting.device,
-            "gpus": [[gpu.name, list(gpu.capability or ())] for gpu in machine.gpus],
+            # The one that runs use: how many others are visible doesn't matter to the code.
+            "gpus": [[gpu.name, list(gpu.capability or ())] for gpu in machine.gpus[:1]],
             "cpu": machine.cpu,
             "cpu_flags": sorted(machine.cpu_flags),
             "os": machine.os,

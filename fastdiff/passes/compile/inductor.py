@@ -72,8 +72,6 @@ class Inductor(Option, Pass):
         precision itself. Costs memory for the packed weights, and they can't change afterwards.
     conv_1x1_as_mm, coordinate_descent_tuning, coordinate_descent_check_all_directions, epilogue_fusion: Inductor's
         flags of these names; null leaves Inductor's own.
-    force_fuse_int_mm_with_mul: the same, for int8 products (quant=int8) on CUDA.
-    use_mixed_mm: a flag of the documents that today's Inductor ignores, so it isn't passed on.
     cache_dir: a folder for what Inductor and Triton compile, so that a later run finds it; relative paths start
         where the command is typed, null is Inductor's own. What lies there is run: trust it as you trust code. The
         C++ compiler's precompiled headers stay in Inductor's own folder.
@@ -90,7 +88,6 @@ class Inductor(Option, Pass):
         "coordinate_descent_tuning",
         "coordinate_descent_check_all_directions",
         "epilogue_fusion",
-        "force_fuse_int_mm_with_mul",
     )
 
     targets: list[str] = field(default_factory=lambda: list(TARGETS))
@@ -99,8 +96,6 @@ class Inductor(Option, Pass):
     coordinate_descent_tuning: bool | None = None
     coordinate_descent_check_all_directions: bool | None = None
     epilogue_fusion: bool | None = None
-    force_fuse_int_mm_with_mul: bool | None = None
-    use_mixed_mm: bool | None = None
     cache_dir: str | None = field(default=None, metadata=CODE_PLACE)
 
     def components(self, setting: Setting) -> tuple[str, ...]:
@@ -176,22 +171,12 @@ class Inductor(Option, Pass):
                     "don't survive; precision=bf16 compiles it",
                 )
         yield from self._lacking(setting)
-        if self.use_mixed_mm:
-            yield Notice(
-                "compile.use_mixed_mm=true",
-                "is deprecated and ignored by today's Inductor, so it isn't passed on",
-            )
         reason = self._cache_unusable()
         if reason:
             yield MachineProblem(
                 f"compile.cache_dir={self.cache_dir}",
                 reason,
                 "compile.cache_dir=DIR, a folder of your own, or null for Inductor's",
-            )
-        if self.force_fuse_int_mm_with_mul and setting.device != "cuda":
-            yield Notice(
-                "compile.force_fuse_int_mm_with_mul=true",
-                f"has no effect here: CUDA only; device={setting.device}",
             )
         if setting.device == "mps":
             yield Notice(choice, "Inductor's support for mps is young; compare with compile=none")
