@@ -233,10 +233,12 @@ class ModelFacts:
 
     pipeline: name of the pipeline class.
     components: the parts with weights and the schedulers, by name; no tokenizers or processors.
+    config: what the pipeline itself is configured with, such as is_distilled; {} if unknown.
     """
 
     pipeline: str
     components: Mapping[str, Component]
+    config: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def denoiser(self) -> Component | None:

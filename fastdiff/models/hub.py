@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastdiff.config import PLACE_OR_NAME
 from fastdiff.errors import ModelError
 from fastdiff.models.facts import Component, ModelFacts
-from fastdiff.models.reading import read_folder
+from fastdiff.models.reading import pipeline_config, read_folder, read_index
 from fastdiff.models.sources import Model, first_line
 from fastdiff.scripting import Script, keywords, literal
 
@@ -211,7 +211,7 @@ def _variants(folder: Path) -> set[str | None]:
 
 def _configs_only(folder: Path) -> ModelFacts:
     """Facts of a snapshot whose weights may still be missing."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_index(folder)
     components = {}
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or entry[0] is None:
@@ -222,7 +222,7 @@ def _configs_only(folder: Path) -> ModelFacts:
             continue
         data = json.loads(config.read_text(encoding="utf-8"))
         components[name] = Component(name, entry[0], entry[1], weights, weights, data)
-    return ModelFacts(index["_class_name"], components)
+    return ModelFacts(str(index["_class_name"]), components, pipeline_config(index))
 
 
 class _plain_words:

@@ -30,9 +30,9 @@ def read_folder(path: Path, variant: str | None = None) -> ModelFacts:
     Raises ModelError when it is no pipeline folder that fastdiff can load.
     """
     _check_folder(path)
-    index = _read_index(path)
+    index = read_index(path)
     pipeline = index["_class_name"]
-    assert isinstance(pipeline, str)  # _read_index saw to it
+    assert isinstance(pipeline, str)  # read_index saw to it
     components: dict[str, Component] = {}
     variants: set[str] = set()
     for name, entry in index.items():
@@ -62,7 +62,13 @@ def read_folder(path: Path, variant: str | None = None) -> ModelFacts:
             f"its variants: {', '.join(known)}" if known else "it holds plain ones only",
             f"model.variant={nearest(variant, known) or known[0] if known else 'null'}",
         )
-    return ModelFacts(pipeline, components)
+    return ModelFacts(pipeline, components, pipeline_config(index))
+
+
+def pipeline_config(index: Mapping[str, object]) -> dict[str, object]:
+    """What a model_index.json says beside the pipeline's class and parts: the pipeline's own configuration."""
+    own = {key: value for key, value in index.items() if not key.startswith("_")}
+    return {key: value for key, value in own.items() if not isinstance(value, list)}
 
 
 def read_component(
@@ -268,7 +274,7 @@ def _check_folder(path: Path) -> None:
     raise _refusal(f"not a folder: {path}", why, instead)
 
 
-def _read_index(path: Path) -> Mapping[str, object]:
+def read_index(path: Path) -> Mapping[str, object]:
     """The content of model_index.json; its `_class_name` is a string."""
     file = path / "model_index.json"
     if not file.exists():
