@@ -14,7 +14,7 @@ from fastdiff.config import PLACE_OR_NAME
 from fastdiff.errors import ModelError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.reading import pipeline_config, read_folder, read_index
-from fastdiff.models.sources import Model, first_line
+from fastdiff.models.sources import Model, first_line, refuse_incomplete
 from fastdiff.scripting import Script, keywords, literal
 
 if TYPE_CHECKING:
@@ -144,6 +144,9 @@ class Hub(Model):
     def load(self, dtype: torch.dtype | None, parts: Mapping[str, Any]) -> Any:
         from diffusers import DiffusionPipeline
 
+        folder = self.snapshot()
+        if folder is not None and self.complete() and (found := self.facts()) is not None:
+            refuse_incomplete(folder, found, self.variant, parts)
         with _plain_words(self.id):
             return DiffusionPipeline.from_pretrained(
                 self._checked_id(), dtype=dtype, use_safetensors=True, **self._wanted(), **parts

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from fastdiff.errors import ModelError, nearest
 from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.models.names import original_names
+from fastdiff.models.whole import check_shards, check_weights, refuse_missing_weights
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _NO_WEIGHTS = re.compile("Tokenizer|Processor|FeatureExtractor")
@@ -44,16 +46,15 @@ def read_folder(path: Path, variant: str | None = None) -> ModelFacts:
         folder = path / name
         _check_component(folder, name, library, class_name)
         if class_name.endswith("Scheduler"):
-            config = _read_json(folder / "scheduler_config.json")
+            config = read_json_object(folder / "scheduler_config.json")
             components[name] = Component(name, library, class_name, 0, 0, config)
         elif not _NO_WEIGHTS.search(class_name):
             files = _weight_files(folder, name, class_name)
             variants |= {known for known in files if known is not None}
-            tensors: dict[str, _Tensor] = {}
-            for file in _choose(files, variant, folder, name):
-                tensors |= _read_header(file)
             config_file = folder / "config.json"
-            config = _read_json(config_file) if config_file.exists() else {}
+            config = read_json_object(config_file) if config_file.exists() else {}
+            chosen = _choose(files, variant, folder, name)
+            tensors = _read_headers(chosen, folder, name, class_name, config)
             components[name] = _component(name, library, class_name, tensors.values(), config)
     if variant is not None and variant not in variants:
         known = sorted(variants)
@@ -90,7 +91,7 @@ def read_component(
             if key and _holds(inside, class_name)
             else "name a folder that a model's own save_pretrained() wrote",
         )
-    config = _read_json(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     found = config.get("_class_name")
     if not isinstance(found, str):
         raise _refusal(
@@ -98,16 +99,26 @@ def read_component(
             "its config.json names no class",
             "name a folder that a model's own save_pretrained() wrote",
         )
-    tensors: dict[str, _Tensor] = {}
-    for file in _choose(_weight_files(folder, name, found), None, folder, name):
-        tensors |= _read_header(file)
+    chosen = _choose(_weight_files(folder, name, found), None, folder, name)
+    tensors = _read_headers(chosen, folder, name, found, config)
     return _component(name, "diffusers", found, tensors.values(), config)
+
+
+def _read_headers(
+    files: Iterable[Path], folder: Path, name: str, class_name: str, config: Mapping[str, object]
+) -> dict[str, _Tensor]:
+    """The tensors of a component's files. Raises ModelError where some of its weights are in none of them."""
+    headers = {file: _read_header(file) for file in files}
+    check_shards(folder, name, headers)
+    tensors = {key: tensor for header in headers.values() for key, tensor in header.items()}
+    check_weights(folder, name, class_name, config, tensors)
+    return tensors
 
 
 def _holds(folder: Path, class_name: str | None) -> bool:
     """Whether a folder is a component's, and of this class."""
     try:
-        return _read_json(folder / "config.json").get("_class_name") == class_name
+        return read_json_object(folder / "config.json").get("_class_name") == class_name
     except ModelError:
         return False
 
@@ -236,6 +247,24 @@ def read_single_file(path: Path) -> ModelFacts:
     )
 
 
+def check_single_file(
+    path: Path, facts: ModelFacts, configs: Mapping[str, Mapping[str, object]]
+) -> None:
+    """Refuses a checkpoint of which a component has only some of its weights. Raises ModelError.
+
+    configs: of its components, by name; those without one are let pass.
+    """
+    tensors = _read_header(path)
+    kind = next(k for k in _KINDS if any(key.startswith(k.mark) for key in tensors))
+    for part in kind.parts:
+        expected = original_names(part.class_name, configs.get(part.name, {}))
+        prefix = part.prefix + ("transformer.text_model." if part.class_name == _CLIP else "")
+        held = [key.removeprefix(prefix) for key in tensors if key.startswith(prefix)]
+        if expected is not None and part.name in facts.components:
+            instead = "fetch the file again, or name one that holds the whole component"
+            refuse_missing_weights(path, part.name, expected, held, instead)
+
+
 class _Tensor(NamedTuple):
     numbers: int
     stored_bytes: int
@@ -289,7 +318,7 @@ def read_index(path: Path) -> Mapping[str, object]:
             "it has no model_index.json",
             "name a folder that save_pretrained() wrote",
         )
-    index = _read_json(file)
+    index = read_json_object(file)
     pipeline = index.get("_class_name")
     if isinstance(pipeline, list) or (isinstance(pipeline, str) and pipeline.endswith(".py")):
         raise _refusal(
@@ -373,7 +402,7 @@ def _choose(
     )
 
 
-def _read_json(file: Path) -> dict[str, object]:
+def read_json_object(file: Path) -> dict[str, object]:
     """The JSON object in `file`; ModelError when there is none."""
     try:
         content = json.loads(file.read_bytes())

@@ -392,9 +392,10 @@ def test_a_missing_scheduler_config_is_refused(tmp_path: Path) -> None:
 
 def _only_fp16(tmp_path: Path) -> Path:
     path = _folder(tmp_path)
-    (path / "unet" / WEIGHTS).rename(
-        path / "unet" / "diffusion_pytorch_model.fp16-00001-of-00001.safetensors"
-    )
+    shard = "diffusion_pytorch_model.fp16-00001-of-00001.safetensors"
+    (path / "unet" / WEIGHTS).rename(path / "unet" / shard)
+    index = path / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard}}))
     return path
 
 
