@@ -302,7 +302,7 @@ def _autoencoder_tiny() -> Any:
     )
 
 
-def _stable_diffusion(vae: Any) -> Any:
+def _stable_diffusion(vae: Any, **more: Any) -> Any:
     """An SD 1.x pipeline with one block of cross-attention on either side."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
@@ -316,6 +316,7 @@ def _stable_diffusion(vae: Any) -> Any:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=32,
         attention_head_dim=2,
+        **more,
     )
     return StableDiffusionPipeline(
         vae=vae,
@@ -511,6 +512,55 @@ def _z_image() -> Any:
     )
 
 
+def _flux2_klein(**pipeline: Any) -> Any:
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    words = _words_tokenizer()
+    return Flux2KleinPipeline(
+        transformer=Flux2Transformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            timestep_guidance_channels=32,
+            axes_dims_rope=[4, 4, 4, 4],
+            guidance_embeds=False,
+        ),
+        vae=AutoencoderKLFlux2(
+            block_out_channels=[8],
+            down_block_types=["DownEncoderBlock2D"],
+            up_block_types=["UpDecoderBlock2D"],
+            latent_channels=1,
+            norm_num_groups=4,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        text_encoder=Qwen3ForCausalLM(
+            Qwen3Config(
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=28,  # it reads the 27th
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=8,
+                vocab_size=len(words),
+            )
+        ).eval(),
+        tokenizer=words,
+        **pipeline,
+    )
+
+
 def _wan() -> Any:
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
@@ -622,9 +672,14 @@ TINY_PIPELINES: Mapping[str, Callable[[], Any]] = {
     "CogVideoXPipeline": _cogvideox,
     "FluxPipeline": _flux,
     "FluxPipeline with guidance_embeds": lambda: _flux(guidance_embeds=True),
+    "Flux2KleinPipeline": _flux2_klein,
+    "Flux2KleinPipeline distilled": lambda: _flux2_klein(is_distilled=True),
     "LTXPipeline": _ltx,
     "QwenImagePipeline": _qwen_image,
     "StableDiffusionPipeline": lambda: _stable_diffusion(_autoencoder_kl()),
+    "StableDiffusionPipeline distilled": lambda: _stable_diffusion(
+        _autoencoder_kl(), time_cond_proj_dim=8
+    ),
     "StableDiffusionControlNetPipeline": _controlnet,
     "StableDiffusionImg2ImgPipeline": lambda: _like_stable_diffusion(
         "StableDiffusionImg2ImgPipeline"

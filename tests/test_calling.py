@@ -136,6 +136,18 @@ UNREAD = [
         "generation.negative_prompt=null",
     ),
     (
+        "Flux2KleinPipeline distilled",
+        [SCALE],
+        "Flux2KleinPipeline leaves it unread where is_distilled is true in model_index.json",
+        "generation.guidance_scale=null",
+    ),
+    (
+        "StableDiffusionPipeline distilled",
+        [NEGATIVE],
+        "its UNet was distilled from guidance (time_cond_proj_dim), and reads no negative prompt",
+        "generation.negative_prompt=null",
+    ),
+    (
         "ZImagePipeline",
         [NEGATIVE, "generation.guidance_scale=0"],
         "ZImagePipeline reads it only with guidance_scale above 0; here it is 0",
@@ -183,6 +195,8 @@ def test_what_changes_nothing_is_refused_and_really_changes_nothing(
     [
         ("QwenImagePipeline", [NEGATIVE]),
         ("FluxPipeline with guidance_embeds", [SCALE]),
+        ("Flux2KleinPipeline", [SCALE]),
+        ("StableDiffusionPipeline distilled", [SCALE]),
         ("ZImagePipeline", [NEGATIVE, "generation.guidance_scale=0.5"]),
         ("StableDiffusionPipeline", [NEGATIVE, "generation.guidance_scale=1.5"]),
         ("ChromaPipeline", [NEGATIVE]),

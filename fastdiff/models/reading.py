@@ -152,12 +152,24 @@ class _Kind(NamedTuple):
     pipeline: str
     mark: str  # a key that begins so tells this kind from all others
     parts: tuple[_Part, ...]
+    entrance: str  # the denoiser's first layer
+    edits: Mapping[
+        int, str
+    ]  # pipelines by that layer's inputs, where it takes a picture beside the noise
+
+    def pipeline_of(self, tensors: Mapping[str, _Tensor]) -> str:
+        """The pipeline of a checkpoint of this kind."""
+        first = tensors.get(self.entrance)
+        inputs = first.shape[1] if first and len(first.shape) > 1 else 0
+        return self.edits.get(inputs, self.pipeline)
 
 
 _LDM = (
     _Part("unet", "diffusers", "UNet2DConditionModel", "model.diffusion_model."),
     _Part("vae", "diffusers", "AutoencoderKL", "first_stage_model."),
 )
+_LDM_ENTRANCE = "model.diffusion_model.input_blocks.0.0.weight"
+_FLUX_EDITS = {128: "FluxControlPipeline", 384: "FluxFillPipeline"}
 _CLIP = "CLIPTextModel"
 # `.img_mod.lin.` sets Flux apart: HunyuanVideo, Flux 2 and Chroma have double_blocks without it.
 _KINDS = (
@@ -175,18 +187,24 @@ _KINDS = (
                 "conditioner.embedders.1.",
             ),
         ),
+        _LDM_ENTRANCE,
+        {8: "StableDiffusionXLInstructPix2PixPipeline", 9: "StableDiffusionXLInpaintPipeline"},
     ),
     _Kind(
         "Stable Diffusion 1",
         "StableDiffusionPipeline",
         "cond_stage_model.transformer.",
         (*_LDM, _Part("text_encoder", "transformers", _CLIP, "cond_stage_model.")),
+        _LDM_ENTRANCE,
+        {8: "StableDiffusionInstructPix2PixPipeline", 9: "StableDiffusionInpaintPipeline"},
     ),
     _Kind(
         "Flux",
         "FluxPipeline",
         "double_blocks.0.img_mod.lin.",
         (_Part("transformer", "diffusers", "FluxTransformer2DModel", ""),),
+        "img_in.weight",
+        _FLUX_EDITS,
     ),
     _Kind(
         "Flux",
@@ -198,6 +216,8 @@ _KINDS = (
             _Part("text_encoder", "transformers", _CLIP, "text_encoders.clip_l."),
             _Part("text_encoder_2", "transformers", "T5EncoderModel", "text_encoders.t5xxl."),
         ),
+        "model.diffusion_model.img_in.weight",
+        _FLUX_EDITS,
     ),
 )
 
@@ -238,7 +258,7 @@ def read_single_file(path: Path) -> ModelFacts:
             own = [tensor for key, tensor in tensors.items() if key.startswith(part.prefix)]
             if own:
                 components[part.name] = _component(*part[:3], own, {})
-        return ModelFacts(kind.pipeline, components)
+        return ModelFacts(kind.pipeline_of(tensors), components)
     raise _refusal(
         f"unknown kind of checkpoint: {path}",
         f"none of its {len(tensors)} tensors has a known name; known kinds: "

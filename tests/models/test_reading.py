@@ -498,6 +498,27 @@ def test_a_single_file_is_told_by_its_keys(
 
 
 @pytest.mark.parametrize(
+    ("keys", "entrance", "inputs", "pipeline_class"),
+    [
+        (SD1_KEYS, "model.diffusion_model.input_blocks.0.0.weight", 4, "StableDiffusionPipeline"),
+        (SD1_KEYS, "model.diffusion_model.input_blocks.0.0.weight", 9, "StableDiffusionInpaintPipeline"),
+        (SDXL_KEYS, "model.diffusion_model.input_blocks.0.0.weight", 9, "StableDiffusionXLInpaintPipeline"),
+        (SDXL_KEYS, "model.diffusion_model.input_blocks.0.0.weight", 8, "StableDiffusionXLInstructPix2PixPipeline"),
+        (FLUX_KEYS, "img_in.weight", 64, "FluxPipeline"),
+        (FLUX_KEYS, "img_in.weight", 384, "FluxFillPipeline"),
+        (FLUX_KEYS, "img_in.weight", 128, "FluxControlPipeline"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_takes_a_picture_too_is_told_by_its_first_layer(
+    tmp_path: Path, keys: dict[str, int], entrance: str, inputs: int, pipeline_class: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    tensors = {key: torch.zeros(size) for key, size in keys.items()}
+    save_file(tensors | {entrance: torch.zeros(2, inputs)}, path)
+    assert read_single_file(path).pipeline == pipeline_class
+
+
+@pytest.mark.parametrize(
     "keys",
     [
         {"lora_unet_down.weight": 1, "lora_te_up.weight": 1},
