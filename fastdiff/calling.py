@@ -18,6 +18,7 @@ from fastdiff.models.calls import (
     scale_unread,
     why_no_pictures,
 )
+from fastdiff.models.sides import drops_the_rest, side_multiple, taken_for
 from fastdiff.models.sources import Model
 from fastdiff.passes.base import Notice, Setting
 
@@ -49,6 +50,7 @@ def call_findings(setting: Setting) -> Iterator[Problem | Notice]:
         )
     else:
         yield from _not_taken(setting, facts)
+        yield from _sides(setting)
         yield from _unread(setting)
 
 
@@ -95,6 +97,33 @@ def _not_taken(setting: Setting, facts: CallFacts) -> Iterator[Problem]:
                 f"{setting.facts.pipeline} takes no {argument}",
                 f"generation.{key}={1 if key == 'images_per_prompt' else 'null'}",
             )
+
+
+def _sides(setting: Setting) -> Iterator[Problem]:
+    """Sides that the call would refuse, round, or take for others."""
+    assert setting.facts
+    facts, asked = setting.facts, setting.run.generation
+    multiple = side_multiple(facts)
+    for key in ("height", "width"):
+        value = getattr(asked, key)
+        if multiple is None or value is None or value % multiple == 0 or value % 8:
+            continue
+        drawn = max(multiple, value // multiple * multiple)
+        rounds = f", and it would draw {drawn}" if drops_the_rest(facts.pipeline) else ""
+        yield Problem(
+            f"generation.{key}={value}",
+            f"{facts.pipeline}'s sides are multiples of {multiple}{rounds}",
+            f"generation.{key}={drawn}",
+        )
+    taken = taken_for(facts.pipeline, asked.height, asked.width)
+    if taken is not None:
+        given = [f"generation.{k}={v}" for k in ("height", "width") if (v := getattr(asked, k))]
+        high, wide = taken
+        yield Problem(
+            " ".join(given),
+            f"{facts.pipeline} keeps the sides' ratio only, and would draw {wide} x {high}",
+            f"generation.height={high} generation.width={wide}",
+        )
 
 
 def _unread(setting: Setting) -> Iterator[Problem | Notice]:

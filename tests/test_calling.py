@@ -15,6 +15,7 @@ import fastdiff
 from fastdiff.composition import compose
 from fastdiff.environment import this_machine
 from fastdiff.errors import PlanError, Problem
+from fastdiff.models.facts import ModelFacts
 from fastdiff.models.sources import model_of
 from fastdiff.planning import make_plan
 from fastdiff.running import plain_run
@@ -110,6 +111,61 @@ def test_an_argument_that_the_call_lacks_is_refused(
         "LatentConsistencyModelPipeline takes no negative_prompt",
         "generation.negative_prompt=null",
     )
+
+
+def _published(*sides: str) -> tuple[Problem, ...]:
+    run = compose(["device=cpu", "model=flux_schnell", "model.weights=random", *sides])
+    return _problems(make_plan, run, this_machine(), model_of(run).facts())
+
+
+def test_a_side_that_would_be_rounded_is_refused() -> None:
+    assert _published("generation.height=1000", "generation.width=1016") == (
+        Problem(
+            "generation.height=1000",
+            "FluxPipeline's sides are multiples of 16, and it would draw 992",
+            "generation.height=992",
+        ),
+        Problem(
+            "generation.width=1016",
+            "FluxPipeline's sides are multiples of 16, and it would draw 1008",
+            "generation.width=1008",
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "sides", "problem"),
+    [
+        (
+            "SanaPipeline",
+            ("generation.height=1000",),
+            Problem("generation.height=1000", "SanaPipeline's sides are multiples of 32", "generation.height=992"),
+        ),
+        (
+            "FluxKontextPipeline",
+            ("generation.height=512", "generation.width=512"),
+            Problem(
+                "generation.height=512 generation.width=512",
+                "FluxKontextPipeline keeps the sides' ratio only, and would draw 1024 x 1024",
+                "generation.height=1024 generation.width=1024",
+            ),
+        ),
+        (
+            "HunyuanDiTPipeline",
+            ("generation.width=512",),
+            Problem(
+                "generation.width=512",
+                "HunyuanDiTPipeline keeps the sides' ratio only, and would draw 768 x 1280",
+                "generation.height=1280 generation.width=768",
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_sides_that_a_pipeline_does_not_draw_are_refused(
+    pipeline: str, sides: tuple[str, ...], problem: Problem
+) -> None:
+    run = compose(["device=cpu", "model=local", "model.path=x", *sides])
+    assert _problems(make_plan, run, this_machine(), ModelFacts(pipeline, {})) == (problem,)
 
 
 # --- what the call wouldn't read ----------------------------------------------------------------
