@@ -15,6 +15,7 @@ from fastdiff.errors import ModelError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.reading import pipeline_config, read_folder, read_index
 from fastdiff.models.sources import Model, first_line, refuse_incomplete
+from fastdiff.models.whole import absent_shards
 from fastdiff.scripting import Script, keywords, literal
 
 if TYPE_CHECKING:
@@ -93,10 +94,14 @@ class Hub(Model):
         folder = self.snapshot()
         if folder is None:
             return False
-        held = [_variants(folder / name) for name in self._weighty(folder)]
-        if self.variant and not any(self.variant in variants for variants in held):
+        held = {name: _variants(folder / name) for name in self._weighty(folder)}
+        if self.variant and not any(self.variant in variants for variants in held.values()):
             return False
-        return all(variants & {self.variant, None} for variants in held)
+        loaded = {name: self.variant if self.variant in held[name] else None for name in held}
+        return all(
+            variant in held[name] and not absent_shards(folder / name, variant)
+            for name, variant in loaded.items()
+        )
 
     def _weighty(self, folder: Path) -> list[str]:
         """Components that have weights and are wanted."""

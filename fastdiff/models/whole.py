@@ -80,6 +80,14 @@ def _index_of(shard: Path) -> Path:
     return shard.with_name(f"{stem}.safetensors.index{f'.{variant}' * bool(variant)}.json")
 
 
+def absent_shards(folder: Path, variant: str | None) -> list[str]:
+    """Files of one variant that an index in the folder names and that aren't there: a download that isn't finished."""
+    wanted: set[str] = set()
+    for index in folder.glob(f"*.safetensors.index{f'.{variant}' * bool(variant)}.json"):
+        wanted |= set(_weight_map(index).values())
+    return sorted(name for name in wanted if not (folder / name).exists())
+
+
 def _siblings(shard: Path) -> set[str]:
     """Names of all the files that a shard's own number tells of."""
     number = _NUMBERED.search(shard.name)
