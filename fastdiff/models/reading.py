@@ -333,6 +333,12 @@ def read_index(path: Path) -> Mapping[str, object]:
                 "it has a config.json and no model_index.json: a single component",
                 "name the folder of the whole pipeline",
             )
+        if (path / "modular_model_index.json").exists():
+            raise _refusal(
+                f"not a pipeline: {path}",
+                "it has a modular_model_index.json: blocks of a modular pipeline, which fastdiff doesn't call yet",
+                "name a folder that a pipeline's own save_pretrained() wrote",
+            )
         raise _refusal(
             f"not a pipeline: {path}",
             "it has no model_index.json",

@@ -278,6 +278,15 @@ def test_a_folder_without_index_is_no_pipeline(tmp_path: Path) -> None:
     )
 
 
+def test_a_modular_pipeline_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "modular_model_index.json").write_text("{}")
+    assert _refused(lambda: read_folder(tmp_path)) == (
+        f"not a pipeline: {tmp_path}\n"
+        "  why: it has a modular_model_index.json: blocks of a modular pipeline, which fastdiff doesn't call yet\n"
+        "  instead: name a folder that a pipeline's own save_pretrained() wrote"
+    )
+
+
 def test_a_component_folder_is_no_pipeline(tmp_path: Path) -> None:
     path = _folder(tmp_path) / "unet"
     assert _refused(lambda: read_folder(path)) == (
