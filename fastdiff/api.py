@@ -57,7 +57,7 @@ def plan(
         chosen = {"model": _model(model), **chosen}
     if device is not None:
         chosen["device"] = str(device)
-    return planned(compose([*_recipe(recipe), *_words(chosen)], literal=False))
+    return planned(compose([*_recipe(recipe), *_words(chosen)], literal=False), calls=False)
 
 
 def load(
@@ -189,7 +189,7 @@ def _with_configuration(found: Plan) -> Plan:
     model = model_of(run)
     if isinstance(model, Hub) and model.remote and model.snapshot() is None:
         model.fetch()
-        return planned(run)
+        return planned(run, calls=False)
     return found
 
 
@@ -316,7 +316,7 @@ def _plan_for(
     # Whether it is the model that a recipe was made for, nobody can tell.
     run.recipe = replace(run.recipe, model=None)
     run.model = Given(pipeline, keeps_dtype=keeps_dtype, device=own_device)
-    found = planned(run)
+    found = planned(run, calls=False)
     problems = list(_too_late(pipeline, found, keeps_dtype))
     if problems:
         raise PlanError(problems)

@@ -22,8 +22,11 @@ def facts_of(run: RunConfig) -> ModelFacts | None:
     return model_of(run).facts()
 
 
-def planned(run: RunConfig, facts_of: FactsOf = facts_of) -> Plan:
-    """The plan of a composed run on this machine. Raises PlanError or ModelError, with the problems of both."""
+def planned(run: RunConfig, facts_of: FactsOf = facts_of, *, calls: bool = True) -> Plan:
+    """The plan of a composed run on this machine. Raises PlanError or ModelError, with the problems of both.
+
+    calls: fastdiff itself will call the pipeline; where its user does, nobody knows with what.
+    """
     from fastdiff.environment import (
         this_machine,
     )  # looked up late, so that a test can name another machine
@@ -33,11 +36,11 @@ def planned(run: RunConfig, facts_of: FactsOf = facts_of) -> Plan:
         facts = facts_of(run)
     except ModelError as error:
         try:
-            make_plan(run, machine, None)
+            make_plan(run, machine, None, calls=calls)
         except PlanError as more:
             raise ModelAndPlanError(error, more) from error
         raise
-    return make_plan(run, machine, facts)
+    return make_plan(run, machine, facts, calls=calls)
 
 
 def notices_of(plan: Plan) -> tuple[Notice, ...]:

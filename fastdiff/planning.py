@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.cache_folder import VARIABLE, rates_unkeepable
+from fastdiff.calling import call_findings
 from fastdiff.config import Bench, Reference, RunConfig
 from fastdiff.environment import Environment
 from fastdiff.errors import MachineProblem, ModelError, PlanError, Problem
@@ -83,10 +84,13 @@ class Plan:
         return [step.to_dict() for step in self.steps]
 
 
-def make_plan(run: RunConfig, environment: Environment, facts: ModelFacts | None) -> Plan:
+def make_plan(
+    run: RunConfig, environment: Environment, facts: ModelFacts | None, *, calls: bool = True
+) -> Plan:
     """Order the passes. Raises PlanError with every Problem at once.
 
     facts: of the model as published; what options make of them is worked out here.
+    calls: fastdiff itself will call the pipeline, with what `generation` says.
     """
     for _, _, option in run.options():
         if isinstance(option, Option) and facts is not None:
@@ -94,7 +98,7 @@ def make_plan(run: RunConfig, environment: Environment, facts: ModelFacts | None
     setting = Setting(run, environment, environment.device(run.device), facts)
     problems: list[Problem] = []
     notices: list[Notice] = []
-    for finding in _findings(setting):
+    for finding in (*_findings(setting), *(call_findings(setting) if calls else ())):
         if isinstance(finding, Problem):
             problems.append(finding)
         else:

@@ -158,7 +158,7 @@ def plain_run(run: RunConfig) -> RunConfig:
     for slot, option in options.items():
         if slot != "model":
             plain = with_option(plain, slot, option)
-    plain.allow_no_effect = plain.profile = False
+    plain.profile = False  # allow_no_effect stays: what the call leaves unread is allowed there too
     assert isinstance(plain.model, Model)
     plain.model = replace(plain.model, role=Role.teacher)
     plain.recipe = UsedRecipe()

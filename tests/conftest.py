@@ -7,6 +7,7 @@ the number of threads is left alone but in forked runs, and whoever runs the tes
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -301,7 +302,7 @@ def _autoencoder_tiny() -> Any:
     )
 
 
-def _stable_diffusion(vae: Any) -> Any:
+def _stable_diffusion(vae: Any, **more: Any) -> Any:
     """An SD 1.x pipeline with one block of cross-attention on either side."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
@@ -315,6 +316,7 @@ def _stable_diffusion(vae: Any) -> Any:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=32,
         attention_head_dim=2,
+        **more,
     )
     return StableDiffusionPipeline(
         vae=vae,
@@ -330,41 +332,366 @@ def _stable_diffusion(vae: Any) -> Any:
     )
 
 
-def _flux() -> Any:
+def _words_tokenizer() -> Any:
+    """Knows a few words; every other one is the same to it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    known = ["<pad>", "</s>", "<unk>", "a", "red", "circle", "ugly"]
+    words = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(known)}, unk_token="<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template="{% for message in messages %}{{ message['content'] }}{% endfor %}",
+    )
+
+
+def _t5_encoder(tokenizer: Any) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
+    ).eval()
+
+
+_FLOW_VAE = {"shift_factor": 0.0, "use_quant_conv": False, "use_post_quant_conv": False}
+_JOINT = {"attention_head_dim": 16, "num_attention_heads": 2, "axes_dims_rope": [4, 4, 8]}
+
+
+def _flux(**transformer: Any) -> Any:
     """Another family: a transformer without convolutions, T5 beside CLIP, a scheduler of flow matching."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-    tokenizer = _clip_tokenizer()
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "red": 4, "circle": 5}
-    wordy = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    wordy.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer, words = _clip_tokenizer(), _words_tokenizer()
     return FluxPipeline(
         transformer=FluxTransformer2DModel(
             patch_size=1,
             in_channels=4,
             num_layers=1,
             num_single_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
             joint_attention_dim=32,
             pooled_projection_dim=32,
-            axes_dims_rope=[4, 4, 8],
+            **_JOINT,
+            **transformer,
         ),
         text_encoder=_clip_text_model(tokenizer),
-        text_encoder_2=T5EncoderModel(
-            T5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
-        ).eval(),
+        text_encoder_2=_t5_encoder(words),
         tokenizer=tokenizer,
-        tokenizer_2=PreTrainedTokenizerFast(
-            tokenizer_object=wordy, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-        ),
-        vae=_autoencoder_kl(
-            latent_channels=1, shift_factor=0.0, use_quant_conv=False, use_post_quant_conv=False
-        ),
+        tokenizer_2=words,
+        vae=_autoencoder_kl(latent_channels=1, **_FLOW_VAE),
         scheduler=FlowMatchEulerDiscreteScheduler(),
     )
+
+
+def _on_t5(pipeline: str, transformer: Any, vae: Any, **more: Any) -> Any:
+    """A pipeline of a transformer that reads T5 and steps by flow matching."""
+    import diffusers
+
+    words = _words_tokenizer()
+    parts = {"scheduler": diffusers.FlowMatchEulerDiscreteScheduler(), **more}
+    return getattr(diffusers, pipeline)(
+        transformer=transformer,
+        vae=vae,
+        text_encoder=_t5_encoder(words),
+        tokenizer=words,
+        **parts,
+    )
+
+
+def _chroma() -> Any:
+    from diffusers import ChromaTransformer2DModel
+
+    transformer = ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        joint_attention_dim=32,
+        approximator_hidden_dim=32,
+        approximator_layers=1,
+        approximator_num_channels=16,
+        **_JOINT,
+    )
+    return _on_t5("ChromaPipeline", transformer, _autoencoder_kl(latent_channels=1, **_FLOW_VAE))
+
+
+def _qwen_image(**transformer: Any) -> Any:
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    words = _words_tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 16}
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return QwenImagePipeline(
+        transformer=QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(8, 4, 4),
+            **transformer,
+        ),
+        vae=AutoencoderKLQwenImage(
+            base_dim=24,
+            z_dim=4,
+            dim_mult=[1, 2, 4],
+            num_res_blocks=1,
+            temperal_downsample=[False, True],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(
+                text_config={
+                    **sizes,
+                    **heads,
+                    "vocab_size": len(words),
+                    "rope_parameters": rope,
+                    "rope_scaling": rope,
+                },
+                vision_config={**sizes, "depth": 1, "num_heads": 2, "out_hidden_size": 16},
+            )
+        ).eval(),
+        tokenizer=words,
+    )
+
+
+def _z_image() -> Any:
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    transformer = ZImageTransformer2DModel(
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        in_channels=16,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[8, 4, 4],
+        axes_lens=[256, 32, 32],
+    )
+    with torch.no_grad():  # its constructor leaves them as they lie in memory
+        transformer.x_pad_token.fill_(1.0)
+        transformer.cap_pad_token.fill_(1.0)
+    words = _words_tokenizer()
+    return ZImagePipeline(
+        transformer=transformer,
+        vae=_autoencoder_kl(latent_channels=16, shift_factor=0.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        text_encoder=Qwen3Model(
+            Qwen3Config(
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=8,
+                vocab_size=len(words),
+            )
+        ).eval(),
+        tokenizer=words,
+    )
+
+
+def _flux2_klein(**pipeline: Any) -> Any:
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    words = _words_tokenizer()
+    return Flux2KleinPipeline(
+        transformer=Flux2Transformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            timestep_guidance_channels=32,
+            axes_dims_rope=[4, 4, 4, 4],
+            guidance_embeds=False,
+        ),
+        vae=AutoencoderKLFlux2(
+            block_out_channels=[8],
+            down_block_types=["DownEncoderBlock2D"],
+            up_block_types=["UpDecoderBlock2D"],
+            latent_channels=1,
+            norm_num_groups=4,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        text_encoder=Qwen3ForCausalLM(
+            Qwen3Config(
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=28,  # it reads the 27th
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=8,
+                vocab_size=len(words),
+            )
+        ).eval(),
+        tokenizer=words,
+        **pipeline,
+    )
+
+
+def _wan() -> Any:
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        out_channels=16,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+    vae = AutoencoderKLWan(
+        base_dim=3,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+    )
+    return _on_t5("WanPipeline", transformer, vae)
+
+
+def _cogvideox() -> Any:
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel, DDIMScheduler
+
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=2,
+        text_embed_dim=32,
+        num_layers=2,
+        sample_width=2,
+        sample_height=2,
+        sample_frames=9,
+    )
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=["CogVideoXDownBlock3D"] * 4,
+        up_block_types=["CogVideoXUpBlock3D"] * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    return _on_t5("CogVideoXPipeline", transformer, vae, scheduler=DDIMScheduler())
+
+
+def _ltx() -> Any:
+    from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        num_layers=1,
+        caption_channels=32,
+    )
+    once, twice = (1,) * 5, (True, True, False, False)
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=once,
+        decoder_layers_per_block=once,
+        spatio_temporal_scaling=twice,
+        decoder_spatio_temporal_scaling=twice,
+        decoder_inject_noise=(False,) * 5,
+        upsample_residual=(False,) * 4,
+        upsample_factor=(1,) * 4,
+        patch_size=1,
+    )
+    return _on_t5("LTXPipeline", transformer, vae)
+
+
+def _like_stable_diffusion(pipeline: str, **more: Any) -> Any:
+    """The parts of the SD 1.x pipeline in a pipeline that wants more inputs."""
+    import diffusers
+
+    parts = {**_stable_diffusion(_autoencoder_kl()).components, **more}
+    return getattr(diffusers, pipeline)(**parts, requires_safety_checker=False)
+
+
+def _controlnet() -> Any:
+    from diffusers import ControlNetModel
+
+    unet = _stable_diffusion(_autoencoder_kl()).unet
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8))
+    return _like_stable_diffusion("StableDiffusionControlNetPipeline", controlnet=controlnet)
+
+
+def _refiner() -> Any:
+    """The embedded model's parts as an SDXL refiner has them: one text encoder, and a picture to begin with."""
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    from fastdiff.models.sources import SHAPES_DIR
+
+    return StableDiffusionXLImg2ImgPipeline.from_pretrained(
+        SHAPES_DIR, text_encoder=None, tokenizer=None, use_safetensors=True
+    )
+
+
+TINY_PIPELINES: Mapping[str, Callable[[], Any]] = {
+    "ChromaPipeline": _chroma,
+    "CogVideoXPipeline": _cogvideox,
+    "FluxPipeline": _flux,
+    "FluxPipeline with guidance_embeds": lambda: _flux(guidance_embeds=True),
+    "Flux2KleinPipeline": _flux2_klein,
+    "Flux2KleinPipeline distilled": lambda: _flux2_klein(is_distilled=True),
+    "LTXPipeline": _ltx,
+    "QwenImagePipeline": _qwen_image,
+    "StableDiffusionPipeline": lambda: _stable_diffusion(_autoencoder_kl()),
+    "StableDiffusionPipeline distilled": lambda: _stable_diffusion(
+        _autoencoder_kl(), time_cond_proj_dim=8
+    ),
+    "StableDiffusionControlNetPipeline": _controlnet,
+    "StableDiffusionImg2ImgPipeline": lambda: _like_stable_diffusion(
+        "StableDiffusionImg2ImgPipeline"
+    ),
+    "StableDiffusionInpaintPipeline": lambda: _like_stable_diffusion(
+        "StableDiffusionInpaintPipeline"
+    ),
+    "StableDiffusionXLImg2ImgPipeline": _refiner,
+    "WanPipeline": _wan,
+    "ZImagePipeline": _z_image,
+}
+"""Pipelines of today's families, a few thousand weights each, by class."""
 
 
 def _saved(factory: pytest.TempPathFactory, name: str, make: Callable[[], Any]) -> Path:
@@ -417,3 +744,14 @@ def sd_taesd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved FluxPipeline: one double and two single blocks."""
     return _saved(tmp_path_factory, "tiny-flux", _flux)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_folder("WanPipeline")`: one of TINY_PIPELINES, saved; each is made once."""
+
+    @functools.cache
+    def folder(name: str) -> Path:
+        return _saved(tmp_path_factory, name.replace(" ", "-"), TINY_PIPELINES[name])
+
+    return folder

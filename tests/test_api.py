@@ -359,11 +359,11 @@ def test_a_hub_models_configuration_is_fetched_and_judged_before_its_weights(
     monkeypatch.setattr(api, "build", lambda plan, **_: pytest.fail("weights were asked for"))
     plans: list[Any] = []
 
-    def planned(run: Any) -> Any:
+    def planned(run: Any, **asked: Any) -> Any:
         if fetched:
             raise ModelError("it holds code")
         plans.append(run)
-        return real(run)
+        return real(run, **asked)
 
     real = api.planned
     monkeypatch.setattr(api, "planned", planned)

@@ -437,6 +437,37 @@ def test_shards_are_weights(cached: Path) -> None:
     assert Hub(id="org/name").complete()
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_download_that_stopped_between_shards_goes_on(cached: Path, variant: str | None) -> None:
+    """It is no broken model: the run downloads the rest."""
+    named = f".{variant}" * bool(variant)
+    if variant:
+        rename_weights(cached, variant)
+    whole = cached / "unet" / f"diffusion_pytorch_model{named}.safetensors"
+    first, second = (f"diffusion_pytorch_model{named}-0000{n}-of-00002.safetensors" for n in (1, 2))
+    whole.rename(whole.with_name(first))
+    index = whole.with_name(f"diffusion_pytorch_model.safetensors.index{named}.json")
+    index.write_text(json.dumps({"weight_map": {"a": first, "b": second}}))
+    model = Hub(id="org/name", variant=variant)
+    assert not model.complete()
+    facts = model.facts()
+    assert facts is not None
+    assert facts.parameters is None
+    whole.with_name(second).write_bytes(b"")
+    assert model.complete()
+
+
+def test_a_pipeline_of_code_is_refused_before_its_weights_are_here(cached: Path) -> None:
+    for file in cached.rglob("*.safetensors"):
+        file.unlink()
+    index = json.loads((cached / "model_index.json").read_text())
+    (cached / "model_index.json").unlink()
+    index["_class_name"] = ["pipeline", "MyPipeline"]
+    (cached / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"its class pipeline\.MyPipeline is code in"):
+        Hub(id="org/name").facts()
+
+
 @pytest.fixture
 def with_checker(cached: Path) -> Path:
     """The snapshot with a safety checker whose weights nobody downloaded."""

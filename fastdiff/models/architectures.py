@@ -253,6 +253,19 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 """By the name that a model's YAML gives in `architecture`. SD 1.4 and 1.5 are the same one."""
 
+ORIGINAL: Mapping[str, Architecture] = {
+    "StableDiffusionPipeline": _SD1,
+    "StableDiffusionInpaintPipeline": _SD1,
+    "StableDiffusionInstructPix2PixPipeline": _SD1,
+    "StableDiffusionXLPipeline": _SDXL,
+    "StableDiffusionXLInpaintPipeline": _SDXL,
+    "StableDiffusionXLInstructPix2PixPipeline": _SDXL,
+    "FluxPipeline": _FLUX_SCHNELL,
+    "FluxControlPipeline": _FLUX_SCHNELL,
+    "FluxFillPipeline": _FLUX_SCHNELL,
+}
+"""By pipeline: whose layers an original checkpoint has, in one file, if it is none of their distilled kin."""
+
 TAESD = Blueprint("diffusers", "AutoencoderTiny", 2_445_063, {"latent_channels": 4})
 """taesd has the class's own defaults; taesdxl's file was not to be found and is taken to be the same."""
 

@@ -91,6 +91,27 @@ CLASSES: Mapping[str, ClassFacts] = {
 }
 
 
+KEEPS_ATTENTION: Mapping[str, bool] = {
+    "UNet2DConditionModel": True,
+    "ChromaTransformer2DModel": False,
+    "CogVideoXTransformer3DModel": False,
+    "CogView4Transformer2DModel": False,
+    "Flux2Transformer2DModel": False,
+    "FluxTransformer2DModel": False,
+    "HunyuanImageTransformer2DModel": False,
+    "HunyuanVideo15Transformer3DModel": False,
+    "HunyuanVideoTransformer3DModel": False,
+    "LTXVideoTransformer3DModel": False,
+    "LatteTransformer3DModel": True,
+    "MochiTransformer3DModel": False,
+    "QwenImageTransformer2DModel": False,
+    "WanTransformer3DModel": True,
+}
+"""Denoisers on which diffusers' pyramid attention broadcast runs and changes what they compute, tried on tiny ones of each, and
+whether they have cross-attention that it finds. Other classes have no attention that it knows (Sana's, Z-Image's), or
+nothing moved (OvisImage's)."""
+
+
 def class_facts(name: str) -> ClassFacts | None:
     """The facts of a diffusers model class; None when the table doesn't know it."""
     return CLASSES.get(name)
@@ -266,10 +287,12 @@ class ModelFacts:
 
     pipeline: name of the pipeline class.
     components: the parts with weights and the schedulers, by name; no tokenizers or processors.
+    config: what the pipeline itself is configured with, such as is_distilled; {} if unknown.
     """
 
     pipeline: str
     components: Mapping[str, Component]
+    config: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def denoiser(self) -> Component | None:

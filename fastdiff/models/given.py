@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import fingerprint
 from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.models.reading import pipeline_config
 from fastdiff.models.sources import Model
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def read_pipeline(pipeline: Any) -> ModelFacts:
             components[name] = Component(name, library, kind.__name__, *sizes, _config(part))
         elif kind.__name__.endswith("Scheduler"):
             components[name] = Component(name, library, kind.__name__, 0, 0, _config(part))
-    return ModelFacts(type(pipeline).__name__, components)
+    return ModelFacts(type(pipeline).__name__, components, pipeline_config(_config(pipeline)))
 
 
 def _config(part: Any) -> dict[str, object]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from fastdiff.config import PLACE_OR_NAME
 from fastdiff.errors import ModelError
 from fastdiff.models.facts import Component, ModelFacts
-from fastdiff.models.reading import read_folder
-from fastdiff.models.sources import Model, first_line
+from fastdiff.models.reading import pipeline_config, read_folder, read_index
+from fastdiff.models.sources import Model, first_line, refuse_incomplete
+from fastdiff.models.whole import absent_shards
 from fastdiff.scripting import Script, keywords, literal
 
 if TYPE_CHECKING:
@@ -93,10 +94,14 @@ class Hub(Model):
         folder = self.snapshot()
         if folder is None:
             return False
-        held = [_variants(folder / name) for name in self._weighty(folder)]
-        if self.variant and not any(self.variant in variants for variants in held):
+        held = {name: _variants(folder / name) for name in self._weighty(folder)}
+        if self.variant and not any(self.variant in variants for variants in held.values()):
             return False
-        return all(variants & {self.variant, None} for variants in held)
+        loaded = {name: self.variant if self.variant in held[name] else None for name in held}
+        return all(
+            variant in held[name] and not absent_shards(folder / name, variant)
+            for name, variant in loaded.items()
+        )
 
     def _weighty(self, folder: Path) -> list[str]:
         """Components that have weights and are wanted."""
@@ -144,6 +149,9 @@ class Hub(Model):
     def load(self, dtype: torch.dtype | None, parts: Mapping[str, Any]) -> Any:
         from diffusers import DiffusionPipeline
 
+        folder = self.snapshot()
+        if folder is not None and self.complete() and (found := self.facts()) is not None:
+            refuse_incomplete(folder, found, self.variant, parts)
         with _plain_words(self.id):
             return DiffusionPipeline.from_pretrained(
                 self._checked_id(), dtype=dtype, use_safetensors=True, **self._wanted(), **parts
@@ -211,7 +219,7 @@ def _variants(folder: Path) -> set[str | None]:
 
 def _configs_only(folder: Path) -> ModelFacts:
     """Facts of a snapshot whose weights may still be missing."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_index(folder)
     components = {}
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or entry[0] is None:
@@ -222,7 +230,7 @@ def _configs_only(folder: Path) -> ModelFacts:
             continue
         data = json.loads(config.read_text(encoding="utf-8"))
         components[name] = Component(name, entry[0], entry[1], weights, weights, data)
-    return ModelFacts(index["_class_name"], components)
+    return ModelFacts(str(index["_class_name"]), components, pipeline_config(index))
 
 
 class _plain_words:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from fastdiff.errors import ModelError, nearest
 from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.models.names import original_names
+from fastdiff.models.whole import check_shards, check_weights, refuse_missing_weights
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _NO_WEIGHTS = re.compile("Tokenizer|Processor|FeatureExtractor")
@@ -30,9 +32,9 @@ def read_folder(path: Path, variant: str | None = None) -> ModelFacts:
     Raises ModelError when it is no pipeline folder that fastdiff can load.
     """
     _check_folder(path)
-    index = _read_index(path)
+    index = read_index(path)
     pipeline = index["_class_name"]
-    assert isinstance(pipeline, str)  # _read_index saw to it
+    assert isinstance(pipeline, str)  # read_index saw to it
     components: dict[str, Component] = {}
     variants: set[str] = set()
     for name, entry in index.items():
@@ -44,16 +46,15 @@ def read_folder(path: Path, variant: str | None = None) -> ModelFacts:
         folder = path / name
         _check_component(folder, name, library, class_name)
         if class_name.endswith("Scheduler"):
-            config = _read_json(folder / "scheduler_config.json")
+            config = read_json_object(folder / "scheduler_config.json")
             components[name] = Component(name, library, class_name, 0, 0, config)
         elif not _NO_WEIGHTS.search(class_name):
             files = _weight_files(folder, name, class_name)
             variants |= {known for known in files if known is not None}
-            tensors: dict[str, _Tensor] = {}
-            for file in _choose(files, variant, folder, name):
-                tensors |= _read_header(file)
             config_file = folder / "config.json"
-            config = _read_json(config_file) if config_file.exists() else {}
+            config = read_json_object(config_file) if config_file.exists() else {}
+            chosen = _choose(files, variant, folder, name)
+            tensors = _read_headers(chosen, folder, name, class_name, config)
             components[name] = _component(name, library, class_name, tensors.values(), config)
     if variant is not None and variant not in variants:
         known = sorted(variants)
@@ -62,7 +63,13 @@ def read_folder(path: Path, variant: str | None = None) -> ModelFacts:
             f"its variants: {', '.join(known)}" if known else "it holds plain ones only",
             f"model.variant={nearest(variant, known) or known[0] if known else 'null'}",
         )
-    return ModelFacts(pipeline, components)
+    return ModelFacts(pipeline, components, pipeline_config(index))
+
+
+def pipeline_config(index: Mapping[str, object]) -> dict[str, object]:
+    """What a model_index.json says beside the pipeline's class and parts: the pipeline's own configuration."""
+    own = {key: value for key, value in index.items() if not key.startswith("_")}
+    return {key: value for key, value in own.items() if not isinstance(value, list)}
 
 
 def read_component(
@@ -84,7 +91,7 @@ def read_component(
             if key and _holds(inside, class_name)
             else "name a folder that a model's own save_pretrained() wrote",
         )
-    config = _read_json(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     found = config.get("_class_name")
     if not isinstance(found, str):
         raise _refusal(
@@ -92,16 +99,26 @@ def read_component(
             "its config.json names no class",
             "name a folder that a model's own save_pretrained() wrote",
         )
-    tensors: dict[str, _Tensor] = {}
-    for file in _choose(_weight_files(folder, name, found), None, folder, name):
-        tensors |= _read_header(file)
+    chosen = _choose(_weight_files(folder, name, found), None, folder, name)
+    tensors = _read_headers(chosen, folder, name, found, config)
     return _component(name, "diffusers", found, tensors.values(), config)
+
+
+def _read_headers(
+    files: Iterable[Path], folder: Path, name: str, class_name: str, config: Mapping[str, object]
+) -> dict[str, _Tensor]:
+    """The tensors of a component's files. Raises ModelError where some of its weights are in none of them."""
+    headers = {file: _read_header(file) for file in files}
+    check_shards(folder, name, headers)
+    tensors = {key: tensor for header in headers.values() for key, tensor in header.items()}
+    check_weights(folder, name, class_name, config, tensors)
+    return tensors
 
 
 def _holds(folder: Path, class_name: str | None) -> bool:
     """Whether a folder is a component's, and of this class."""
     try:
-        return _read_json(folder / "config.json").get("_class_name") == class_name
+        return read_json_object(folder / "config.json").get("_class_name") == class_name
     except ModelError:
         return False
 
@@ -135,12 +152,24 @@ class _Kind(NamedTuple):
     pipeline: str
     mark: str  # a key that begins so tells this kind from all others
     parts: tuple[_Part, ...]
+    entrance: str  # the denoiser's first layer
+    edits: Mapping[
+        int, str
+    ]  # pipelines by that layer's inputs, where it takes a picture beside the noise
+
+    def pipeline_of(self, tensors: Mapping[str, _Tensor]) -> str:
+        """The pipeline of a checkpoint of this kind."""
+        first = tensors.get(self.entrance)
+        inputs = first.shape[1] if first and len(first.shape) > 1 else 0
+        return self.edits.get(inputs, self.pipeline)
 
 
 _LDM = (
     _Part("unet", "diffusers", "UNet2DConditionModel", "model.diffusion_model."),
     _Part("vae", "diffusers", "AutoencoderKL", "first_stage_model."),
 )
+_LDM_ENTRANCE = "model.diffusion_model.input_blocks.0.0.weight"
+_FLUX_EDITS = {128: "FluxControlPipeline", 384: "FluxFillPipeline"}
 _CLIP = "CLIPTextModel"
 # `.img_mod.lin.` sets Flux apart: HunyuanVideo, Flux 2 and Chroma have double_blocks without it.
 _KINDS = (
@@ -158,18 +187,24 @@ _KINDS = (
                 "conditioner.embedders.1.",
             ),
         ),
+        _LDM_ENTRANCE,
+        {8: "StableDiffusionXLInstructPix2PixPipeline", 9: "StableDiffusionXLInpaintPipeline"},
     ),
     _Kind(
         "Stable Diffusion 1",
         "StableDiffusionPipeline",
         "cond_stage_model.transformer.",
         (*_LDM, _Part("text_encoder", "transformers", _CLIP, "cond_stage_model.")),
+        _LDM_ENTRANCE,
+        {8: "StableDiffusionInstructPix2PixPipeline", 9: "StableDiffusionInpaintPipeline"},
     ),
     _Kind(
         "Flux",
         "FluxPipeline",
         "double_blocks.0.img_mod.lin.",
         (_Part("transformer", "diffusers", "FluxTransformer2DModel", ""),),
+        "img_in.weight",
+        _FLUX_EDITS,
     ),
     _Kind(
         "Flux",
@@ -181,6 +216,8 @@ _KINDS = (
             _Part("text_encoder", "transformers", _CLIP, "text_encoders.clip_l."),
             _Part("text_encoder_2", "transformers", "T5EncoderModel", "text_encoders.t5xxl."),
         ),
+        "model.diffusion_model.img_in.weight",
+        _FLUX_EDITS,
     ),
 )
 
@@ -221,13 +258,31 @@ def read_single_file(path: Path) -> ModelFacts:
             own = [tensor for key, tensor in tensors.items() if key.startswith(part.prefix)]
             if own:
                 components[part.name] = _component(*part[:3], own, {})
-        return ModelFacts(kind.pipeline, components)
+        return ModelFacts(kind.pipeline_of(tensors), components)
     raise _refusal(
         f"unknown kind of checkpoint: {path}",
         f"none of its {len(tensors)} tensors has a known name; known kinds: "
         + ", ".join(dict.fromkeys(kind.title for kind in _KINDS)),
         "load it once with diffusers, save_pretrained() it, and name that folder",
     )
+
+
+def check_single_file(
+    path: Path, facts: ModelFacts, configs: Mapping[str, Mapping[str, object]]
+) -> None:
+    """Refuses a checkpoint of which a component has only some of its weights. Raises ModelError.
+
+    configs: of its components, by name; those without one are let pass.
+    """
+    tensors = _read_header(path)
+    kind = next(k for k in _KINDS if any(key.startswith(k.mark) for key in tensors))
+    for part in kind.parts:
+        expected = original_names(part.class_name, configs.get(part.name, {}))
+        prefix = part.prefix + ("transformer.text_model." if part.class_name == _CLIP else "")
+        held = [key.removeprefix(prefix) for key in tensors if key.startswith(prefix)]
+        if expected is not None and part.name in facts.components:
+            instead = "fetch the file again, or name one that holds the whole component"
+            refuse_missing_weights(path, part.name, expected, held, instead)
 
 
 class _Tensor(NamedTuple):
@@ -268,7 +323,7 @@ def _check_folder(path: Path) -> None:
     raise _refusal(f"not a folder: {path}", why, instead)
 
 
-def _read_index(path: Path) -> Mapping[str, object]:
+def read_index(path: Path) -> Mapping[str, object]:
     """The content of model_index.json; its `_class_name` is a string."""
     file = path / "model_index.json"
     if not file.exists():
@@ -278,12 +333,18 @@ def _read_index(path: Path) -> Mapping[str, object]:
                 "it has a config.json and no model_index.json: a single component",
                 "name the folder of the whole pipeline",
             )
+        if (path / "modular_model_index.json").exists():
+            raise _refusal(
+                f"not a pipeline: {path}",
+                "it has a modular_model_index.json: blocks of a modular pipeline, which fastdiff doesn't call yet",
+                "name a folder that a pipeline's own save_pretrained() wrote",
+            )
         raise _refusal(
             f"not a pipeline: {path}",
             "it has no model_index.json",
             "name a folder that save_pretrained() wrote",
         )
-    index = _read_json(file)
+    index = read_json_object(file)
     pipeline = index.get("_class_name")
     if isinstance(pipeline, list) or (isinstance(pipeline, str) and pipeline.endswith(".py")):
         raise _refusal(
@@ -367,7 +428,7 @@ def _choose(
     )
 
 
-def _read_json(file: Path) -> dict[str, object]:
+def read_json_object(file: Path) -> dict[str, object]:
     """The JSON object in `file`; ModelError when there is none."""
     try:
         content = json.loads(file.read_bytes())

@@ -15,9 +15,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.config import PLACE, PLACE_OR_NAME, RunConfig, Slot
 from fastdiff.errors import ModelError
+from fastdiff.models.architectures import ORIGINAL
 from fastdiff.models.content import content_hash
 from fastdiff.models.facts import ModelFacts
-from fastdiff.models.reading import read_component, read_folder, read_single_file
+from fastdiff.models.reading import (
+    check_single_file,
+    read_component,
+    read_component_shapes,
+    read_folder,
+    read_json_object,
+    read_single_file,
+)
+from fastdiff.models.whole import check_against_module
 from fastdiff.result import sha256_of
 from fastdiff.scripting import Script, ScriptError, literal
 
@@ -166,6 +175,7 @@ class Folder(Model):
     def load(self, dtype: torch.dtype | None, parts: Mapping[str, Any]) -> Any:
         from diffusers import DiffusionPipeline
 
+        refuse_incomplete(self.folder, self.facts(), self.wanted_variant, parts)
         return DiffusionPipeline.from_pretrained(
             str(self.folder),
             dtype=dtype,
@@ -180,6 +190,20 @@ class Folder(Model):
         variant = self.wanted_variant
         named = [f"variant={literal(variant)}"] if variant else []
         script.load(how, source, *named, "use_safetensors=True")
+
+
+def refuse_incomplete(
+    folder: Path, facts: ModelFacts, variant: str | None, parts: Mapping[str, Any]
+) -> None:
+    """Raises ModelError, before any weight is read, if a component's files lack some that its module has.
+
+    parts: components that come from elsewhere.
+    """
+    for name, part in facts.components.items():
+        if part.library != "diffusers" or part.parameters == 0 or name in parts:
+            continue
+        held = read_component_shapes(folder / name, name, part.class_name, variant)
+        check_against_module(folder / name, name, part.class_name, part.config, held)
 
 
 def size_and_time(file: Path) -> Any:
@@ -329,7 +353,18 @@ class SingleFile(Model):
         return Path(os.path.expanduser(self.path)).absolute()
 
     def facts(self) -> ModelFacts:
-        return read_single_file(self.file)
+        found = read_single_file(self.file)
+        check_single_file(self.file, found, self._configs(found))
+        return found
+
+    def _configs(self, found: ModelFacts) -> dict[str, Mapping[str, object]]:
+        """Configurations of its components: those of model.config, or of the architecture that diffusers takes it for."""
+        if not self.config:
+            known = ORIGINAL.get(found.pipeline)
+            return {name: part.config for name, part in known.components.items()} if known else {}
+        folder = Path(self.config).expanduser().absolute()
+        files = {name: folder / name / "config.json" for name in found.components}
+        return {name: read_json_object(file) for name, file in files.items() if file.is_file()}
 
     def identity(self) -> dict[str, Any]:
         return self._by(size_and_time)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.errors import Problem
+from fastdiff.models.facts import KEEPS_ATTENTION, Component
 from fastdiff.passes.base import (
     Context,
     Fidelity,
@@ -30,7 +31,7 @@ from fastdiff.passes.base import (
     Stage,
 )
 from fastdiff.result import Effect, Observed, Pending
-from fastdiff.scripting import Script, call, keywords
+from fastdiff.scripting import Script, ScriptError, call, keywords
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +58,19 @@ _ONCE_A_STEP = (
     "FluxPipeline",
 )
 """Pipelines that call their denoiser once a step, guidance in the same batch. Where it is called twice, one call would
-be given what the other computed."""
+be given what the other computed, unless the pipeline tells which step it is in."""
+_TELLING_ONCE = (
+    "CogVideoXPipeline",
+    "Flux2Pipeline",
+    "FluxKontextPipeline",
+    "HunyuanVideoPipeline",
+    "LTXPipeline",
+    "LattePipeline",
+    "MochiPipeline",
+)
+"""Others that do, and have `current_timestep`."""
+_OWN_KEYS_AND_VALUES = ("Flux2KleinKVPipeline",)
+"""Pipelines whose attention gives back something of another size in the first step, and keeps it itself."""
 
 
 @dataclass
@@ -73,15 +86,19 @@ class Steps:
     A call sets its scheduler's timesteps anew, so that other timesteps are another call, even after one that was left
     half-way.
 
-    call: from 1; 0 before the first. step: calls of the denoiser since the call began, from 0.
+    call: from 1; 0 before the first. step: of the call, from 0. branch: calls of the denoiser within the step, from 0: some
+        pipelines call it once with the prompt and once without. They all tell their timestep; where none is told, every
+        call of the denoiser is a step.
     """
 
     def __init__(self, pipeline: Any, begins: Callable[[], None] = lambda: None) -> None:
         """begins: called at every first step."""
         self.pipeline, self.begins = pipeline, begins
-        self.call = self.step = self.steps_of_first_call = 0
+        self.call = self.step = self.branch = 0
+        self.steps_of_first_call = self.denoiser_calls_of_first_call = 0
         self.timesteps: list[float] = []
         self._seen: Any = None
+        self._told: Any = None
 
     def follow(self, denoiser: nn.Module, then: Callable[[], None] = lambda: None) -> None:
         """Count from now on. then: called before every step, once its number is known."""
@@ -94,13 +111,18 @@ class Steps:
 
     def _advance(self) -> None:
         now = self.pipeline.scheduler.timesteps
-        if now is self._seen:
-            self.step += 1
-        else:
+        told = getattr(self.pipeline, "current_timestep", None)
+        if now is not self._seen:
             self._seen, self.timesteps = now, now.tolist()
-            self.call, self.step = self.call + 1, 0
+            self.call, self.step, self.branch = self.call + 1, 0, 0
             self.begins()
-        self.steps_of_first_call += self.call == 1
+        elif told is not None and told is self._told:
+            self.branch += 1
+        else:
+            self.step, self.branch = self.step + 1, 0
+        self._told = told
+        self.denoiser_calls_of_first_call += self.call == 1
+        self.steps_of_first_call += self.call == 1 and self.branch == 0
 
     @property
     def timestep(self) -> float:
@@ -137,7 +159,7 @@ class SkippedCalls(Pending):
 
     def effect(self, observed: Observed) -> Effect:
         steps = self.steps.steps_of_first_call
-        every = self.modules * steps
+        every = self.modules * self.steps.denoiser_calls_of_first_call
         details = {"of": every, "watched": self.modules, "steps": steps, "summary": f"of {every}"}
         return Effect(self.key, every - self.computed, self.unit, details=details)
 
@@ -165,17 +187,12 @@ class Cache(Option, Pass):
         elif part and part.class_name not in self.classes:
             yield Problem(
                 choice,
-                f"works on {' and '.join(self.classes)}; this model's denoiser is {part.class_name}",
+                f"works on {_listed(self.classes)}; this model's denoiser is {part.class_name}",
                 self._other(part.class_name),
                 self.source,
             )
-        elif setting.facts and setting.facts.pipeline not in _ONCE_A_STEP:
-            yield Problem(
-                choice,
-                f"is known to work only in {', '.join(_ONCE_A_STEP)}, which call their denoiser once a "
-                f"step; this is {setting.facts.pipeline}",
-                "cache=none",
-            )
+        elif setting.facts and part and (reason := self._lost_in(setting.facts.pipeline, part)):
+            yield Problem(choice, reason, "cache=none")
         compiled, targets = setting.chosen("compile"), getattr(setting.run.compile, "targets", ())
         regional = compiled == "compile=regional"
         if "denoiser" in targets and not (regional and self.outside_blocks):
@@ -187,6 +204,15 @@ class Cache(Option, Pass):
             )
         if setting.run.generation.steps == 1:
             yield Problem(choice, "one step has none before it to take from", "generation.steps=25")
+
+    def _lost_in(self, pipeline: str, denoiser: Component) -> str | None:
+        """Why it couldn't follow the steps of this pipeline; None if it can."""
+        if pipeline in _ONCE_A_STEP:
+            return None
+        return (
+            f"is known to work only in {', '.join(_ONCE_A_STEP)}, which call their denoiser once a step; this is "
+            f"{pipeline}"
+        )
 
     def _other(self, class_name: str) -> str:
         others = (option for option in (DeepCache, PyramidAttention) if option is not type(self))
@@ -301,6 +327,41 @@ class DeepCache(Cache):
         )
 
 
+def _listed(names: tuple[str, ...]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
+class _StateOfBranch:
+    """What diffusers' hook remembers of one attention, apart for each call of the denoiser within a step.
+
+    diffusers itself has one memory for all of them, and would give the call without the prompt what the one with it
+    computed.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._kept: dict[int, tuple[int, Any]] = {}
+
+    @property
+    def iteration(self) -> int:
+        return self._kept.get(self._steps.branch, (0, None))[0]
+
+    @iteration.setter
+    def iteration(self, value: int) -> None:
+        self._kept[self._steps.branch] = value, self.cache
+
+    @property
+    def cache(self) -> Any:
+        return self._kept.get(self._steps.branch, (0, None))[1]
+
+    @cache.setter
+    def cache(self, value: Any) -> None:
+        self._kept[self._steps.branch] = self.iteration, value
+
+    def reset(self) -> None:
+        self._kept.clear()
+
+
 def _layers(unet: Any) -> Iterator[nn.Module]:
     """What a UNet's blocks are made of: residual blocks, transformers, and the layers that change the resolution."""
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
@@ -314,13 +375,13 @@ class PyramidAttention(Cache):
     """Attention computed in every n-th step only, in the middle of the denoising; diffusers' own.
 
     spatial_attention_block_skip_range: 2 computes self-attention in every second step; null in every step.
-    cross_attention_block_skip_range: the same of cross-attention, which Flux hasn't.
+    cross_attention_block_skip_range: the same of cross-attention, which transformers with joint attention haven't.
     timestep_skip_range: noise levels (1000 is pure noise) between which it is skipped.
     """
 
     key: ClassVar[str] = "cache.pyramid_attention"
     source: ClassVar[str | None] = _PYRAMID
-    classes: ClassVar[tuple[str, ...]] = (_UNET, "FluxTransformer2DModel")
+    classes: ClassVar[tuple[str, ...]] = tuple(KEEPS_ATTENTION)
     does: ClassVar[str] = "use the attention of earlier steps again, in the middle of the denoising"
 
     spatial_attention_block_skip_range: int | None = 2
@@ -340,7 +401,8 @@ class PyramidAttention(Cache):
                 )
         spatial, cross = (getattr(self, name) for name in ranges)
         part = setting.denoiser
-        if spatial is None and (cross is None or (part and part.class_name != _UNET)):
+        crosses = part is None or KEEPS_ATTENTION.get(part.class_name, True)
+        if spatial is None and (cross is None or not crosses):
             only = (
                 ""
                 if cross is None
@@ -363,10 +425,10 @@ class PyramidAttention(Cache):
         from diffusers import PyramidAttentionBroadcastConfig
         from diffusers.hooks import HookRegistry, apply_pyramid_attention_broadcast
         from diffusers.models.attention import AttentionModuleMixin
-        from diffusers.models.attention_processor import Attention
+        from diffusers.models.attention_processor import Attention, MochiAttention
 
         (denoiser,) = context.parts(pipeline, self.components(context.setting)).values()
-        kinds = (Attention, AttentionModuleMixin)
+        kinds = (Attention, AttentionModuleMixin, MochiAttention)
         attentions = [module for module in denoiser.modules() if isinstance(module, kinds)]
 
         def forget() -> None:
@@ -388,10 +450,29 @@ class PyramidAttention(Cache):
                 current_timestep_callback=lambda: steps.timestep,
             ),
         )
+        for module in attentions:
+            registry = HookRegistry.check_if_exists_or_initialize(module)
+            if hook := registry.get_hook("pyramid_attention_broadcast"):
+                hook.state = _StateOfBranch(steps)
         steps.follow(denoiser)
         return skipped
 
+    def _lost_in(self, pipeline: str, denoiser: Component) -> str | None:
+        if denoiser.class_name == _UNET:
+            return super()._lost_in(pipeline, denoiser)
+        if pipeline in _OWN_KEYS_AND_VALUES:
+            return f"{pipeline} keeps keys and values of its own, and its attention gives back less after the first step"
+        return None
+
     def script(self, script: Script, setting: Setting) -> None:
+        pipeline = setting.facts.pipeline if setting.facts else ""
+        if pipeline not in _ONCE_A_STEP + _TELLING_ONCE:
+            raise ScriptError(
+                self.key,
+                f"{pipeline or 'the pipeline'} may call its denoiser twice in a step, and diffusers' own hooks would "
+                "give one call what the other computed",
+                "cache=none",
+            )
         (denoiser,) = script.called(self.key, self.components(setting))
         low_high = tuple(self.timestep_skip_range)
         given = {

@@ -11,7 +11,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -140,6 +140,32 @@ def _misfit(layers: Mapping[str, AdapterLayer], model: Mapping[str, Shapes]) -> 
     return None
 
 
+def left_out(shapes: Shapes, model: Mapping[str, Collection[str]]) -> list[str]:
+    """Tensors of an adapter's file that fit no layer of a model, and so change nothing, sorted.
+
+    model: paths of its layers by component. A layer whose name only diffusers can translate is taken to fit.
+    """
+    layers = adapter_layers(shapes)
+    fitting = {
+        name
+        for name, layer in layers.items()
+        if layer.part is None or layer.path in model.get(layer.part, ())
+    }
+    of_layer = re.compile(r"(?P<layer>.+)\.(alpha|network_alpha)")
+
+    def fits(key: str) -> bool:
+        found = _MATRIX.fullmatch(key) or of_layer.fullmatch(key)
+        return found is not None and found["layer"].removesuffix(".lora") in fitting
+
+    return sorted(key for key in shapes if not fits(key))
+
+
+def _told_left_out(left: Sequence[str], count: int) -> str:
+    """In words: how many of its tensors are left out, and which."""
+    such = " and ".join(left[:2])
+    return f"{len(left)} of its {count} tensors fit no layer of this model and are left out, such as {such}"
+
+
 def _what(layers: Mapping[str, AdapterLayer]) -> str:
     return f"the adapter has {len(layers)} layer{'s' * (len(layers) != 1)} such as {min(layers)}"
 
@@ -252,7 +278,7 @@ class Adapter(Option, Pass):
         if self.path:
             yield from self._check_file(Path(os.path.expanduser(self.path)), setting)
 
-    def _check_file(self, file: Path, setting: Setting) -> Iterator[Problem]:
+    def _check_file(self, file: Path, setting: Setting) -> Iterator[Problem | Notice]:
         """Whatever the headers tell: of the adapter's file, and of the model's where they are at hand."""
         choice = f"lora.path={file}" if self.path else setting.chosen("lora")
         if file.suffix != ".safetensors":
@@ -298,6 +324,8 @@ class Adapter(Option, Pass):
                 yield Problem(
                     choice, misfit, "an adapter that was made for this model, or lora=none"
                 )
+            elif model and (left := left_out(shapes, model)):
+                yield Notice(choice, _told_left_out(left, len(shapes)))
 
     def file(self, run: RunConfig) -> Path:
         """The adapter's file on this machine. Raises ModelError if it can't be had."""
@@ -312,7 +340,8 @@ class Adapter(Option, Pass):
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         file = self.file(context.setting.run)
-        layers = adapter_layers(read_shapes(file))
+        shapes = read_shapes(file)
+        layers = adapter_layers(shapes)
         kind = type(pipeline).__name__
         if not hasattr(pipeline, "load_lora_weights"):
             raise ModelError(
@@ -322,6 +351,11 @@ class Adapter(Option, Pass):
         names = [
             n for n in pipeline._lora_loadable_modules if getattr(pipeline, n, None) is not None
         ]
+        paths = {
+            name: {_flat(path) for path, _ in getattr(pipeline, name).named_modules()}
+            for name in names
+        }
+        left = left_out(shapes, paths)
         try:
             pipeline.load_lora_weights(str(file), use_safetensors=True)
         except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
@@ -336,20 +370,23 @@ class Adapter(Option, Pass):
         # All of them by name: left to itself, Flux' pipeline would leave its text encoder's adapter out.
         pipeline.fuse_lora(components=names, lora_scale=self.scale)
         pipeline.unload_lora_weights()
-        left = [
+        still = [
             m
             for n in names
             for m in getattr(pipeline, n).modules()
             if isinstance(m, BaseTunerLayer)
         ]
-        if left:
+        if still:
             raise RunError(
-                f"{self.key}: {len(left)} layers of peft are still there after unloading\n"
+                f"{self.key}: {len(still)} layers of peft are still there after unloading\n"
                 "  instead: lora=none, and a report of this model"
             )
         counts = {name: sum(layers) for name, layers in moved.items()}
         changed, held = sum(counts.values()), len(layers)
         summary = f"scale {self.scale:g}" + (f", of {held} in the file" if changed < held else "")
+        if left:
+            verb = "s fit" if left[1:] else " fits"
+            summary += f"; {len(left)} tensor{verb} no layer, such as {left[0]}"
         details = {
             "components": counts,
             "file": file.name,
@@ -358,6 +395,8 @@ class Adapter(Option, Pass):
                 {side["rank"] for layer in layers.values() if "rank" in (side := layer.sides)}
             ),
             "layers_in_file": held,
+            "tensors_left_out": len(left),
+            "left_out_such_as": left[:3],
             "summary": summary,
         }
         return Effect(self.key, changed, "layers", details=details)

@@ -278,6 +278,15 @@ def test_a_folder_without_index_is_no_pipeline(tmp_path: Path) -> None:
     )
 
 
+def test_a_modular_pipeline_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "modular_model_index.json").write_text("{}")
+    assert _refused(lambda: read_folder(tmp_path)) == (
+        f"not a pipeline: {tmp_path}\n"
+        "  why: it has a modular_model_index.json: blocks of a modular pipeline, which fastdiff doesn't call yet\n"
+        "  instead: name a folder that a pipeline's own save_pretrained() wrote"
+    )
+
+
 def test_a_component_folder_is_no_pipeline(tmp_path: Path) -> None:
     path = _folder(tmp_path) / "unet"
     assert _refused(lambda: read_folder(path)) == (
@@ -392,9 +401,10 @@ def test_a_missing_scheduler_config_is_refused(tmp_path: Path) -> None:
 
 def _only_fp16(tmp_path: Path) -> Path:
     path = _folder(tmp_path)
-    (path / "unet" / WEIGHTS).rename(
-        path / "unet" / "diffusion_pytorch_model.fp16-00001-of-00001.safetensors"
-    )
+    shard = "diffusion_pytorch_model.fp16-00001-of-00001.safetensors"
+    (path / "unet" / WEIGHTS).rename(path / "unet" / shard)
+    index = path / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard}}))
     return path
 
 
@@ -494,6 +504,27 @@ def test_a_single_file_is_told_by_its_keys(
     for part in facts.components.values():
         assert part.weight_bytes == 4 * (part.parameters or 0)
         assert hasattr(__import__(part.library), part.class_name)
+
+
+@pytest.mark.parametrize(
+    ("keys", "entrance", "inputs", "pipeline_class"),
+    [
+        (SD1_KEYS, "model.diffusion_model.input_blocks.0.0.weight", 4, "StableDiffusionPipeline"),
+        (SD1_KEYS, "model.diffusion_model.input_blocks.0.0.weight", 9, "StableDiffusionInpaintPipeline"),
+        (SDXL_KEYS, "model.diffusion_model.input_blocks.0.0.weight", 9, "StableDiffusionXLInpaintPipeline"),
+        (SDXL_KEYS, "model.diffusion_model.input_blocks.0.0.weight", 8, "StableDiffusionXLInstructPix2PixPipeline"),
+        (FLUX_KEYS, "img_in.weight", 64, "FluxPipeline"),
+        (FLUX_KEYS, "img_in.weight", 384, "FluxFillPipeline"),
+        (FLUX_KEYS, "img_in.weight", 128, "FluxControlPipeline"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_takes_a_picture_too_is_told_by_its_first_layer(
+    tmp_path: Path, keys: dict[str, int], entrance: str, inputs: int, pipeline_class: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    tensors = {key: torch.zeros(size) for key, size in keys.items()}
+    save_file(tensors | {entrance: torch.zeros(2, inputs)}, path)
+    assert read_single_file(path).pipeline == pipeline_class
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+import fastdiff
 from fastdiff.composition import compose
 from fastdiff.environment import this_machine
 from fastdiff.errors import NoEffectError, PlanError
-from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.models.facts import KEEPS_ATTENTION, Component, ModelFacts
 from fastdiff.planning import make_plan
 from fastdiff.result import Observed
 
@@ -236,6 +237,108 @@ def test_broadcast_attention_on_flux(flux_folder: Path, local_run: Callable[...,
     assert identical(again(ran), ran.pictures)
 
 
+EVERY_STEP = ("cache=pyramid_attention", "cache.timestep_skip_range=[0,1001]", "generation.steps=8")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "skipped", "of"),
+    [
+        # One double and one single block, called with and without the prompt in each of eight steps.
+        ("ChromaPipeline", (), 2 * 2 * 4, 2 * 2 * 8),
+        ("QwenImagePipeline", (), 2 * 4, 2 * 8),
+        ("QwenImagePipeline", ("generation.negative_prompt=ugly",), 2 * 2 * 4, 2 * 2 * 8),
+    ],
+)
+def test_attention_is_kept_for_each_call_within_a_step(
+    name: str,
+    words: tuple[str, ...],
+    skipped: int,
+    of: int,
+    tiny_folder: Callable[[str], Path],
+    local_run: Callable[..., Any],
+) -> None:
+    folder = tiny_folder(name)
+    ran = local_run(folder, *EVERY_STEP, *words)
+    assert str(cached(ran)) == f"cache.pyramid_attention {skipped} attention calls skipped, of {of}"
+    assert cached(ran).details["steps"] == 8
+    assert identical(again(ran), ran.pictures)
+
+
+def test_a_call_without_the_prompt_is_not_given_what_the_one_with_it_computed(
+    tiny_folder: Callable[[str], Path], local_run: Callable[..., Any]
+) -> None:
+    """As diffusers' own hooks do, which know of no calls within a step."""
+    import torch
+
+    folder = tiny_folder("ChromaPipeline")
+
+    def outputs(ran: Any) -> list[Any]:
+        found: list[Any] = []
+        attention = ran.pipeline.transformer.transformer_blocks[0].attn
+        handle = attention.register_forward_hook(lambda module, inputs, out: found.append(out[0]))
+        again(ran)
+        handle.remove()
+        return found
+
+    kept = outputs(local_run(folder, *EVERY_STEP))
+    assert len(kept) == 16
+    for step in range(0, 8, 2):
+        with_prompt, without, with_again, without_again = kept[2 * step : 2 * step + 4]
+        assert torch.equal(with_prompt, with_again)
+        assert torch.equal(without, without_again)
+        assert not torch.equal(with_prompt, without)
+
+
+@pytest.mark.parametrize("name", ["CogVideoXPipeline", "LTXPipeline", "WanPipeline"])
+def test_attention_is_kept_in_pipelines_that_their_user_calls(
+    name: str, tiny_folder: Callable[[str], Path]
+) -> None:
+    import numpy
+    import torch
+
+    def frames(**choices: Any) -> Any:
+        pipeline = fastdiff.load(model=tiny_folder(name), device="cpu", **choices)
+        pipeline.set_progress_bar_config(disable=True)
+        drawn = pipeline(
+            prompt="a red circle",
+            height=32,
+            width=32,
+            num_frames=9,
+            num_inference_steps=6,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+        )
+        return drawn.frames
+
+    cache = {"option": "pyramid_attention", "timestep_skip_range": [0, 1001]}
+    moved = numpy.abs(frames(cache=cache) - frames()).max()
+    assert 0 < moved < 0.5
+
+
+@pytest.mark.parametrize("class_name", KEEPS_ATTENTION)
+def test_who_keeps_attention_can_hold_a_cache_in_diffusers_too(class_name: str) -> None:
+    import diffusers
+    from diffusers.models.cache_utils import CacheMixin
+
+    known = getattr(diffusers, class_name)
+    assert issubclass(known, CacheMixin) or class_name == "UNet2DConditionModel"
+
+
+@pytest.mark.parametrize(
+    "name", ["ChromaPipeline", "CogVideoXPipeline", "FluxPipeline", "LTXPipeline", "QwenImagePipeline", "StableDiffusionPipeline", "WanPipeline"]
+)  # fmt: skip
+def test_which_of_them_have_cross_attention(name: str, tiny_folder: Callable[[str], Path]) -> None:
+    from diffusers import DiffusionPipeline
+    from diffusers.models.attention import AttentionModuleMixin
+    from diffusers.models.attention_processor import Attention
+
+    made: Any = DiffusionPipeline.from_pretrained(tiny_folder(name), use_safetensors=True)
+    denoiser = made.components.get("transformer") or made.unet
+    found = [m for m in denoiser.modules() if isinstance(m, (Attention, AttentionModuleMixin))]
+    crosses = any(getattr(module, "is_cross_attention", False) for module in found)
+    assert KEEPS_ATTENTION[type(denoiser).__name__] == crosses
+
+
 @pytest.mark.parametrize("other", ["qkv=fused", "attention=math", "quant=int8"])
 def test_broadcast_attention_beside_other_options(
     shapes_run: Callable[..., Any], other: str
@@ -347,8 +450,18 @@ def test_deepcache_refuses_a_transformer(flux_folder: Path, local_plan: Any) -> 
         (
             unknown("SanaPipeline", "SanaTransformer2DModel"),
             "pyramid_attention",
-            "works on UNet2DConditionModel and FluxTransformer2DModel; this model's denoiser is "
-            "SanaTransformer2DModel",
+            "works on UNet2DConditionModel, ChromaTransformer2DModel, CogVideoXTransformer3DModel, "
+            "CogView4Transformer2DModel, Flux2Transformer2DModel, FluxTransformer2DModel, "
+            "HunyuanImageTransformer2DModel, HunyuanVideo15Transformer3DModel, HunyuanVideoTransformer3DModel, "
+            "LTXVideoTransformer3DModel, LatteTransformer3DModel, MochiTransformer3DModel, "
+            "QwenImageTransformer2DModel and WanTransformer3DModel; this model's denoiser is SanaTransformer2DModel",
+            "cache=none",
+        ),
+        (
+            unknown("Flux2KleinKVPipeline", "Flux2Transformer2DModel"),
+            "pyramid_attention",
+            "Flux2KleinKVPipeline keeps keys and values of its own, and its attention gives back less after the "
+            "first step",
             "cache=none",
         ),
         (
@@ -373,14 +486,20 @@ def test_deepcache_refuses_a_transformer(flux_folder: Path, local_plan: Any) -> 
             "cache=none",
         ),
     ],
-    ids=["another transformer", "another pipeline", "no middle block", "no denoiser"],
+    ids=[
+        "another transformer",
+        "own keys and values",
+        "another pipeline",
+        "no middle block",
+        "no denoiser",
+    ],
 )
 def test_models_that_a_cache_does_not_know_are_refused(
     facts: ModelFacts, choice: str, reason: str, instead: str
 ) -> None:
     run = compose(["device=cpu", f"cache={choice}"])
     with pytest.raises(PlanError) as error:
-        make_plan(run, this_machine(), facts)
+        make_plan(run, this_machine(), facts, calls=False)
     (problem,) = error.value.problems
     assert (problem.choice, problem.reason, problem.instead) == (
         f"cache={choice}",

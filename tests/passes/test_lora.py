@@ -166,7 +166,54 @@ def test_a_text_encoder_is_adapted_too(
 def test_layers_that_this_model_lacks_are_told(save: Save, shapes_run: Callable[..., Any]) -> None:
     ran = shapes_run("lora=file", f"lora.path={save(four() | pair('unet.down_blocks.7.to_q'))}")
     effect = ran.effects(kernels={"flash": 14})["lora.file"]
-    assert str(effect) == "lora.file 4 layers, scale 1, of 5 in the file"
+    assert str(effect) == (
+        "lora.file 4 layers, scale 1, of 5 in the file; 2 tensors fit no layer, such as "
+        "unet.down_blocks.7.to_q.lora_A.weight"
+    )
+
+
+def _a_third_fits_nothing() -> dict[str, Any]:
+    """Four layers of this model, one of another, a LoHa's matrix, and a bias that no LoRA has."""
+    import torch
+
+    return {
+        **four(),
+        **pair("unet.down_blocks.7.to_q"),
+        f"unet.{MID}.attn1.to_v.hada_w1_a": torch.zeros(4, 4),
+        f"unet.{QUERIES[0]}.alpha": torch.tensor(float(RANK)),
+        f"unet.{QUERIES[0]}.diff_b": torch.zeros(4),
+    }
+
+
+LEFT = [
+    "unet.down_blocks.7.to_q.lora_A.weight",
+    "unet.down_blocks.7.to_q.lora_B.weight",
+    f"unet.{QUERIES[0]}.diff_b",
+    f"unet.{MID}.attn1.to_v.hada_w1_a",
+]
+TOLD = f"4 of its 13 tensors fit no layer of this model and are left out, such as {LEFT[0]} and {LEFT[1]}"
+
+
+def test_tensors_that_fit_nothing_are_counted_and_named_before_the_run(
+    save: Save, shapes_plan: Any
+) -> None:
+    file = save(_a_third_fits_nothing())
+    plan = shapes_plan("lora=file", f"lora.path={file}")
+    assert [(n.choice, n.text) for n in plan.notices] == [(f"lora.path={file}", TOLD)]
+    assert shapes_plan("lora=file", f"lora.path={save(four())}").notices == ()
+
+
+def test_tensors_that_fit_nothing_are_in_the_effect_too(
+    save: Save, shapes_run: Callable[..., Any]
+) -> None:
+    lacking = pair("unet.down_blocks.7.to_q") | pair("unet.up_blocks.0.attn.to_k", seed=1)
+    ran = shapes_run("lora=file", f"lora.path={save(four() | lacking)}")
+    effect = ran.effects(kernels={"flash": 14})["lora.file"]
+    assert str(effect) == (
+        f"lora.file 4 layers, scale 1, of 6 in the file; 4 tensors fit no layer, such as {LEFT[0]}"
+    )
+    assert effect.details["tensors_left_out"] == 4
+    assert effect.details["left_out_such_as"] == sorted(lacking)[:3]
 
 
 def test_an_adapter_of_nothing_but_zeros_is_an_error(

@@ -22,8 +22,10 @@ from fastdiff.composition import compose
 from fastdiff.config import CONF_DIR
 from fastdiff.environment import TOOLS, Environment, Gpu
 from fastdiff.errors import PlanError
+from fastdiff.models.architectures import ARCHITECTURES
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.given import Given
+from fastdiff.models.names import original_names
 from fastdiff.models.sources import SHAPES_DIR, SHAPES_STUDENT, SHAPES_TINY_VAE, Shapes, model_of
 from fastdiff.passes import OPTIONS
 from fastdiff.passes.base import Context, Pass, Setting, Stage
@@ -678,7 +680,17 @@ def test_a_single_file_is_asked_for(more: tuple[str, ...], given: str, tmp_path:
     import torch
     from safetensors.torch import save_file
 
-    keys = ("model.diffusion_model.a", "first_stage_model.a", "cond_stage_model.transformer.a")
+    parts = ARCHITECTURES["sd1"].components
+    roots = {
+        "unet": "model.diffusion_model",
+        "vae": "first_stage_model",
+        "text_encoder": "cond_stage_model.transformer.text_model",
+    }
+    keys = (
+        f"{root}.{key}"
+        for name, root in roots.items()
+        for key in original_names(parts[name].class_name, parts[name].config) or ()
+    )
     save_file({key: torch.zeros(1) for key in keys}, tmp_path / "m.safetensors")
     choices = ("model=single_file", f"model.path={tmp_path}/m.safetensors", "precision=fp16")
     text = script_of(on(H100, *choices, *more), "a test")
