@@ -7,10 +7,9 @@ import shlex
 import pytest
 
 from fastdiff.composition import compose
-from fastdiff.errors import UsageError
 from fastdiff.grid import read_grid
 from fastdiff.outlook import outlooks
-from fastdiff.sweep.entries import Entry, as_single_run, check_size, entries_of, grid_identity
+from fastdiff.sweep.entries import Entry, as_single_run, entries_of, grid_identity
 
 
 def entries(*words: str, elsewhere: bool = False) -> list[Entry]:
@@ -98,13 +97,3 @@ def test_on_another_machine_only_that_machine_can_refuse_for_itself() -> None:
     words = ("attention=sdpa,math", "qkv=fused")
     assert [e.possible for e in entries(*words)] == [True, False]
     assert [e.possible for e in entries(*words, elsewhere=True)] == [True, False]
-
-
-def test_a_grid_that_nobody_can_have_meant_is_refused() -> None:
-    check_size(10_000)
-    with pytest.raises(UsageError) as refused:
-        check_size(10_001)
-    assert str(refused.value) == (
-        "this grid has 10001 combinations, and a sweep takes 10000 at most\n"
-        "  instead: fewer values, or several sweeps"
-    )
