@@ -38,6 +38,9 @@ LITERAL_KEYS = (
 )
 """Keys whose value is taken as it stands, commas, quotes and dollars included."""
 
+MOST_DIGITS = 300
+"""Of a number; the largest that a computer calculates with has 309."""
+
 ASSIGNMENT = re.compile(r"^(?P<key>[+~]{0,2}[^=]+)=(?P<value>.*)$", re.DOTALL)
 """An override, in two parts."""
 
@@ -88,6 +91,11 @@ def refuse_early(override: str, of_a_grid: bool = False) -> None:
     if match is None:
         raise UsageError(_not_an_assignment(override))
     key, value = match["key"], match["value"]
+    if key not in LITERAL_KEYS and (number := re.search(rf"\d{{{MOST_DIGITS + 1},}}", value)):
+        raise UsageError(
+            f"{key} holds a number of {len(number[0])} digits, and none takes more than {MOST_DIGITS}\n"
+            "  instead: a smaller number"
+        )
     if (key == "experiment" or key in SLOTS) and "(" in value and (said := _unreadable(override)):
         raise UsageError(said)
     if key == "experiment":

@@ -413,9 +413,9 @@ IMPOSSIBLE = {
     ("generation.seed=9223372036854775808",): (
         ONE,
         "  generation.seed=9223372036854775808",
-        "                   must be at most 9223372036854775807, the largest that a",
+        "                   must be at most 9223372036854775807: the largest that a",
         "                   generator takes",
-        "                   instead: generation.seed=0",
+        "                   instead: generation.seed=9223372036854775807",
     ),
     ("generation.negative_prompt=[a, b]",): (
         ONE,
