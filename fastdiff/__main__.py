@@ -12,11 +12,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 from fastdiff.config_dirs import named_in
-from fastdiff.errors import FastdiffError, PlanError, UsageError
+from fastdiff.errors import FastdiffError, PlanError, UsageError, wrap_words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,15 +57,7 @@ def _in_columns(text: str, columns: int = 80) -> str:
     lines = []
     for line in text.split("\n"):
         inside = " " * (len(line) - len(line.lstrip(" ")))
-        lines += wrap(
-            line,
-            columns,
-            subsequent_indent=f"{inside}    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-            expand_tabs=False,
-            replace_whitespace=False,
-        ) or [""]
+        lines += wrap_words(line, columns, f"{inside}    ") or [""]
     return "\n".join(lines)
 
 
@@ -160,11 +151,14 @@ def _plan_json(overrides: list[str]) -> int:
 def _plan_grid(overrides: list[str], as_json: bool) -> int:
     """Every combination's row; exit code 2 if none of them can run."""
     from fastdiff.grid import read_grid
+    from fastdiff.hydras_keys import hydras_own
     from fastdiff.outlook import as_data, outlooks
     from fastdiff.sweep.how import read_how
+    from fastdiff.sweep.launching import check_launcher
 
     _, overrides = read_how(overrides)
-    grid = read_grid(overrides)
+    check_launcher(hydras_own(overrides))  # whose name may be ours, and none of Hydra's
+    grid = read_grid([word for word in overrides if not word.startswith("hydra/launcher=")])
     rows = [outlook.to_dict() for outlook in outlooks(grid)]
     if as_json:
         import json
@@ -299,8 +293,14 @@ def _run(overrides: list[str]) -> int:
 
         asked.append(str(new_folder()))
         quoted.append(f'hydra.run.dir="{asked[0]}"')
-    if "${" not in asked[-1]:  # Hydra alone knows what that will be
-        check_folder(Path(asked[-1].strip("'\"")))
+    if asked[-1].strip("'\"") in ("", "???"):
+        raise UsageError(
+            f"hydra.run.dir={asked[-1]} names no folder\n  instead: hydra.run.dir=DIR, or leave it out"
+        )
+    named = None if "${" in asked[-1] else Path(asked[-1].strip("'\""))
+    if named is not None:  # Hydra alone knows what others will be
+        check_folder(named)
+    found = entries(named) if named is not None else frozenset()
     endings: list[int | FastdiffError] = []
 
     def job(_: Any) -> None:
@@ -314,7 +314,12 @@ def _run(overrides: list[str]) -> int:
             leave_nothing(folder, before)
             endings.append(error)
 
-    _hand_over(job, quoted)
+    try:
+        _hand_over(job, quoted)
+    except UsageError:
+        if named is not None:  # what Hydra made before it stopped
+            leave_nothing(named, found)
+        raise
     (ending,) = endings
     if isinstance(ending, FastdiffError):
         raise ending
@@ -395,19 +400,34 @@ def _execute(plan: Any, overrides: list[str], folder: Path) -> int:
 
 
 def _hand_over(job: Any, arguments: list[str]) -> None:
-    """Let Hydra compose once more, make the run's folder, and call the job."""
-    import hydra
+    """Let Hydra compose once more, make the run's folder, and call the job. Raises UsageError for what only Hydra can refuse."""
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.global_hydra import GlobalHydra
 
     from fastdiff.composition import register_schemas
     from fastdiff.config import CONF_DIR
+    from fastdiff.explaining import explain
+
+    begun = []
+
+    def begin(run: Any) -> None:
+        begun.append(True)
+        job(run)
 
     register_schemas()
-    before = sys.argv
-    sys.argv = ["fastdiff", *arguments]
+    version.setbase("1.3")
+    GlobalHydra.instance().clear()
+    hydra = Hydra.create_main_hydra2("fastdiff", create_config_search_path(str(CONF_DIR)))
     try:
-        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
+        hydra.run("config", begin, arguments)
+    except Exception as error:  # Hydra's, OmegaConf's, logging's, or of a callback's class
+        if begun:
+            raise
+        raise UsageError(explain(arguments, error)) from error
     finally:
-        sys.argv = before
+        GlobalHydra.instance().clear()
 
 
 def console() -> None:

@@ -105,7 +105,7 @@ def composed_by_hydra(overrides: Sequence[str]) -> RunConfig:
             if unknown:
                 raise UsageError(unknown)
             run = OmegaConf.to_object(composed)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, LookupError) as error:
             raise UsageError(explain(overrides, error)) from error
     assert isinstance(run, RunConfig)
     run.choices = choices

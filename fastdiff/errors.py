@@ -15,6 +15,7 @@ Every message says what is wrong, why, and the way out.
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,28 @@ _LONGEST_LABEL = 28
 
 def _wrapped(text: str, width: int) -> list[str]:
     """A text in lines of a width in characters, at least 40; words and addresses stay whole."""
-    return textwrap.wrap(text, max(40, width), break_long_words=False, break_on_hyphens=False)
+    return wrap_words(text, max(40, width))
+
+
+_SHELL_WORD = re.compile(
+    r"""(?<![\w'])(?:[\w.]+='[^'\n]*'|'[\w./]+=[^'\n]*(?:'"'"'[^'\n]*)*')(?!\w)"""
+)
+"""An override with a quoted text in it: a line break within would change the text of whoever copies it."""
+
+
+def wrap_words(text: str, width: int, subsequent_indent: str = "") -> list[str]:
+    """A text in lines of a width in characters. Words, addresses, and overrides as a shell quotes them, stay whole."""
+    held = _SHELL_WORD.sub(lambda word: word[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(
+        held,
+        width,
+        subsequent_indent=subsequent_indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        expand_tabs=False,
+        replace_whitespace=False,
+    )
+    return [line.replace("\0", " ") for line in lines]
 
 
 class RunError(FastdiffError):

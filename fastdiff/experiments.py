@@ -192,7 +192,7 @@ def check_experiment(name: str) -> None:
     if name in ladders():
         hint = f"it is a ladder: python -m fastdiff ladder {name}; its rungs: "
         hint += ", ".join(e.short for e in ladder(name))
-    elif "*" in name or name.startswith("glob("):
+    elif "*" in name:
         named = next((each for each in ladders() if each in name), ladders()[0])
         hint = f"instead: python -m fastdiff ladder {named}, which runs all of its rungs"
     else:

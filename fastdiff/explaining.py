@@ -7,6 +7,7 @@ deleted).
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from textwrap import indent
@@ -15,6 +16,9 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from fastdiff.config import SCALARS, SLOTS, Generation, RunConfig
 from fastdiff.errors import UsageError, nearest
 from fastdiff.experiments import check_experiment, names, read_experiment
+from fastdiff.grammar import quoted
+from fastdiff.grid_values import names_of, single_overrides, why_not_one
+from fastdiff.hydras_keys import hydras_own, refused_by_name, unread
 from fastdiff.options import default_options, keys_of, option_files, schemas
 
 LITERAL_KEYS = (
@@ -34,13 +38,11 @@ LITERAL_KEYS = (
 )
 """Keys whose value is taken as it stands, commas, quotes and dollars included."""
 
+MOST_DIGITS = 300
+"""Of a number; the largest that a computer calculates with has 309."""
+
 ASSIGNMENT = re.compile(r"^(?P<key>[+~]{0,2}[^=]+)=(?P<value>.*)$", re.DOTALL)
 """An override, in two parts."""
-
-_HYDRAS_SWEEP = re.compile(r"\s*(choice|shuffle|sort|range|interval)\(")
-"""Ways of Hydra to write a grid that aren't for names; glob(...) doesn't look into folders and is refused elsewhere."""
-
-_HYDRAS_OWN = re.compile(r"[+~]{0,2}hydra[./@]")
 
 _SCALAR_TYPES: dict[str, type] = {
     f.name: hint
@@ -72,9 +74,11 @@ def raise_all(said: Sequence[str]) -> None:
         raise UsageError(f"{len(said)} things can't be read\n{each}")
 
 
-def refuse_early(override: str) -> None:
+def refuse_early(override: str, of_a_grid: bool = False) -> None:
     """What Hydra accepts or explains badly. Raises UsageError."""
-    if _HYDRAS_OWN.match(override):
+    if hydras_own([override]):
+        if said := refused_by_name(override, of_a_grid):
+            raise UsageError(said)
         return
     if override.startswith(("+", "~")):
         bare = override.lstrip("+~")
@@ -87,12 +91,13 @@ def refuse_early(override: str) -> None:
     if match is None:
         raise UsageError(_not_an_assignment(override))
     key, value = match["key"], match["value"]
-    if (key == "experiment" or key in SLOTS) and _HYDRAS_SWEEP.match(value):
-        words = re.split(r"[\s,)]+", value.rpartition("(")[2])
-        names = [word for word in words if word and "=" not in word]
+    if key not in LITERAL_KEYS and (number := re.search(rf"\d{{{MOST_DIGITS + 1},}}", value)):
         raise UsageError(
-            f"{override}: a grid lists the names alone\n  instead: -m {key}={','.join(names)}"
+            f"{key} holds a number of {len(number[0])} digits, and none takes more than {MOST_DIGITS}\n"
+            "  instead: a smaller number"
         )
+    if (key == "experiment" or key in SLOTS) and "(" in value and (said := _unreadable(override)):
+        raise UsageError(said)
     if key == "experiment":
         if "," in value:
             raise UsageError(
@@ -114,11 +119,11 @@ def refuse_early(override: str) -> None:
         keys = ", ".join(f"generation.{name}" for name in keys_of(Generation))
         raise UsageError(f"generation has keys, not options\n  there are: {keys}")
     if key in SLOTS:
-        if "," in value:
+        listed = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+        if "," in value and "(" not in value and listed:
             raise UsageError(
                 f"{key} takes one option at a time, not '{value}'\n"
-                f"  instead: {key}={value.strip('[]').split(',')[0].strip()}, "
-                f"or -m {key}={value.strip('[]')} for a run of each"
+                f"  instead: {key}={listed[0]}, or -m {key}={','.join(listed)} for a run of each"
             )
         _check_option(key, value.strip())
 
@@ -127,32 +132,27 @@ def refuse_sweep(overrides: Sequence[str]) -> None:
     """What can be told wrong of a grid before its combinations are made. Raises UsageError."""
     said: list[str] = []
     for override in overrides:
-        key, _, value = override.partition("=")
-        listed = (key in SLOTS or key == "experiment") and "(" not in value
-        for option in value.split(",") if listed else [value]:
+        for each in _names_listed(override):
             try:
-                refuse_early(f"{key}={option.strip()}" if "=" in override else override)
+                refuse_early(each, of_a_grid=True)
             except UsageError as error:
                 said.append(str(error))
-    raise_all(list(dict.fromkeys(said)) or _grammar(overrides))
+    raise_all(list(dict.fromkeys(said)) or _grammar(overrides, of_a_grid=True))
 
 
-def every_combination(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of every cell of a grid, in the order in which Hydra's sweeper runs them: the last key changes first.
+def _names_listed(override: str) -> list[str]:
+    """The choices of one option each that an override of a slot lists; any other as it stands."""
+    key, equals, value = override.partition("=")
+    if not equals or (key not in SLOTS and key != "experiment"):
+        return [override]
+    if "(" not in value:  # a name that is left out is told as such
+        return [f"{key}={name.strip()}" for name in value.split(",")]
+    from hydra.errors import HydraException
 
-    Raises HydraException for a grammar that `refuse_sweep` refuses, and for an interval, which nobody can count.
-    """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    (cells,) = BasicSweeper.split_arguments(parsed, None)  # no batch size, so one batch
-    return [list(cell) for cell in cells]
-
-
-def hydras_own(overrides: Sequence[str]) -> list[str]:
-    """Those of the overrides that say something to Hydra, and nothing of the run."""
-    return [override for override in overrides if _HYDRAS_OWN.match(override)]
+    try:
+        return single_overrides(override)
+    except (HydraException, UsageError):
+        return []  # told of the grammar
 
 
 def _not_an_assignment(word: str) -> str:
@@ -214,7 +214,7 @@ def explain(overrides: Sequence[str], error: Exception) -> str:
         match = ASSIGNMENT.match(override)
         if match is None or match["key"] in (*SLOTS, "experiment"):
             continue
-        if _HYDRAS_OWN.match(match["key"]):
+        if hydras_own([override]):
             continue
         if match["key"] in SCALARS:
             if f"override {override}" in str(error):
@@ -229,8 +229,8 @@ def explain(overrides: Sequence[str], error: Exception) -> str:
             return _unknown_slot_key(root, key, match["value"], known, overrides)
         if f"override {override}" in str(error) or f"'{match['key']}'" in str(error):
             return _wrong_type(match["key"], match["value"], known[key])
-    said = _grammar(overrides, one_value=True) or _experiments_key(overrides, error)
-    return said[0] if said else _in_one_line(error, overrides)
+    said = _grammar(overrides) or _experiments_key(overrides, error)
+    return said[0] if said else (unread(overrides, error) or _in_one_line(error))
 
 
 def missing_keys(overrides: Sequence[str]) -> list[str]:
@@ -268,47 +268,62 @@ def _experiments_key(overrides: Sequence[str], error: Exception) -> list[str]:
     ]
 
 
-def _grammar(overrides: Sequence[str], one_value: bool = False) -> list[str]:
-    """The overrides that Hydra's grammar can't read, or that give several values where one is wanted."""
-    said = (_unreadable(override, one_value) for override in overrides)
+def _grammar(overrides: Sequence[str], of_a_grid: bool = False) -> list[str]:
+    """The overrides that Hydra's grammar can't read, or whose values are several where one is wanted, or too many."""
+    said = (_unreadable(override, of_a_grid) for override in overrides)
     return [text for text in said if text]
 
 
-def _unreadable(override: str, one_value: bool) -> str | None:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def _unreadable(override: str, of_a_grid: bool = False) -> str | None:
     from hydra.errors import HydraException
 
     try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException:
-        if override.startswith(f"{LITERAL_KEYS[0]}=["):
-            return (
-                f"{override} can't be read as a list of texts\n"
-                '  instead: put each text in double quotes: \'generation.prompt=["a cat", "a dog"]\''
-            )
-        return (
-            f"{override} can't be read: brackets and quotes must be closed, and a text with signs in it quoted\n"
-            f"  instead: quote it twice, once for the shell and once for Hydra: '{override.split('=')[0]}=\"...\"'"
-        )
-    if one_value and parsed.is_sweep_override():
-        first = override.split("=", 1)[1].split(",")[0]
-        return (
-            f"{override} gives several values, and a run takes one\n"
-            f"  instead: {parsed.key_or_group}={first}, or -m {override} for a run of each"
-        )
-    return None
+        if not of_a_grid:
+            return why_not_one(override)
+        single_overrides(override)
+        return None
+    except UsageError as error:
+        return str(error)
+    except HydraException as error:
+        return _unread_grammar(override, error, of_a_grid)
 
 
-def _in_one_line(error: Exception, overrides: Sequence[str]) -> str:
+def _unread_grammar(override: str, error: Exception, of_a_grid: bool) -> str:
+    """A way out for what Hydra's grammar stops at."""
+    key, _, value = override.partition("=")
+    if override.startswith(f"{LITERAL_KEYS[0]}=["):
+        return (
+            f"{override} can't be read as a list of texts\n"
+            '  instead: put each text in double quotes: \'generation.prompt=["a cat", "a dog"]\''
+        )
+    if of_a_grid and key in LITERAL_KEYS:
+        return (
+            f"{override} can't be read in a sweep, where commas part values and brackets mean something\n"
+            f"  instead: {_in_quotes(key, value)}"
+        )
+    function = re.search(r"while evaluating '.*': (.*)", str(error), re.DOTALL)
+    if function:
+        names = ",".join(names_of(key)[: 2 if of_a_grid else 1])
+        way_out = f"{key}={names}" if names else "what the function should give, without a function"
+        return f"{override} can't be read: {function[1].splitlines()[0]}\n  instead: {way_out}"
+    return (
+        f"{override} can't be read: brackets and quotes must be closed, and a text with signs in it quoted\n"
+        f"  instead: quote it twice, once for the shell and once for Hydra: '{key}=\"...\"'"
+    )
+
+
+def _in_quotes(key: str, value: str) -> str:
+    """A text as a shell and Hydra's grammar take it; where commas part it, also as several texts."""
+    said = shlex.quote(f"{key}={quoted(value)}")
+    parts = [part.strip() for part in re.split(r",(?![^(\[{]*[)\]}])", value)]
+    if len(parts) < 2:
+        return said
+    several = shlex.quote(f"{key}={','.join(map(quoted, parts))}")
+    return f"{said}, which is one text; or {several} for a run of each"
+
+
+def _in_one_line(error: Exception) -> str:
     """What Hydra or OmegaConf says itself, and where to read on."""
-    for override in overrides:
-        key = override.partition("=")[0]
-        if _HYDRAS_OWN.match(key) and key in str(error):
-            return (
-                f"Hydra itself can't read {override}\n"
-                "  instead: leave it out; of Hydra's own keys fastdiff needs hydra.run.dir=DIR, and sweeps "
-                "hydra/launcher=NAME with its keys"
-            )
     full_key = getattr(error, "full_key", None)
     first = str(error).strip().splitlines()[0]
     return (

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from fastdiff.composition import compose
+from fastdiff.composition import compose, composed_by_hydra
 from fastdiff.config import PROVENANCE, RunConfig, fingerprint
 from fastdiff.errors import UsageError
-from fastdiff.explaining import every_combination, hydras_own, refusals, refuse_sweep
+from fastdiff.explaining import refusals, refuse_sweep
+from fastdiff.grid_values import every_combination
+from fastdiff.hydras_keys import hydras_own
 from fastdiff.recipe.using import spelled_out, with_recipe
 
 
@@ -49,18 +51,11 @@ class Grid:
 
 def read_grid(overrides: Sequence[str]) -> Grid:
     """Every cell of a grid. Raises UsageError for what can't be read in any cell: a misspelled option, a bracket left open."""
-    from hydra.errors import HydraException
-
     refuse_sweep(overrides)
     own = hydras_own(overrides)
     if own:
-        compose(own, literal=False)  # Hydra alone knows whether it has such keys
-    try:
-        found = every_combination([o for o in overrides if o not in own])
-    except HydraException as error:
-        raise UsageError(
-            f"{error}\n  instead: list the values, as in generation.steps=10,20,30"
-        ) from error
+        composed_by_hydra(own)  # Hydra alone knows whether it has such keys
+    found = every_combination([o for o in overrides if o not in own])
     values: dict[str, set[str]] = {}
     for cell in found:
         for override in cell:

@@ -18,6 +18,7 @@ from fastdiff.calling import call_findings
 from fastdiff.config import Bench, Reference, RunConfig
 from fastdiff.environment import Environment
 from fastdiff.errors import MachineProblem, ModelError, PlanError, Problem
+from fastdiff.limits import out_of_bounds, within_32_bits
 from fastdiff.models.facts import ModelFacts
 from fastdiff.models.shapes.scenes import Scene
 from fastdiff.models.sources import Shapes
@@ -25,9 +26,6 @@ from fastdiff.passes.base import Notice, Option, Pass, Setting, Stage
 from fastdiff.passes.place import Place
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-
-
-LARGEST_SEED = 2**63 - 1
 
 
 class ModelAndPlanError(ModelError):
@@ -92,6 +90,8 @@ def make_plan(
     facts: of the model as published; what options make of them is worked out here.
     calls: fastdiff itself will call the pipeline, with what `generation` says.
     """
+    noise_levels = _noise_levels(facts)
+    asked, run = run, within_32_bits(run)
     for _, _, option in run.options():
         if isinstance(option, Option) and facts is not None:
             facts = option.changed_facts(facts, run)
@@ -103,6 +103,7 @@ def make_plan(
             problems.append(finding)
         else:
             notices.append(finding)
+    problems = _with_limits(problems, asked, run, noise_levels)
     steps = tuple(
         sorted(
             (Step(p, p.stage, p.components(setting), p.explain(setting)) for p in _passes(setting)),
@@ -113,6 +114,27 @@ def make_plan(
     if problems:
         raise PlanError(tuple(dict.fromkeys(problems)))
     return Plan(setting, steps, tuple(notices))
+
+
+def _with_limits(
+    problems: list[Problem], asked: RunConfig, tame: RunConfig, noise_levels: int | None
+) -> list[Problem]:
+    """The problems with those of numbers beyond their limits, one for each key.
+
+    A check's own words are kept, unless it saw another number than was asked for.
+    """
+    limits = {p.choice.partition("=")[0]: p for p in out_of_bounds(asked, noise_levels)}
+    if tame is not asked:
+        problems = [p for p in problems if p.choice.partition("=")[0] not in limits]
+    said = {problem.choice.partition("=")[0] for problem in problems}
+    return [*problems, *(p for key, p in limits.items() if key not in said)]
+
+
+def _noise_levels(facts: ModelFacts | None) -> int | None:
+    """How many the model's scheduler was trained with; None where nobody knows."""
+    own = facts.components.get("scheduler") if facts else None
+    levels = own.config.get("num_train_timesteps") if own else None
+    return levels if isinstance(levels, int) and levels > 0 else None
 
 
 def _recipe(setting: Setting) -> Iterator[Notice]:
@@ -230,12 +252,6 @@ def _generation(setting: Setting) -> Iterator[Problem]:
         if value is not None and not low <= value < math.inf:
             reason = f"must be at least {low}" if value < low else "is not a finite number"
             yield Problem(f"generation.{name}={value}", reason, f"generation.{name}={low}")
-    if asked.seed > LARGEST_SEED:
-        yield Problem(
-            f"generation.seed={asked.seed}",
-            f"must be at most {LARGEST_SEED}, the largest that a generator takes",
-            "generation.seed=0",
-        )
 
 
 def _bench(setting: Setting) -> Iterator[Problem]:

@@ -156,7 +156,7 @@ def test_the_experiment_is_in_the_report_but_not_in_what_identifies_a_run() -> N
         ("sdxl_tutorial/comple", "did you mean: sdxl_tutorial/compile"),
         ("fused_qkv", "did you mean: guide/fused_qkv, sdxl_tutorial/fused_qkv"),
         ("sdxl_tutorial", "it is a ladder: python -m fastdiff ladder sdxl_tutorial"),
-        ("glob(sdxl_tutorial/*)", "instead: python -m fastdiff ladder sdxl_tutorial"),
+        ("sdxl_tutorial/*", "instead: python -m fastdiff ladder sdxl_tutorial"),
         ("zzz", "ladders: distilled_guide, guide, sd15_guide, sdxl_tutorial"),
     ],
 )
@@ -175,9 +175,16 @@ def test_two_experiments_in_one_run_are_a_grid() -> None:
         read_grid(["experiment=sdxl_tutorial/bf16,sdxl_tutorial/sdp"])
 
 
-def test_hydras_glob_is_refused_in_a_grid_too() -> None:
-    with pytest.raises(UsageError, match="python -m fastdiff ladder sdxl_tutorial"):
-        read_grid(["experiment=glob(sdxl_tutorial/*)"])
+def test_hydras_glob_looks_into_ladders() -> None:
+    cells = read_grid(["experiment=glob(sdxl_tutorial/*)", "model=shapes"]).cells
+    chosen = [cell.run.choices["experiment"] for cell in cells if cell.run]
+    assert chosen == [rung.name for rung in ladder("sdxl_tutorial")]
+    with pytest.raises(UsageError) as refused:
+        read_grid(["experiment=glob(sdxl_tutorial)"])
+    assert str(refused.value) == (
+        "experiment=glob(sdxl_tutorial) matches nothing\n"
+        "  there are: distilled_guide/*, guide/*, sd15_guide/*, sdxl_tutorial/*"
+    )
 
 
 def test_what_was_published_cannot_be_set() -> None:

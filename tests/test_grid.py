@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from fastdiff.config import RunConfig
 from fastdiff.environment import Environment
 from fastdiff.errors import UsageError
 from fastdiff.grid import Cell, Grid, read_grid
+from fastdiff.grid_values import every_combination
 from fastdiff.models.facts import ModelFacts
 from fastdiff.outlook import as_data, outlooks
 from fastdiff.pages.grid import counts, grid_text
@@ -138,8 +142,8 @@ def test_cells_that_are_the_same_run_have_one_identity() -> None:
         (["qaunt=none,int8"], "there is no key 'qaunt'\n  did you mean: quant"),
         (
             ["generation.seed=interval(1,2)"],
-            "BasicSweeper does not support sweep type : INTERVAL_SWEEP\n"
-            "  instead: list the values, as in generation.steps=10,20,30",
+            "generation.seed=interval(1,2) names no values: between its ends there are as many as one likes\n"
+            "  instead: list them, as in generation.seed=1,2",
         ),
         (
             ["quant=none,int8", "hydra.foo=1"],
@@ -155,8 +159,182 @@ def test_what_no_cell_could_read_is_refused_at_once(overrides: list[str], messag
 
 
 def test_hydras_own_keys_are_none_of_a_cells() -> None:
-    (cell,) = read_grid(["hydra.sweep.dir=x", "quant=int8"]).cells
+    (cell,) = read_grid(["hydra.verbose=true", "quant=int8"]).cells
     assert cell.overrides == ("quant=int8",)
+
+
+# Hydra's grammar for sweeps ------------------------------------------------------------------------
+
+STANDS_FOR = {
+    "precision=glob(*)": ["bf16", "fp16", "fp32", "tf32"],
+    "precision=glob(*,exclude=fp16)": ["bf16", "fp32", "tf32"],
+    "precision=glob([fp*,bf*],exclude=[fp32])": ["bf16", "fp16"],
+    "precision= glob(*32)": ["fp32", "tf32"],
+    "precision=choice(fp32,bf16)": ["fp32", "bf16"],
+    "precision=sort(fp32,bf16)": ["bf16", "fp32"],
+    "precision=sort(fp32,bf16,reverse=true)": ["fp32", "bf16"],
+    "precision=tag(first,choice(fp32,bf16))": ["fp32", "bf16"],
+    "precision=str(choice(fp32,bf16))": ["fp32", "bf16"],
+    "generation.steps=range(1,10,3)": ["1", "4", "7"],
+    "generation.steps=range(4)": ["0", "1", "2", "3"],
+    "generation.steps=range(start=5,stop=1,step=-2)": ["5", "3"],
+    "generation.steps=int(choice(1.0,2.0))": ["1", "2"],
+    "generation.steps=sort(3,2,1)": ["1", "2", "3"],
+    "generation.guidance_scale=range(1.0,3.0,0.5)": ["1.0", "1.5", "2.0", "2.5"],
+    "generation.prompt=choice('a, b',\"c\")": ["a\\,\\ b", "c"],
+    "compile.targets=[denoiser],[vae]": ["[denoiser]", "[vae]"],
+}
+
+
+@pytest.mark.parametrize("override", STANDS_FOR)
+def test_every_way_to_name_values_stands_for_them(override: str) -> None:
+    key = override.partition("=")[0]
+    expected = [f"{key}={value}" for value in STANDS_FOR[override]]
+    assert [cell.overrides for cell in read_grid([override]).cells] == [(e,) for e in expected]
+
+
+@pytest.mark.parametrize(
+    ("override", "values"),
+    [
+        ("precision=shuffle(fp32,bf16)", {"fp32", "bf16"}),
+        ("bench.runs=shuffle(range(1,4))", set("123")),
+    ],
+)
+def test_shuffled_values_are_all_there(override: str, values: set[str]) -> None:
+    cells = read_grid([override]).cells
+    assert {cell.overrides[0].partition("=")[2] for cell in cells} == values
+    assert len(cells) == len(values)
+
+
+NO_VALUES = {
+    "precision=glob(x*)": "precision=glob(x*) matches nothing\n  there are: bf16, fp16, fp32, tf32",
+    "generation.steps=glob(*)": (
+        "generation.steps=glob(*): glob(...) picks options of a slot by their names, and generation.steps has none\n"
+        "  instead: list the values: generation.steps=A,B,C"
+    ),
+    "precision=interval(1,3)": (
+        "precision=interval(1,3) names no values: between its ends there are as many as one likes\n"
+        "  instead: list them, as in precision=bf16,fp16"
+    ),
+    "precision=shuffle(fp32,bf61)": "precision has no option 'bf61'\n  did you mean: precision=bf16",
+    "precision=foo(fp32)": (
+        "precision=foo(fp32) can't be read: Unknown function 'foo'\n  instead: precision=bf16,fp16"
+    ),
+    "precision=choice()": (
+        "precision=choice() can't be read: empty choice is not legal\n  instead: precision=bf16,fp16"
+    ),
+    "generation.seed=json([1])": (
+        "generation.seed=json([1]) can't be read: Unknown function 'json'\n"
+        "  instead: what the function should give, without a function"
+    ),
+    "generation.seed=1,2,range(3)": (
+        "generation.seed=1,2,range(3) has a range(...), choice(...) or glob(...) among its values, and stands for "
+        "no list then\n  instead: it alone, or every value by itself: generation.seed=A,B,C"
+    ),
+    "generation.steps=range(1,10,0)": (
+        "generation.steps=range(1,10,0) has no end\n"
+        "  instead: generation.steps=range(1,4), which is 1,2,3, or list the values"
+    ),
+    "generation.steps=range(0,inf)": (
+        "generation.steps=range(0,inf) has no end\n"
+        "  instead: generation.steps=range(1,4), which is 1,2,3, or list the values"
+    ),
+    "generation.steps=range(10,1)": (
+        "generation.steps=range(10,1) holds no value: a range goes from its first number to below its second\n"
+        "  instead: generation.steps=range(1,4), which is 1,2,3, or list the values"
+    ),
+    "generation.steps=range(0,1e9)": (
+        "generation.steps=range(0,1e9) stands for 1000000000 values, and a sweep takes 10000 combinations at most\n"
+        "  instead: a longer step, its third number, or fewer values"
+    ),
+}
+
+
+@pytest.mark.parametrize("override", NO_VALUES)
+def test_what_stands_for_no_values_is_refused_in_words(override: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        read_grid([override, "bench=once"])
+    assert str(refused.value) == NO_VALUES[override]
+
+
+def test_a_grid_that_nobody_can_have_meant_is_refused_before_it_is_made() -> None:
+    most = "generation.seed=range(100)", "bench.runs=range(1,101)"
+    assert len(every_combination(most)) == 10_000
+    with pytest.raises(UsageError) as refused:
+        read_grid([*most, "generation.steps=range(1,10001)", "bench.warmup=range(10000)"])
+    assert str(refused.value) == (
+        "this grid has 1000000000000 combinations, and a sweep takes 10000 at most\n"
+        "  instead: fewer values, or several sweeps"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "way_out"),
+    [
+        ("precision=glob(*)", "precision=bf16, or -m 'precision=glob(*)'"),
+        ("precision=choice(fp32,bf16)", "precision=fp32, or -m 'precision=choice(fp32,bf16)'"),
+        ("generation.steps=range(1,4)", "generation.steps=1, or -m 'generation.steps=range(1,4)'"),
+        ("device=shuffle(cpu,cpu)", "device=cpu, or -m 'device=shuffle(cpu,cpu)'"),
+        (
+            "experiment=glob(sdxl_tutorial/*)",
+            "experiment=sdxl_tutorial/baseline, or -m 'experiment=glob(sdxl_tutorial/*)'",
+        ),
+    ],
+)
+def test_a_single_run_takes_none_of_them(override: str, way_out: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        compose([override])
+    assert str(refused.value) == (
+        f"{override} gives several values, and a run takes one\n  instead: {way_out} for a run of each"
+    )
+
+
+# Texts in a grid -----------------------------------------------------------------------------------
+
+TEXTS = {
+    "(masterpiece:1.2), best quality": (
+        ["(masterpiece:1.2), best quality"],
+        ["(masterpiece:1.2)", "best quality"],
+    ),
+    "a (red:1.2) cat": (["a (red:1.2) cat"], None),
+    "it's a cat, on a mat": (["it's a cat, on a mat"], ["it's a cat", "on a mat"]),
+    "a (cat, dog), $HOME and ${x}": (
+        ["a (cat, dog), $HOME and ${x}"],
+        ["a (cat, dog)", "$HOME and ${x}"],
+    ),
+    'the "big" (one)': (['the "big" (one)'], None),
+    "(a long one: " + "many words, " * 12 + "and an end)": (
+        ["(a long one: " + "many words, " * 12 + "and an end)"],
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_words_for_a_text_that_a_grid_cant_read_work_as_a_shell_takes_them(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is on the screen is given to a real shell, and what it makes of it to a grid."""
+    assert main(["plan", "-m", f"generation.prompt={text}", "precision=fp32,bf16"]) == 2
+    first, instead = re.split(r"\s+instead:\s+", capsys.readouterr().err)
+    assert " ".join(first.split()) == (
+        f"fastdiff: generation.prompt={' '.join(text.split())} can't be read in a sweep, where commas part values "
+        "and brackets mean something"
+    )
+    wordings = re.split(
+        r",\s+which\s+is\s+one\s+text;\s+or\s+|\s+for\s+a\s+run\s+of\s+each", instead.rstrip()
+    )
+    wordings = [each for each in wordings if each]
+    expected = [given for given in TEXTS[text] if given]
+    assert len(wordings) == len(expected)
+    for wording, prompts in zip(wordings, expected, strict=True):
+        script = f"{sys.executable} -c 'import sys; print(*sys.argv[1:], sep=chr(0))' {wording}"
+        typed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+        words = typed.stdout.removesuffix("\n").split("\0")
+        cells = read_grid([*words, "precision=fp32,bf16"]).cells
+        assert [cell.run and cell.run.generation.prompt for cell in cells] == [
+            prompt for prompt in prompts for _ in range(2)
+        ]
 
 
 # Outlooks ------------------------------------------------------------------------------------------
@@ -271,7 +449,7 @@ def test_json_has_every_problem_of_every_cell(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_planned_grid_leaves_nothing_behind(here: Path) -> None:
-    main(["plan", "-m", "quant=none,int8", "hydra.sweep.dir=here"])
+    main(["plan", "-m", "quant=none,int8", "hydra/launcher=joblib"])
     assert list(here.iterdir()) == []
 
 

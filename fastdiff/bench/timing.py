@@ -145,13 +145,14 @@ def first_call(
 
     Raises InvalidOutputError, and RunError for a clock that jumped.
     """
-    total = generation.steps or 0
+    asked = generation.steps or 0
     bad: list[str] = []
     last = LastLatents()
 
     def on_step(index: int, latents: Any) -> None:
         last(index, latents)
-        tell("first call", index + 1, total)
+        timesteps = getattr(getattr(pipeline, "scheduler", None), "timesteps", ())
+        tell("first call", index + 1, max(asked, len(timesteps)))  # a solver may call twice a step
         if latents is not None and not bool(latents.isfinite().all()):
             bad.append(f"the latents are not numbers (NaN or infinite) after step {index + 1}")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastdiff.compare.lives import most_lives
 from fastdiff.errors import UsageError
+from fastdiff.limits import check_own_key
 from fastdiff.own_keys import read_folder, read_own_keys
 
 
@@ -45,10 +46,11 @@ def _value(key: str, name: str, value: str) -> Any:
 
 def _count(key: str, value: str) -> int:
     low = 0 if key == "compare.seed" else 1
-    number = int(value) if value.isascii() and value.isdigit() else -1
+    number = int(value[:4000]) if value.isascii() and value.isdigit() else -1
     if number < low:
         raise UsageError(
             f"{key}={value} is not a whole number of at least {low}\n"
             f"  for example: {key}={5 if key == 'compare.lives' else 20}"
         )
+    check_own_key(key, number)
     return number

@@ -21,6 +21,7 @@ from fastdiff.config import NoQuality, fingerprint
 from fastdiff.errors import UsageError
 from fastdiff.ladder.rows import rows
 from fastdiff.ladder.rungs import Rung
+from fastdiff.limits import check_own_key
 from fastdiff.models.random_weights import kept_for_runs
 from fastdiff.models.sources import model_of
 from fastdiff.own_keys import read_folder, read_own_keys
@@ -73,6 +74,7 @@ def _value(key: str, name: str, value: str) -> Any:
         raise UsageError(
             f"{key}={value} is not {kind} of at least {low}\n  for example: {key}={max(low, 3)}"
         )
+    check_own_key(key, number)
     return number
 
 

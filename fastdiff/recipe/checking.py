@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from fastdiff.errors import RecipeProblem, nearest
 from fastdiff.explaining import form
+from fastdiff.limits import beyond, numbers_in
 from fastdiff.options import OptionFile, option_files
 from fastdiff.recipe.format import (
     CHOOSABLE,
@@ -309,6 +310,17 @@ def _value(node: Node, kind: Any, key: str, folder: Path | None) -> Iterator[Rec
         reason += " or null" if optional else ""
         name = key.rpartition(".")[2]
         yield RecipeProblem(node.line, key, reason, f"for example {name}: {example}")
+    else:
+        yield from _beyond(node, key)
+
+
+def _beyond(node: Node, key: str) -> Iterator[RecipeProblem]:
+    """Numbers that no run would take, as far as a file tells."""
+    of_a_run = key.removeprefix("choices.").removeprefix("made_for.")
+    found = (beyond(name, value) for name, value in numbers_in(of_a_run, node.plain))
+    for reason, instead in dict.fromkeys(each for each in found if each):
+        name = key.rpartition(".")[2]
+        yield RecipeProblem(node.line, key, reason, f"for example {name}: {instead}")
 
 
 def fits(value: Any, kind: Any) -> bool:

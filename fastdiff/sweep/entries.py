@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fastdiff.composition import compose
 from fastdiff.config import RunConfig, fingerprint
 from fastdiff.config_dirs import as_flags, config_dirs
-from fastdiff.errors import FastdiffError, MachineProblem, UsageError
+from fastdiff.errors import FastdiffError, MachineProblem
 from fastdiff.explaining import LITERAL_KEYS
 from fastdiff.grid import Cell, Grid
 from fastdiff.outlook import Outlook
@@ -118,15 +118,3 @@ def _name(varied: dict[str, str], cell: Cell) -> str:
 
 def _digits(cell: Cell) -> str:
     return (cell.identity or fingerprint(list(cell.overrides)))[:8]
-
-
-def check_size(count: int) -> None:
-    """Raise UsageError for a grid that nobody can have meant."""
-    if count > MOST_CELLS:
-        raise UsageError(
-            f"this grid has {count} combinations, and a sweep takes {MOST_CELLS} at most\n"
-            "  instead: fewer values, or several sweeps"
-        )
-
-
-MOST_CELLS = 10_000

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from fastdiff.errors import UsageError, nearest
+from fastdiff.limits import check_own_key
 from fastdiff.own_keys import read_folder, read_own_keys
 
 RETRIES = ("failed", "none", "all")
@@ -71,6 +72,7 @@ def _limit(key: str, value: str) -> float | None:
         raise UsageError(
             f"{key}={value} is not a number above 0\n  for example: {key}={example}, or {key}=null"
         )
+    check_own_key(key, number)
     return number
 
 

@@ -5,10 +5,13 @@ This does what Hydra's own sweeper does, less its splitting of the overrides: a 
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from fastdiff.environment import this_machine
 from fastdiff.errors import UsageError, nearest
 from fastdiff.explaining import explain
 from fastdiff.grammar import quoted
+from fastdiff.hydras_keys import refused_by_name
 from fastdiff.sweep.job import Job
 
 HERE = ("basic", "joblib", "submitit_local")
@@ -169,13 +173,11 @@ def prepare(own: Sequence[str], folder: Path, gpu: bool = False) -> Launch:
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
     from hydra.types import HydraContext, RunMode
-    from omegaconf.errors import OmegaConfBaseException
 
     for word in own:
-        if word.startswith(("hydra.sweep.", "hydra.run.")):
-            raise UsageError(f"{word}: a sweep has one folder\n  instead: sweep.dir=DIR")
+        if said := refused_by_name(word, of_a_grid=True):
+            raise UsageError(said)
     name = check_launcher(own)
     if name in ("slurm", "submitit_slurm") and shutil.which("srun") is None:
         raise UsageError(
@@ -193,14 +195,31 @@ def prepare(own: Sequence[str], folder: Path, gpu: bool = False) -> Launch:
         config = hydra.compose_config(
             "config", overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False
         )
-    except (HydraException, OmegaConfBaseException) as error:
+        callbacks = Callbacks(config)
+        _check_ahead(own, config)
+    except Exception as error:  # Hydra's, OmegaConf's, logging's, or of a callback's class
         raise UsageError(explain(own, error)) from error
-    callbacks = Callbacks(config)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
     typed = any("ray.remote.num_gpus=" in word for word in own)
     launch = Launch(name, config, context, typed)
     launch.check()
     return launch
+
+
+def _check_ahead(own: Sequence[str], config: Any) -> None:
+    """Read what launchers read of Hydra's configuration only when the first cell is to begin; raises what they would."""
+    from hydra.core.utils import configure_log
+    from omegaconf import OmegaConf, open_dict, read_write
+
+    OmegaConf.to_container(config.hydra.job.env_set, resolve=True, throw_on_missing=True)
+    if not any(re.match(r"[+~]*hydra[./](\w+_logging|verbose)", word) for word in own):
+        return
+    with tempfile.TemporaryDirectory() as folder:  # where a log file would be begun
+        tried = copy.deepcopy(config)
+        with read_write(tried.hydra.runtime), open_dict(tried.hydra.runtime):
+            tried.hydra.runtime.output_dir = folder
+        for logs in (tried.hydra.hydra_logging, tried.hydra.job_logging):
+            configure_log(logs, tried.hydra.verbose)
 
 
 def _register_resolvers(gpu: bool) -> None:

@@ -19,15 +19,16 @@ from typing import Any, Protocol
 from fastdiff.config_dirs import as_flags, config_dirs
 from fastdiff.environment import this_machine
 from fastdiff.errors import UsageError
-from fastdiff.explaining import hydras_own, raise_all
+from fastdiff.explaining import raise_all
 from fastdiff.grid import read_grid
+from fastdiff.hydras_keys import hydras_own
 from fastdiff.models.sources import model_of
 from fastdiff.outlook import outlooks
 from fastdiff.pages.sweep import write_sweep_pages
 from fastdiff.process import DiskFull, Limits, check_folder, no_room
 from fastdiff.protocol import says_disk_full
 from fastdiff.result import Status, read_json, write_json
-from fastdiff.sweep.entries import Entry, check_size, entries_of, grid_identity
+from fastdiff.sweep.entries import Entry, entries_of, grid_identity
 from fastdiff.sweep.folder import SWEEPS, Folder, SweepBusy
 from fastdiff.sweep.how import How, read_how
 from fastdiff.sweep.job import MOST_STARTS, Job, Task
@@ -351,7 +352,6 @@ def plan_sweep(words: Sequence[str]) -> Sweep:
     own = hydras_own(overrides)
     elsewhere = runs_elsewhere(own)
     grid = read_grid([word for word in overrides if word not in own])
-    check_size(len(grid.cells))
     if all(cell.run is None for cell in grid.cells):
         raise_all(list(dict.fromkeys(reason for cell in grid.cells for reason in cell.reasons)))
     entries = entries_of(grid, outlooks(grid), elsewhere)

@@ -16,7 +16,7 @@ from fastdiff.errors import PlanError, RunError
 from fastdiff.models.architectures import ARCHITECTURES
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.passes.base import Context, Notice, Setting
-from fastdiff.passes.scheduler import FAMILY, OPTIONS, Scheduler
+from fastdiff.passes.scheduler import FAMILY, FLOW_FAMILY, OPTIONS, FlowScheduler, Scheduler
 from fastdiff.planning import make_plan
 
 FOREIGN = (
@@ -47,8 +47,20 @@ def test_the_family_is_diffusers_own_and_lcm() -> None:
     from diffusers.schedulers import KarrasDiffusionSchedulers
 
     assert set(FAMILY) == {*KarrasDiffusionSchedulers.__members__, "LCMScheduler"}
-    classes = {kind.class_name for kind in OPTIONS.values() if issubclass(kind, Scheduler)}
+    solvers = [kind for kind in OPTIONS.values() if issubclass(kind, Scheduler)]
+    classes = {kind.class_name for kind in solvers if not issubclass(kind, FlowScheduler)}
     assert classes < set(FAMILY)
+
+
+def test_flow_matching_is_what_diffusers_has_of_it() -> None:
+    import diffusers
+
+    known = dir(diffusers.schedulers)
+    assert {n for n in known if n.startswith("FlowMatch") and n.endswith("Scheduler")} == {
+        *FLOW_FAMILY
+    }
+    flow = {kind.class_name for kind in OPTIONS.values() if issubclass(kind, FlowScheduler)}
+    assert flow < {*FLOW_FAMILY, *FAMILY}
 
 
 # Made from the model's own configuration -----------------------------------------------------------------
@@ -192,7 +204,7 @@ def test_flow_matching_is_refused_before_anything_is_loaded(option: str, flux_fo
     (problem,) = refused.value.problems
     assert problem.choice == f"scheduler={option}"
     assert problem.reason == FOREIGN
-    assert problem.instead == "scheduler=default"
+    assert problem.instead == "scheduler=default, or scheduler=flow_unipc"
 
 
 def test_flow_matching_that_is_only_known_once_loaded_is_refused_in_the_same_words(
@@ -208,7 +220,9 @@ def test_flow_matching_that_is_only_known_once_loaded_is_refused_in_the_same_wor
     plan = make_plan(run, this_machine(), replace(facts, components=rest))
     with pytest.raises(RunError) as refused:
         build(plan)
-    assert str(refused.value) == f"scheduler=ddim: {FOREIGN}\n  instead: scheduler=default"
+    assert str(refused.value) == (
+        f"scheduler=ddim: {FOREIGN}\n  instead: scheduler=default, or scheduler=flow_unipc"
+    )
 
 
 def test_a_hub_model_is_refused_before_its_weights_are_downloaded(
@@ -253,6 +267,259 @@ def test_a_pipeline_without_a_scheduler_is_an_error() -> None:
     assert str(refused.value) == (
         "scheduler=euler: this model has no scheduler\n  instead: scheduler=default"
     )
+
+
+# Flow matching --------------------------------------------------------------------------------------------
+
+EULER = "FlowMatchEulerDiscreteScheduler"
+FLOW_OPTIONS = ("flow_euler", "flow_heun", "flow_unipc", "flow_dpm_solver")
+
+
+def flow_facts(pipeline: str, class_name: str = EULER, **config: object) -> ModelFacts:
+    """A pipeline of flow matching as far as its scheduler goes, and all that planning asks beside it."""
+    return replace(scheduler_facts(class_name, **config), pipeline=pipeline)
+
+
+def refusals(facts: ModelFacts, *overrides: str) -> list[tuple[str, str, str]]:
+    try:
+        planned(facts, *overrides)
+    except PlanError as error:
+        return [(problem.choice, problem.reason, problem.instead) for problem in error.problems]
+    return []
+
+
+HANDS_LEVELS = "hands its own noise levels to the scheduler, and"
+REFUSED_FLOW = [
+    (
+        ("FluxPipeline", EULER, {}),
+        "flow_heun",
+        f"FluxPipeline {HANDS_LEVELS} FlowMatchHeunDiscreteScheduler doesn't take them",
+        "flow_unipc",
+    ),
+    (
+        ("FluxPipeline", EULER, {}),
+        "flow_dpm_solver",
+        "FluxPipeline hands a shift by picture size to the scheduler, which DPMSolverMultistepScheduler takes only "
+        "where the model's noise is shifted so",
+        "flow_unipc",
+    ),
+    (
+        ("QwenImagePipeline", EULER, {"use_dynamic_shifting": True, "shift_terminal": 0.02}),
+        "flow_dpm_solver",
+        f"this model's {EULER} has shift_terminal set, which DPMSolverMultistepScheduler can't follow",
+        "flow_unipc",
+    ),
+    (
+        ("QwenImagePipeline", EULER, {"use_dynamic_shifting": True}),
+        "flow_dpm_solver",
+        f"QwenImagePipeline {HANDS_LEVELS} DPMSolverMultistepScheduler doesn't take them",
+        "flow_unipc",
+    ),
+    (
+        ("StableDiffusion3Pipeline", EULER, {"use_dynamic_shifting": True}),
+        "flow_heun",
+        "this model's noise is shifted by picture size, which FlowMatchHeunDiscreteScheduler can't do",
+        "flow_unipc",
+    ),
+    (
+        ("MochiPipeline", EULER, {"invert_sigmas": True}),
+        "flow_unipc",
+        f"this model's {EULER} has invert_sigmas set, which UniPCMultistepScheduler can't follow",
+        None,
+    ),
+    (
+        ("ZImagePipeline", EULER, {}),
+        "flow_unipc",
+        f"ZImagePipeline {HANDS_LEVELS} UniPCMultistepScheduler doesn't take them",
+        None,
+    ),
+    (
+        ("CogView4Pipeline", EULER, {}),
+        "flow_unipc",
+        "CogView4Pipeline hands its own timesteps to the scheduler, and UniPCMultistepScheduler doesn't take them",
+        None,
+    ),
+    (
+        ("NobodysPipeline", EULER, {}),
+        "flow_unipc",
+        "what NobodysPipeline hands to its scheduler isn't known, and UniPCMultistepScheduler doesn't take everything",
+        None,
+    ),
+    (
+        ("StableDiffusionXLPipeline", "EulerDiscreteScheduler", {}),
+        "flow_euler",
+        "this model's EulerDiscreteScheduler is none of flow matching, which this solver alone knows",
+        None,
+    ),
+    (
+        ("SanaSprintPipeline", "SCMScheduler", {}),
+        "flow_dpm_solver",
+        "this model's SCMScheduler is none of flow matching, which this solver alone knows",
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("of", "option", "reason", "other"), REFUSED_FLOW)
+def test_a_solver_that_the_pipeline_couldnt_call_is_refused_by_the_plan(
+    of: tuple[str, str, dict[str, Any]], option: str, reason: str, other: str | None
+) -> None:
+    pipeline, class_name, config = of
+    facts = flow_facts(pipeline, class_name, **config)
+    instead = "scheduler=default" + (f", or scheduler={other}" if other else "")
+    assert refusals(facts, f"scheduler={option}") == [(f"scheduler={option}", reason, instead)]
+    if other:
+        assert refusals(facts, f"scheduler={other}") == []
+
+
+@pytest.mark.parametrize("option", FLOW_OPTIONS)
+def test_what_can_be_followed_is_planned(option: str) -> None:
+    """SD3's, Wan's and Sana's own schedulers as published."""
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    for facts in (
+        flow_facts("StableDiffusion3Pipeline", shift=3.0),
+        flow_facts("WanPipeline", "UniPCMultistepScheduler", **flow),
+        flow_facts("SanaPipeline", "DPMSolverMultistepScheduler", **flow),
+    ):
+        plan = planned(facts, f"scheduler={option}", "generation.steps=20")
+        made = plan.setting.facts.components["scheduler"].class_name
+        assert made == OPTIONS[option].class_name  # type: ignore[attr-defined]
+    step = next(step for step in plan.steps if step.pass_.key == f"scheduler.{option}")
+    assert ("; two denoiser calls in each step but the last" in step.does) == (
+        option == "flow_heun"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "own", "overrides", "added", "shift"),
+    [
+        ("flow_euler", {"shift": 3.0}, [], None, 3.0),
+        ("flow_euler", {"shift": 3.0}, ["scheduler.shift=3"], None, 3.0),
+        ("flow_euler", {"shift": 3.0}, ["scheduler.shift=5"], {"shift": 5.0}, 5.0),
+        (
+            "flow_euler",
+            {"use_dynamic_shifting": True},
+            ["scheduler.shift=5"],
+            {"shift": 5.0, "use_dynamic_shifting": False},
+            5.0,
+        ),
+        ("flow_heun", {"shift": 3.0}, [], {}, 3.0),
+        (
+            "flow_unipc",
+            {"shift": 3.0},
+            [],
+            {"flow_shift": 3.0, "use_flow_sigmas": True, "prediction_type": "flow_prediction"},
+            3.0,
+        ),
+        (
+            "flow_dpm_solver",
+            {"shift": 3.0},
+            ["scheduler.shift=1.5"],
+            {"flow_shift": 1.5, "use_flow_sigmas": True, "prediction_type": "flow_prediction"},
+            1.5,
+        ),
+    ],
+)
+def test_the_models_shift_is_kept_or_the_one_asked_for_set(
+    option: str,
+    own: dict[str, Any],
+    overrides: list[str],
+    added: dict[str, Any] | None,
+    shift: float,
+) -> None:
+    """added: what is set beside the model's own configuration; None where its own scheduler stays."""
+    from types import SimpleNamespace
+
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    kind = type("StableDiffusion3Pipeline", (SimpleNamespace,), {})
+    pipeline = kind(scheduler=FlowMatchEulerDiscreteScheduler(**own))
+    run = compose(["device=cpu", f"scheduler={option}", *overrides])
+    effect = run.scheduler.apply(pipeline, Context(Setting(run, this_machine(), "cpu", None)))
+    made = pipeline.scheduler.config
+    assert made.get("flow_shift", made["shift"]) == shift
+    if added is None:
+        assert (effect.already, effect.changed) == (True, 0)
+    else:
+        assert (effect.changed, effect.details["set"]) == (1, added)
+
+
+def test_a_fixed_shift_takes_the_place_of_the_one_by_picture_size() -> None:
+    facts = flow_facts("FluxPipeline", use_dynamic_shifting=True)
+    assert refusals(facts, "scheduler=flow_dpm_solver") == []
+    ((_, reason, _),) = refusals(facts, "scheduler=flow_dpm_solver", "scheduler.shift=3")
+    assert reason.startswith("FluxPipeline hands a shift by picture size to the scheduler")
+    for option in ("flow_euler", "flow_unipc"):
+        assert refusals(facts, f"scheduler={option}", "scheduler.shift=3") == []
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_a_shift_is_a_number_above_0(value: str) -> None:
+    facts = flow_facts("StableDiffusion3Pipeline")
+    assert refusals(facts, "scheduler=flow_euler", f"scheduler.shift={value}") == [
+        (
+            f"scheduler.shift={value}",
+            "must be a finite number above 0",
+            "scheduler.shift=3, or null for the model's own",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "shift", "most"),
+    [("flow_unipc", 12.0, 92), ("flow_unipc", 3.0, 333), ("flow_dpm_solver", 12.0, 92)],
+)
+def test_two_steps_of_one_whole_timestep_are_refused_where_the_scheduler_would_begin_at_the_second(
+    option: str, shift: float, most: int
+) -> None:
+    """The bound is the schedulers' own: at one step more than what is let through their first two are the same."""
+    import diffusers
+
+    sd3, flux = flow_facts("StableDiffusion3Pipeline"), flow_facts("FluxPipeline")
+    words = (f"scheduler={option}", f"scheduler.shift={shift}")
+    kind: Any = OPTIONS[option]
+    scheduler = getattr(diffusers, kind.class_name)(**kind().settings(shift))
+    for steps in range(2, 500):
+        scheduler.set_timesteps(steps)
+        first, second = scheduler.timesteps[:2].tolist()
+        said = list(
+            kind(shift=shift)._equal_timesteps(
+                planned_setting(sd3, *words, f"generation.steps={steps}")
+            )
+        )
+        assert bool(said) == (first == second), steps
+    ((choice, reason, instead),) = refusals(sd3, *words, "generation.steps=400")
+    assert (choice, instead) == (
+        "generation.steps=400",
+        "fewer steps, or a smaller scheduler.shift",
+    )
+    assert reason == (
+        f"with a shift of {shift:g} the first two fall on the same whole timestep, and {kind.class_name} would begin "
+        "at the second"
+    )
+    if option == "flow_unipc":  # FLUX says where it begins
+        assert refusals(flux, *words, "generation.steps=400") == []
+
+
+def planned_setting(facts: ModelFacts, *overrides: str) -> Setting:
+    return Setting(compose(["device=cpu", *overrides]), this_machine(), "cpu", facts)
+
+
+def test_flow_euler_is_what_flux_has(flux_folder: Path, local_run: Callable[..., Any]) -> None:
+    ran = local_run(flux_folder, "scheduler=flow_euler")
+    assert str(ran.effects()["scheduler.flow_euler"]) == "scheduler.flow_euler already so"
+
+
+def test_flow_unipc_draws_what_euler_draws_and_says_what_it_did(
+    flux_folder: Path, local_run: Callable[..., Any]
+) -> None:
+    plain = local_run(flux_folder, "generation.steps=20")
+    ran = local_run(flux_folder, "scheduler=flow_unipc", "generation.steps=20")
+    assert str(ran.effects()["scheduler.flow_unipc"]) == (
+        "scheduler.flow_unipc 1 scheduler, UniPCMultistepScheduler for FlowMatchEulerDiscreteScheduler, "
+        "use_flow_sigmas=True, prediction_type=flow_prediction"
+    )
+    assert ran.psnr_db(plain) > 30
 
 
 # LCM ------------------------------------------------------------------------------------------------------

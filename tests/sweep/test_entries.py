@@ -9,10 +9,9 @@ import pytest
 
 from fastdiff.composition import compose
 from fastdiff.environment import this_machine
-from fastdiff.errors import UsageError
 from fastdiff.grid import read_grid
 from fastdiff.outlook import outlooks
-from fastdiff.sweep.entries import Entry, as_single_run, check_size, entries_of, grid_identity
+from fastdiff.sweep.entries import Entry, as_single_run, entries_of, grid_identity
 
 
 def entries(*words: str, elsewhere: bool = False) -> list[Entry]:
@@ -128,13 +127,3 @@ def test_a_cell_that_only_a_gpu_can_run_wants_one(
     monkeypatch.setattr("fastdiff.environment.this_machine", lambda: here)
     (entry,) = entries(*words, elsewhere=True)
     assert entry.wants_gpu is wants
-
-
-def test_a_grid_that_nobody_can_have_meant_is_refused() -> None:
-    check_size(10_000)
-    with pytest.raises(UsageError) as refused:
-        check_size(10_001)
-    assert str(refused.value) == (
-        "this grid has 10001 combinations, and a sweep takes 10000 at most\n"
-        "  instead: fewer values, or several sweeps"
-    )
