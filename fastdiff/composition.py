@@ -68,7 +68,7 @@ def hydra_ready() -> Iterator[None]:
 
 
 def register_schemas() -> None:
-    """For `hydra.main`, which brings its own search path."""
+    """For a run that Hydra itself hands over, which brings its own search path."""
     _register()
 
 

@@ -22,6 +22,7 @@ from fastdiff.models.sources import Shapes
 from fastdiff.options import keys_of, option_files
 from fastdiff.planning import make_plan
 from fastdiff.recipe.checking import problems_of
+from fastdiff.recipe.format import FORMAT
 from fastdiff.recipe.reading import parse
 from fastdiff.sweep.how import read_how as read_sweep
 
@@ -235,7 +236,7 @@ def test_keys_of_commands_have_a_most_too(read: Any, word: str, message: str) ->
 
 def test_a_recipe_with_such_a_number_is_none(tmp_path: Path, capsys: Any) -> None:
     said = {
-        "format": 1,
+        "format": FORMAT,
         "name": "much",
         "made_for": {"model": "shapes", "device": "cpu"},
         "choices": {"quant": {"option": "int8", "min_in_features": 10**20}},
