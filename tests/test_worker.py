@@ -470,9 +470,10 @@ def written(tmp_path: Path) -> Any:
         ),
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
-            "oom",
-            "the run was killed by the system, most likely because memory ran out\n"
-            "  instead: precision=bf16, a smaller generation.height and width, or fewer pictures at once",
+            "crashed",
+            "the run's process was killed by signal 9 (SIGKILL), and not for want of memory: the kernel "
+            "counted no such kill\n"
+            "  instead: run it again; somebody ended it, or a program that watches over this machine",
         ),
     ],
 )
