@@ -48,12 +48,12 @@ class GpuState:
         doesn't say.
         """
         with started(self._nvml) as reason:
-            return _unknown(reason) if reason else self._asked()
+            return unknown(reason) if reason else self._asked()
 
     def _asked(self) -> dict[str, Any]:
         nvml, handle = self._nvml, find_gpu(self._nvml, self._names)
         if handle is None:
-            return _unknown(not_found(self._names))
+            return unknown(not_found(self._names))
         power_mw = number(nvml, "nvmlDeviceGetPowerUsage", handle)
         slowed = number(
             nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle, kind=ctypes.c_ulonglong
@@ -83,7 +83,8 @@ class GpuState:
         return int(count.value)
 
 
-def _unknown(reason: str) -> dict[str, Any]:
+def unknown(reason: str) -> dict[str, Any]:
+    """A state of which nothing is known."""
     return {"reason": reason} | dict.fromkeys(
         (
             "sm_clock_mhz",
