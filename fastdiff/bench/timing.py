@@ -284,7 +284,9 @@ def _timed_call(
     seconds = seconds_between(started, clock())
     try:
         return _Call(seconds, whole.steps_s() if device == "cuda" else (), steps.steps_s())
-    except RuntimeError as error:  # the device's events; the call itself has its time by the wall clock
+    except (
+        RuntimeError
+    ) as error:  # the device's events; the call itself has its time by the wall clock
         said = f"the device's events can't be read, so its own times are missing: {error}"
         timed.notices += [said] if said not in timed.notices else []
         return _Call(seconds, (), ())

@@ -368,7 +368,8 @@ def test_real_rates_are_numbers_above_zero(folder: Path, monkeypatch: pytest.Mon
     assert found.matmul_flops_per_s > 1e6
     assert found.copy_bytes_per_s > 1e6
     assert found.int8_ops_per_s is None or found.int8_ops_per_s > 1e6
-    assert found.convolution_flops_per_s is not None and found.convolution_flops_per_s > 1e6
+    assert found.convolution_flops_per_s is not None
+    assert found.convolution_flops_per_s > 1e6
     assert machine_rates("cpu", torch.float32) == found  # as it was written
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -428,7 +429,7 @@ def test_a_kind_of_work_that_torch_cannot_do_has_no_rate_and_the_others_have(
 ) -> None:
     def fails(work: Any) -> None:
         if isinstance(work, Convolution) or work.dtype is torch.int8:
-            raise RuntimeError('"slow_conv2d_cpu" not implemented for \'Half\'')
+            raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
 
     found = work_rates(monkeypatch, fails)
     assert (found.int8_ops_per_s, found.convolution_flops_per_s) == (None, None)
@@ -514,6 +515,7 @@ def test_a_gpus_rates_are_those_of_a_gpu(dtype: torch.dtype) -> None:
     found = machine_rates("cuda", dtype)
     assert found.matmul_flops_per_s > 1e12
     assert found.copy_bytes_per_s > 1e11
-    assert found.convolution_flops_per_s is not None and found.convolution_flops_per_s > 1e12
+    assert found.convolution_flops_per_s is not None
+    assert found.convolution_flops_per_s > 1e12
     assert found.made_for["name"] == torch.cuda.get_device_name()
     assert found.processor_share is None

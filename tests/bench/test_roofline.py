@@ -179,7 +179,9 @@ def test_a_quarter_of_sdxls_arithmetic_is_convolutions() -> None:
     ("error", "reason"),
     [
         (
-            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB.\nA long story"),
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 512.00 MiB.\nA long story"
+            ),
             "OutOfMemoryError: CUDA out of memory. Tried to allocate 512.00 MiB.",
         ),
         (MemoryError(), "MemoryError: "),

@@ -6,6 +6,7 @@ denoiser for all sizes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -828,9 +829,7 @@ def test_a_mode_that_is_nothing_but_cuda_graphs_and_has_none_had_no_effect(
 
     pending = WITH_GRAPHS(nothing_else=True)
     built = Built(None, outcomes=[pending])
-    left_out = Observed(
-        graphs=2, cuda_graphs=0, cuda_graphs_skipped=2, cuda_graphs_reasons=[WHY]
-    )
+    left_out = Observed(graphs=2, cuda_graphs=0, cuda_graphs_skipped=2, cuda_graphs_reasons=[WHY])
     with pytest.raises(NoEffectError) as refused:
         built.effects(left_out)
     assert str(refused.value) == (
@@ -982,7 +981,8 @@ def test_on_a_gpu_cuda_graphs_are_counted_and_none_is_left_out() -> None:
     _forget_compiled()
     ran = Ran(plan_of("device=cuda", "generation.steps=4", "compile=reduce_overhead"))
     seen = compile_counters()
-    assert seen.cuda_graphs is not None and seen.cuda_graphs >= 2
+    assert seen.cuda_graphs is not None
+    assert seen.cuda_graphs >= 2
     effect = ran.effects(kernels={"flash": 1}, graphs=2, cuda_graphs=seen.cuda_graphs)
     assert effect["compile.reduce_overhead"].unit == "graphs"
     _forget_compiled()
