@@ -88,7 +88,7 @@ def compile_counters() -> Observed:
 def _cuda_is_in_use() -> bool:
     import torch
 
-    return torch.cuda.is_initialized()
+    return bool(torch.cuda.is_initialized())
 
 
 def cuda_graphs() -> int | None:
@@ -130,7 +130,6 @@ def attention_kernels(pipeline: Any, denoiser: str, generation: Generation) -> S
     Starts a call of the pipeline with the same shapes and leaves it after the denoiser's first call.
     """
     import torch
-    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     # Also where the weights wait on the host for their turn (memory=group_offload).
@@ -143,7 +142,7 @@ def attention_kernels(pipeline: Any, denoiser: str, generation: Generation) -> S
             if on_cuda:
                 torch.cuda.synchronize()
         events = profiler.events()
-        seen = any(event.device_type == DeviceType.CUDA for event in events)
+        seen = any(event.device_type.name == "CUDA" for event in events)
         return SeenCall(count_kernels(Counter(e.name for e in events)), on_cuda and not seen)
 
     return at_first_denoiser_call(pipeline, denoiser, generation, profiled) or SeenCall({})

@@ -445,14 +445,18 @@ class OnMetal(Fake):
 
     metal: Metal
 
-    def __call__(self, prompt: Any, num_inference_steps: int = 4, **given: Any) -> Any:
-        told = given.pop("callback_on_step_end")
-
+    def __call__(
+        self,
+        prompt: Any,
+        num_inference_steps: int = 4,
+        generator: Any = None,
+        callback_on_step_end: Any = None,
+    ) -> Any:
         def queued(*step: Any) -> None:
             self.metal.queue()
-            told(*step)
+            callback_on_step_end(*step)
 
-        return super().__call__(prompt, num_inference_steps, callback_on_step_end=queued, **given)
+        return super().__call__(prompt, num_inference_steps, generator, queued)
 
 
 def on_metal(clock: Clock, monkeypatch: pytest.MonkeyPatch, step_s: float) -> OnMetal:
