@@ -31,7 +31,7 @@ from fastdiff.measuring import refuse_if_too_large
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.process import RefusedByWorker, run_in_process
 from fastdiff.protocol import Events, Request, describe
-from fastdiff.result import Status
+from fastdiff.result import Observed, Status
 from fastdiff.running import find_reference
 
 REPOSITORY = Path(__file__).parent.parent
@@ -804,7 +804,8 @@ def test_a_reference_on_a_gpu_needs_room_for_its_pictures_and_on_the_host_for_it
     assert refused(large("cuda", 80 * GB, 200 * GB)) == (
         "the reference in fp32 needs about 81.8 GB, and 80.0 GB are free"
     )
-    eight = large("cuda", 85 * GB, 200 * GB, "generation.images_per_prompt=8")
+    pixels = ("generation.height=1024", "generation.width=1024", "generation.images_per_prompt=8")
+    eight = large("cuda", 85 * GB, 200 * GB, *pixels)
     assert refused(eight) == "the reference in fp32 needs about 102.7 GB, and 85.0 GB are free"
     assert refused(large("cuda", 85 * GB, 60 * GB)) == (
         "the reference in fp32 is loaded into the host's memory first, needs about 67.6 GB there, and 60.0 GB "
@@ -822,6 +823,45 @@ def test_a_reference_that_takes_minutes_to_load_is_said_with_what_leaves_it_out(
     assert said == [
         "a reference in fp32 first: 68 GB of weights, minutes of loading; quality=none leaves it out"
     ]
+
+
+@pytest.mark.parametrize(
+    ("skipped", "reasons", "said"),
+    [
+        (0, [], []),
+        (
+            1,
+            ["skipping cudagraphs due to mutated inputs"],
+            [
+                "Inductor left CUDA graphs out 1 time, and what they hold was computed without them: skipping "
+                "cudagraphs due to mutated inputs"
+            ],
+        ),
+        (
+            2,
+            [],
+            [
+                "Inductor left CUDA graphs out 2 times, and what they hold was computed without them: it didn't "
+                "say why"
+            ],
+        ),
+    ],
+)
+def test_cuda_graphs_that_were_left_out_are_a_notice_and_a_field(
+    skipped: int, reasons: list[str], said: list[str], shapes_plan: Any
+) -> None:
+    seen = Observed(cuda_graphs=1, cuda_graphs_skipped=skipped, cuda_graphs_reasons=reasons)
+    assert measuring._notices(shapes_plan("bench=once"), 0, 0.0, seen) == said
+    assert measuring._cuda_graphs(seen) == {
+        "cuda_graphs": 1,
+        "cuda_graphs_skipped": skipped,
+        "cuda_graphs_reasons": reasons,
+    }
+    assert measuring._cuda_graphs(Observed()) == {
+        "cuda_graphs": None,
+        "cuda_graphs_skipped": None,
+        "cuda_graphs_reasons": [],
+    }
 
 
 # After the timed calls -----------------------------------------------------------------------------

@@ -481,9 +481,7 @@ def test_off_cuda_and_without_tf32_there_is_nothing_to_say(
 @pytest.mark.parametrize(
     "choice", ["memory_format=channels_last", "compile=default", "compile=reduce_overhead"]
 )
-def test_on_a_gpu_fp32_choices_that_are_exact_pass(
-    choice: str, local_plan: MakePlan, sd_folder: Path
-) -> None:
+def test_on_a_gpu_fp32_choices_that_are_exact_pass(choice: str) -> None:
     """Layouts change which convolutions cuDNN computes in TF32, and that is no fault of theirs."""
     from conftest import plan_of
 
