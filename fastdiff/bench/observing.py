@@ -28,6 +28,8 @@ _CUDA_KERNELS = (
     (re.compile(r"fmha_cutlass|cutlassF", re.IGNORECASE), "efficient"),
     (re.compile(r"cudnn.*(sdpa|flash)", re.IGNORECASE), "cudnn"),
 )
+_SECOND_HALF = "splitkv_combine"
+"""Of one call of FlashAttention over few queries: it sums up what `flash_fwd_splitkv_kernel` left, which is counted."""
 _XFORMERS = re.compile(r"^xformers.*(fmha|attention|flash)", re.IGNORECASE)
 _INNER = "aten::_efficient_attention_forward"
 """Called by SDPA's efficient kernel and, in newer versions, by xFormers: counted only where nothing above it was."""
@@ -157,7 +159,7 @@ def count_kernels(events: Counter[str]) -> dict[str, int]:
             found[_OPERATORS[name]] += count
         elif _XFORMERS.search(name):
             found["xformers"] += count
-        else:
+        elif _SECOND_HALF not in name:
             for pattern, kernel in _CUDA_KERNELS:
                 if pattern.search(name):
                     on_device[kernel] += count

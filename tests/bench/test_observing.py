@@ -84,6 +84,13 @@ def test_a_replayed_cuda_graph_shows_kernels_and_no_operators(name: str, kernel:
     assert count_kernels(Counter({name: 12, GEMM: 100, "cudaGraphLaunch": 1})) == {kernel: 12}
 
 
+def test_flash_attention_in_two_kernels_is_one_call() -> None:
+    """Over few queries it splits keys and values, and sums up in a kernel of its own."""
+    split = "void pytorch_flash::flash_fwd_splitkv_kernel<Flash_fwd_kernel_traits<64> >"
+    combine = "void pytorch_flash::flash_fwd_splitkv_combine_kernel<Flash_fwd_kernel_traits<64> >"
+    assert count_kernels(Counter({split: 20, combine: 20})) == {"flash": 20}
+
+
 def test_one_profiled_call_leaves_the_pipeline_as_it_was(shapes_plain: Any) -> None:
     """The call is left after the denoiser's first step, so the rest of the pipeline doesn't run."""
     pipeline = shapes_plain.pipeline
