@@ -50,9 +50,12 @@ class Built:
 
 
 def nothing_changed(effect: Effect) -> str:
+    """details: an effect may say there `why`, and what to choose `instead`."""
+    why = effect.details.get("why", "it ran and did nothing on this model")
+    instead = effect.details.get("instead", "leave it out")
     return (
-        f"{effect.name} changed 0 {effect.unit}: it ran and did nothing on this model\n"
-        "  instead: leave it out, or allow_no_effect=true to measure all the same"
+        f"{effect.name} changed 0 {effect.unit}: {why}\n"
+        f"  instead: {instead}, or allow_no_effect=true to measure all the same"
     )
 
 

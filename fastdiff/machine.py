@@ -22,6 +22,8 @@ _NO_LIMIT = 1 << 60
 _CPU = "sys/devices/system/cpu"
 _CONTAINERS = {".dockerenv": "docker", "run/.containerenv": "podman"}
 _SM_CLOCK, _MEMORY_CLOCK = 1, 2
+_OOM_COUNTS = ("memory.events", "memory.oom_control")
+"""Where the second and the first version of control groups count what was ended for want of memory."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,22 @@ def _cgroup_memory_bytes(files: Files) -> int | None:
             if limit is not None and limit < _NO_LIMIT:
                 found.append(limit)
     return min(found, default=None)
+
+
+def oom_kills(files: Files) -> int | None:
+    """How many processes the kernel has ended for want of memory since it began to count; None where it doesn't.
+
+    Of this process's control group, where that counts: a kill on the whole machine's behalf is among them, another
+    container's is not. Elsewhere of the whole machine.
+    Source: `oom_kill` in Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst, https://docs.kernel.org
+    """
+    groups = _cgroup_levels(files, "memory")
+    counts = (f"{group}/{name}" for group in groups for name in _OOM_COUNTS)
+    for path in (*counts, "proc/vmstat"):
+        found = re.search(r"^oom_kill (\d+)$", files.text(path) or "", re.MULTILINE)
+        if found:
+            return int(found.group(1))
+    return None
 
 
 # The system ----------------------------------------------------------------------------------------

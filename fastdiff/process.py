@@ -20,6 +20,7 @@ from typing import IO, Any, Protocol
 from omegaconf import OmegaConf
 
 from fastdiff.errors import FastdiffError, UsageError
+from fastdiff.machine import Files, oom_kills
 from fastdiff.planning import Plan
 from fastdiff.protocol import (
     MEASURED,
@@ -354,6 +355,7 @@ def _watch(
 ) -> Ending:
     """Start the worker, pass its events on, and say how it ended."""
     last_error: dict[str, Any] | None = None
+    kills = oom_kills(Files())
     worker = starter("fastdiff.worker", folder, variables)
     left = Countdown(limits.timeout_s)
     try:
@@ -382,7 +384,7 @@ def _watch(
             last_error.get("disk_full", False),
         )
     else:
-        ending = ending_of(code)
+        ending = ending_of(code, kills)
     return ending if limits.memory_bytes is None else _within(limits, ending, folder, variables)
 
 
@@ -454,21 +456,34 @@ def _lines(pipe: int, left: Countdown) -> Iterator[bytes]:
 
 
 KILLED = (
-    "the run was killed by the system, most likely because memory ran out\n"
+    "the run was killed by the system because memory ran out\n"
     "  instead: precision=bf16, a smaller generation.height and width, or fewer pictures at once"
+)
+KILLED_BY_HAND = (
+    "the run's process was killed by signal 9 (SIGKILL), and not for want of memory: the kernel counted no such kill\n"
+    "  instead: run it again; somebody ended it, or a program that watches over this machine"
+)
+KILLED_UNCOUNTED = (
+    "the run's process was killed by signal 9 (SIGKILL); this system doesn't tell whether memory ran out\n"
+    "  instead: run it again; if it ends so once more, precision=bf16 or a smaller generation.height and width"
 )
 
 
-def ending_of(code: int) -> Ending:
-    """What an exit code without a word from the worker means."""
+def ending_of(code: int, kills: int | None = None) -> Ending:
+    """What an exit code without a word from the worker means.
+
+    kills: machine.oom_kills before it began; None where that isn't known. Only the kernel's count tells a process that
+    it ended for want of memory from one that was killed by hand.
+    """
     if code == 0:
         return Ending(Status.OK)
     if code == -signal.SIGKILL:
-        return Ending(
-            Status.OOM,
-            KILLED,
-            1,
-        )
+        now = oom_kills(Files())
+        if kills is None or now is None:
+            return Ending(Status.CRASHED, KILLED_UNCOUNTED, 1)
+        for_memory = now > kills
+        status = Status.OOM if for_memory else Status.CRASHED
+        return Ending(status, KILLED if for_memory else KILLED_BY_HAND, 1)
     if code < 0:
         return Ending(Status.CRASHED, f"the run's process died of {signal.Signals(-code).name}", 1)
     return Ending(

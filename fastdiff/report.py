@@ -9,6 +9,7 @@ from typing import Any
 
 from fastdiff import __version__, machine, software
 from fastdiff.bench import quality
+from fastdiff.bench.exactness import not_checked
 from fastdiff.bench.memory import memory_not_told
 from fastdiff.bench.parts import not_timed
 from fastdiff.bench.profiling import not_profiled
@@ -84,6 +85,9 @@ def blank_report(
             "reasons": [],
             "cache": "none",
             "graphs_while_timing": 0,
+            "cuda_graphs": None,
+            "cuda_graphs_skipped": None,
+            "cuda_graphs_reasons": [],
             "cold_compile_s": None,
             "saved_s": None,
             "saved_reason": _NOTHING,
@@ -93,7 +97,7 @@ def blank_report(
         "parts_s": not_timed(_NOTHING),
         "roofline": no_roofline(_NOTHING),
         "profile": not_profiled(_NOTHING),
-        "exactness": _not_checked(_NOTHING),
+        "exactness": not_checked(_NOTHING),
         "syncs": not_counted(_NOTHING),
         "repeatable": {"identical": None, "max_abs_difference": None},
         "quality": {
@@ -116,12 +120,6 @@ def blank_report(
         "started_at": started_at,
         "finished_at": None,
     }
-
-
-def _not_checked(reason: str) -> dict[str, Any]:
-    """The report's `exactness` where nothing was checked."""
-    figures = dict.fromkeys(("passed", "denoiser", "decode"))
-    return {"checked": False, "reason": reason, "choices": [], **figures}
 
 
 def _without_torch(device: str) -> dict[str, Any]:

@@ -85,6 +85,9 @@ class Observed:
     break_reasons: why graphs broke or were compiled again.
     cache: whether Inductor's cache gave (`warm`), had to be filled (`cold`), or wasn't used (`none`).
     compile_s: seconds that Dynamo and Inductor took.
+    kernels_hidden: the profiler recorded nothing of the GPU, so that kernels which only the GPU tells can't be seen.
+    cuda_graphs: functions that Inductor runs as CUDA graphs; None where that can't be told, or off CUDA.
+    cuda_graphs_skipped: how often Inductor left a CUDA graph out though it was asked for one; reasons in its words.
     """
 
     kernels: Mapping[str, int] = field(default_factory=dict)
@@ -94,6 +97,10 @@ class Observed:
     break_reasons: Sequence[str] = ()
     cache: str = "none"
     compile_s: float = 0.0
+    kernels_hidden: bool = False
+    cuda_graphs: int | None = None
+    cuda_graphs_skipped: int = 0
+    cuda_graphs_reasons: Sequence[str] = ()
 
 
 class Pending(Protocol):

@@ -125,7 +125,8 @@ class Ran:
         """Attention kernels of one profiled denoiser call."""
         from fastdiff.bench.observing import attention_kernels
 
-        return attention_kernels(self.pipeline, self.plan.setting.denoiser.name, self.generation)
+        denoiser = self.plan.setting.denoiser.name
+        return attention_kernels(self.pipeline, denoiser, self.generation).kernels
 
     def effects(self, **observed: Any) -> dict[str, Any]:
         """Effects by the name of their pass; what was observed of the run may be given."""

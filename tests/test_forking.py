@@ -21,6 +21,7 @@ from conftest import TESTS, TWO_THREADS, TorchServer
 
 from fastdiff import forking, process
 from fastdiff.forking import Forked, Forks, can_fork
+from fastdiff.machine import Files, oom_kills
 from fastdiff.process import Limits, Starter, end, ending_of, events_of, run_in_process
 from fastdiff.protocol import Request
 from fastdiff.result import Status, read_json
@@ -115,17 +116,18 @@ def test_a_fork_is_a_child_of_the_server_with_a_session_and_a_log_of_its_own(
         ("code = 7", 7, "the run's process ended with exit code 7 without a word"),
         ("os._exit(7)", 7, "the run's process ended with exit code 7 without a word"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", -11, "the run's process died of SIGSEGV"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", -9, process.KILLED),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9, process.KILLED_BY_HAND),
         ("raise ValueError", 1, "the run's process ended with exit code 1 without a word"),
     ],
 )
 def test_how_a_fork_ends_is_told_as_a_fresh_processs_end_is(
     program: str, code: int, message: str, forks: Forks, tmp_path: Path
 ) -> None:
+    kills = oom_kills(Files())
     worker = begin(forks.start, tmp_path / "run", program)
     assert said(worker) == []
     assert worker.wait() == code
-    assert ending_of(code).message == message
+    assert ending_of(code, kills).message == message
 
 
 def test_a_fork_ends_as_an_interpreter_ends(forks: Forks, tmp_path: Path) -> None:

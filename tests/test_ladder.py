@@ -282,6 +282,75 @@ def test_a_folder_for_random_weights_that_the_user_named_is_used_and_stays(
     assert os.environ[KEPT_IN] == str(kept)
 
 
+def left_behind(folder: Path) -> Path:
+    """What an attempt had compiled that was interrupted before it was measured."""
+    code = folder / "int8" / "compiled" / "inductor" / "a" / "b.so"
+    code.parent.mkdir(parents=True)
+    code.write_bytes(b"code")
+    return code
+
+
+def test_a_rung_that_was_interrupted_goes_on_from_what_it_had_compiled_and_says_so(
+    tmp_path: Path,
+    shapes_plan: Any,
+    ran: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code, there = left_behind(tmp_path), []
+    inner = fastdiff.ladder.climb.run_in_process
+
+    def looking(plan: Any, request: Any, folder: Path, *rest: Any) -> Any:
+        there.append((folder.parent.name, folder.name, code.is_file()))
+        return inner(plan, request, folder, *rest)
+
+    monkeypatch.setattr(fastdiff.ladder.climb, "run_in_process", looking)
+    climb(tmp_path, shapes_plan, rounds=2).go()
+    assert [seen for rung, at, seen in there if rung == "int8"] == [True, True]
+
+    def resumed(rung: str, number: int) -> bool:
+        report = read_json(tmp_path / rung / f"round-{number}" / "report.json")
+        return bool(report["compile"]["resumed"])
+
+    assert (resumed("int8", 1), resumed("int8", 2), resumed("sdpa", 1)) == (True, False, False)
+    row = next(r for r in read_json(tmp_path / "ladder.json")["rows"] if "int8" in r["experiment"])
+    assert row["compile_resumed"] is True
+
+
+def test_code_that_was_cut_short_costs_an_interrupted_rung_nothing_but_time(
+    tmp_path: Path,
+    shapes_plan: Any,
+    ran: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code = left_behind(tmp_path)
+    inner = fastdiff.ladder.climb.run_in_process
+
+    def failing_with_it(plan: Any, request: Any, folder: Path, *rest: Any) -> Any:
+        if code.is_file() and folder.parent.name == "int8":
+            FAILS.add("int8")
+        found = inner(plan, request, folder, *rest)
+        FAILS.clear()
+        return found
+
+    monkeypatch.setattr(fastdiff.ladder.climb, "run_in_process", failing_with_it)
+    climb(tmp_path, shapes_plan, rounds=1).go()
+    assert [name for name, _ in ran].count("int8") == 2
+    found = read_json(tmp_path / "int8" / "round-1" / "report.json")
+    assert (found["status"], found["compile"]["resumed"]) == ("ok", False)
+
+
+def test_a_resumed_compile_is_marked_where_no_other_round_had_an_empty_cache() -> None:
+    rung = measured("int8", 1.0, 1.0)
+    for number, resumed in enumerate((True, False)):
+        rung.reports[number]["compile"] = {"cache": "cold", "resumed": resumed}
+    rung.reports[0]["compile_s"], rung.reports[1]["compile_s"] = 20.0, 60.0
+    (row,) = rows([rung])
+    assert (row["compile_resumed"], row["compile_s"]) == (False, 60.0)
+    rung.reports[1]["compile"] = {"cache": "warm"}
+    (row,) = rows([rung])
+    assert page.cells(row)[-1] == "20.0 s resumed"
+
+
 def test_a_shared_compile_cache_is_left_alone_and_marked(
     tmp_path: Path, shapes_plan: Any, ran: list[tuple[str, str]]
 ) -> None:

@@ -257,3 +257,47 @@ def test_the_gpu_that_torch_uses_is_known_by_its_uuid_then_by_its_address() -> N
         f"MIG-{_UUID}",
     ]
     assert machine.gpu_names(SimpleNamespace()) == []
+
+
+@pytest.mark.parametrize(
+    ("contents", "kills"),
+    [
+        ({}, None),
+        ({"proc/vmstat": "nr_free_pages 3\noom_kill 5\nthp_fault_alloc 0"}, 5),
+        (
+            {  # a container's own group counts, and not the machine
+                "proc/self/cgroup": "0::/",
+                "sys/fs/cgroup/memory.events": "low 0\noom 4\noom_kill 2\noom_group_kill 9",
+                "proc/vmstat": "oom_kill 5",
+            },
+            2,
+        ),
+        (
+            {  # the innermost group, as its kills are in those around it
+                "proc/self/cgroup": "0::/user/run",
+                "sys/fs/cgroup/user/memory.events": "oom_kill 7",
+                "sys/fs/cgroup/user/run/memory.events": "oom_kill 1",
+            },
+            1,
+        ),
+        (
+            {  # the first version, beside an empty tree of the second
+                "proc/self/cgroup": "4:memory:/jobs\n0::/",
+                "sys/fs/cgroup/memory/jobs/memory.oom_control": "under_oom 0\noom_kill 3",
+                "proc/vmstat": "oom_kill 5",
+            },
+            3,
+        ),
+        (
+            {  # kernels before 4.13 don't count for a group
+                "proc/self/cgroup": "4:memory:/",
+                "sys/fs/cgroup/memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0",
+            },
+            None,
+        ),
+    ],
+)
+def test_what_the_kernel_ended_for_want_of_memory(
+    contents: dict[str, str], kills: int | None, tmp_path: Path
+) -> None:
+    assert machine.oom_kills(files(tmp_path, contents)) == kills

@@ -223,12 +223,52 @@ def test_a_run_without_memory_under_a_limit_is_oom_and_names_the_limit(
 def test_other_ends_under_a_memory_limit_stay_what_they_are(run: Any, clock: Clock) -> None:
     limits = Limits(memory_bytes=10**9)
     killed = run(Starts("os.kill(os.getpid(), signal.SIGKILL)"), Listener(clock), limits)
-    assert killed["error"]["message"].startswith("the run was killed by the system, most likely")
+    assert (killed["status"], killed["error"]["message"]) == ("crashed", process.KILLED_BY_HAND)
     crashed = run(Starts("os.kill(os.getpid(), signal.SIGSEGV)"), Listener(clock), limits)
     assert (crashed["status"], crashed["error"]["message"]) == (
         "crashed",
         "the run's process died of SIGSEGV",
     )
+
+
+BY_HAND = (
+    "the run's process was killed by signal 9 (SIGKILL), and not for want of memory: the kernel counted no such kill\n"
+    "  instead: run it again; somebody ended it, or a program that watches over this machine"
+)
+FOR_MEMORY = (
+    "the run was killed by the system because memory ran out\n"
+    "  instead: precision=bf16, a smaller generation.height and width, or fewer pictures at once"
+)
+UNCOUNTED = (
+    "the run's process was killed by signal 9 (SIGKILL); this system doesn't tell whether memory ran out\n"
+    "  instead: run it again; if it ends so once more, precision=bf16 or a smaller generation.height and width"
+)
+
+
+@pytest.mark.parametrize(
+    ("counted", "status", "message"),
+    [
+        ((3, 3), "crashed", BY_HAND),
+        ((3, 4), "oom", FOR_MEMORY),
+        ((0, 2), "oom", FOR_MEMORY),
+        ((None, None), "crashed", UNCOUNTED),
+        ((None, 4), "crashed", UNCOUNTED),
+        ((4, None), "crashed", UNCOUNTED),
+    ],
+)
+def test_a_killed_run_is_oom_only_if_the_kernel_says_so(
+    counted: tuple[int | None, int | None],
+    status: str,
+    message: str,
+    run: Any,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """counted: the kernel's kills for want of memory, before the run and once it has ended."""
+    counts = iter(counted)
+    monkeypatch.setattr(process, "oom_kills", lambda files: next(counts))
+    report = run(Starts("os.kill(os.getpid(), signal.SIGKILL)"), Listener(clock), Limits())
+    assert (report["status"], report["error"]["message"]) == (status, message)
 
 
 def test_the_process_is_told_its_limit_but_not_where_it_computes_with_cuda(

@@ -58,7 +58,7 @@ def test_a_report_without_figures_has_every_field_in_its_place(shapes_plan: Any)
     assert report["memory_bytes"]["weights"] == {"device": None, "host": None}
     assert {"achieved_tflops_per_s", "bound", "step_s", "note"} <= set(report["roofline"])
     assert set(report["exactness"]) == {
-        *("checked", "reason", "choices", "passed", "denoiser", "decode"),
+        *("checked", "reason", "choices", "passed", "arithmetic", "denoiser", "decode"),
     }
     assert {"steps", "measured", "trace", "heaviest"} <= set(report["profile"])
     assert set(quality.NOTHING) < set(report["quality"])

@@ -31,7 +31,7 @@ from fastdiff.measuring import refuse_if_too_large
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.process import RefusedByWorker, run_in_process
 from fastdiff.protocol import Events, Request, describe
-from fastdiff.result import Status
+from fastdiff.result import Observed, Status
 from fastdiff.running import find_reference
 
 REPOSITORY = Path(__file__).parent.parent
@@ -365,7 +365,7 @@ def test_without_a_comparison_quality_is_null_with_the_reason(shapes_plan: Any) 
     said: list[str] = []
     quality = measuring._quality(
         None,
-        shapes_plan("quality=none").setting.run,
+        shapes_plan("quality=none"),
         SimpleNamespace(pictures=[Image.new("RGB", (16, 16))], latents=None),  # type: ignore[arg-type]
         found.to_dict(),
         SimpleNamespace(say=said.append, tell=None),  # type: ignore[arg-type]
@@ -397,7 +397,7 @@ def test_a_picture_that_cannot_be_compared_is_said_and_the_run_stays(
     (tmp_path / "torn.png").write_bytes(b"not a picture")
     quality = measuring._quality(
         None,
-        shapes_plan().setting.run,
+        shapes_plan(),
         SimpleNamespace(pictures=[Image.new("RGB", (32, 32))], latents=None),  # type: ignore[arg-type]
         {"run_id": None, "reason": None, "pictures": [str(tmp_path / name)]},
         SimpleNamespace(say=lambda message: None, tell=None),  # type: ignore[arg-type]
@@ -470,9 +470,10 @@ def written(tmp_path: Path) -> Any:
         ),
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
-            "oom",
-            "the run was killed by the system, most likely because memory ran out\n"
-            "  instead: precision=bf16, a smaller generation.height and width, or fewer pictures at once",
+            "crashed",
+            "the run's process was killed by signal 9 (SIGKILL), and not for want of memory: the kernel "
+            "counted no such kill\n"
+            "  instead: run it again; somebody ended it, or a program that watches over this machine",
         ),
     ],
 )
@@ -761,6 +762,190 @@ def test_a_reference_that_cannot_fit_is_refused_before_it_is_loaded() -> None:
     assert str(refused.value) == ("the reference in fp32 needs about 12.3 GB, and 10.0 GB are free")
     roomy = replace(machine, available_memory_bytes=16_000_000_000)
     refuse_if_too_large(replace(plan, setting=replace(setting, environment=roomy)))
+
+
+def large(device: str, gpu_bytes: int, host_bytes: int, *overrides: str) -> Any:
+    """A plan for FLUX.1's 16.9 billion parameters on such a machine; its pictures have 1024 pixels a side by themselves."""
+    from dataclasses import replace
+
+    from fastdiff.environment import Gpu
+
+    plan = plan_of("device=cpu", *overrides)
+    gpus = (Gpu("H100", (9, 0), gpu_bytes),)
+    machine = replace(plan.setting.environment, gpus=gpus, available_memory_bytes=host_bytes)
+    parts = {
+        "transformer": Component(
+            "transformer",
+            "diffusers",
+            "FluxTransformer2DModel",
+            0,
+            16_900_000_000,
+            {"sample_size": 128},
+        ),
+        "vae": Component("vae", "diffusers", "AutoencoderKL", 0, 0, {"block_out_channels": [128]}),
+    }
+    facts = ModelFacts("FluxPipeline", parts)
+    setting = replace(plan.setting, device=device, environment=machine, facts=facts)
+    return replace(plan, setting=setting)
+
+
+GB = 1_000_000_000
+
+
+def test_a_reference_on_a_gpu_needs_room_for_its_pictures_and_on_the_host_for_its_loading() -> None:
+    def refused(plan: Any) -> str | None:
+        try:
+            refuse_if_too_large(plan)
+        except MemoryError as error:
+            return str(error)
+        return None
+
+    assert refused(large("cuda", 85 * GB, 200 * GB)) is None
+    assert refused(large("cuda", 80 * GB, 200 * GB)) == (
+        "the reference in fp32 needs about 81.8 GB, and 80.0 GB are free"
+    )
+    pixels = ("generation.height=1024", "generation.width=1024", "generation.images_per_prompt=8")
+    eight = large("cuda", 85 * GB, 200 * GB, *pixels)
+    assert refused(eight) == "the reference in fp32 needs about 102.7 GB, and 85.0 GB are free"
+    assert refused(large("cuda", 85 * GB, 60 * GB)) == (
+        "the reference in fp32 is loaded into the host's memory first, needs about 67.6 GB there, and 60.0 GB "
+        "are free"
+    )
+
+
+def test_a_reference_that_takes_minutes_to_load_is_said_with_what_leaves_it_out() -> None:
+    said: list[str] = []
+    events = SimpleNamespace(say=said.append)
+    measuring.say_what_a_large_reference_costs(plan_of("device=cpu"), events)  # type: ignore[arg-type]
+    assert said == []
+    plan = large("cuda", 85 * GB, 200 * GB)
+    measuring.say_what_a_large_reference_costs(plan, events)  # type: ignore[arg-type]
+    assert said == [
+        "a reference in fp32 first: 68 GB of weights, minutes of loading; quality=none leaves it out"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("skipped", "reasons", "said"),
+    [
+        (0, [], []),
+        (
+            1,
+            ["skipping cudagraphs due to mutated inputs"],
+            [
+                "Inductor left CUDA graphs out 1 time, and what they hold was computed without them: skipping "
+                "cudagraphs due to mutated inputs"
+            ],
+        ),
+        (
+            2,
+            [],
+            [
+                "Inductor left CUDA graphs out 2 times, and what they hold was computed without them: it didn't "
+                "say why"
+            ],
+        ),
+    ],
+)
+def test_cuda_graphs_that_were_left_out_are_a_notice_and_a_field(
+    skipped: int, reasons: list[str], said: list[str], shapes_plan: Any
+) -> None:
+    seen = Observed(cuda_graphs=1, cuda_graphs_skipped=skipped, cuda_graphs_reasons=reasons)
+    assert measuring._notices(shapes_plan("bench=once"), 0, 0.0, seen) == said
+    assert measuring._cuda_graphs(seen) == {
+        "cuda_graphs": 1,
+        "cuda_graphs_skipped": skipped,
+        "cuda_graphs_reasons": reasons,
+    }
+    assert measuring._cuda_graphs(Observed()) == {
+        "cuda_graphs": None,
+        "cuda_graphs_skipped": None,
+        "cuda_graphs_reasons": [],
+    }
+
+
+# After the timed calls -----------------------------------------------------------------------------
+
+LOOKS = {
+    "fastdiff.bench.syncs.syncs_of_a_step": ("syncs", "reason"),
+    "fastdiff.bench.parts.time_parts": ("parts_s", "reason"),
+    "fastdiff.bench.profiling.profile_call": ("profile", "reason"),
+    "fastdiff.bench.roofline.roofline": ("roofline", "reason"),
+    "fastdiff.bench.quality.against": ("quality", "reason"),
+    "fastdiff.bench.captions.caption_quality": ("quality", "caption", "reason"),
+    "fastdiff.bench.exactness.capture": ("exactness", "reason"),
+    "fastdiff.bench.exactness.check": ("exactness", "reason"),
+    "fastdiff.bench.memory.PeakMemory.parts": ("memory_bytes", "reasons", "all"),
+}
+"""What is done once the calls are timed, and where the report says why it has no figures."""
+
+
+def told(report: Any, where: tuple[str, ...]) -> Any:
+    for key in where:
+        report = report[key]
+    return report
+
+
+def measured_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: list[str], error: Exception
+) -> Any:
+    """The report of a run of the embedded model in this process, in which these functions raise."""
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    for name in broken:
+        monkeypatch.setattr(name, fails)
+    words = ("device=cpu", "generation.steps=2", "bench=once", "profile=true", "qkv=fused")
+    plan = plan_of(*words)
+    request = Request(plan.setting.run.to_dict(), list(words), {"pictures": "own"})
+    measuring.run(tmp_path, request, Events(io.StringIO()))
+    return strictly((tmp_path / "report.json").read_text())
+
+
+def test_nothing_that_comes_after_the_timed_calls_can_lose_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_memory = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand a long story")
+    broken = [*LOOKS, "fastdiff.measuring.MeasuredOn.to_dict", "fastdiff.bench.quality.compare"]
+    report = measured_with(tmp_path, monkeypatch, broken, no_memory)
+    reason = "it failed: RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert report["status"] == "ok"
+    assert report["latency_s"]["median"] > 0
+    for where in LOOKS.values():
+        assert told(report, where) == reason, where
+    assert report["repeatable"] == {"identical": None, "max_abs_difference": None}
+    assert report["environment"]["device"] == "cpu"
+    assert report["notices"][-1] == (
+        f"the machine is not described in full, because reading what it is failed: {reason}"
+    )
+
+
+def test_a_check_that_fails_by_itself_is_no_inexact_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = measured_with(
+        tmp_path, monkeypatch, ["fastdiff.bench.exactness.check"], TypeError("no such thing")
+    )
+    assert report["exactness"] == {
+        "checked": False,
+        "reason": "it failed: TypeError: no such thing",
+        "choices": ["qkv=fused"],
+        "passed": None,
+        "arithmetic": None,
+        "denoiser": None,
+        "decode": None,
+    }
+    assert report["status"] == "ok"
+    assert report["roofline"]["reason"] is None
+
+
+def test_a_full_disk_ends_a_run_wherever_it_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        measured_with(tmp_path, monkeypatch, ["fastdiff.bench.profiling.profile_call"], full)
 
 
 @pytest.mark.slow

@@ -34,9 +34,9 @@ def caption_quality(
     """
     quality = run.quality
     if not isinstance(quality, Reference):
-        return _unknown("quality=none")
+        return not_judged("quality=none")
     if not isinstance(run.model, Shapes):
-        return _unknown("only the embedded model, model=shapes, is judged by captions")
+        return not_judged("only the embedded model, model=shapes, is judged by captions")
     if quality.captions:
         scenes = exam_scenes(quality.captions, EXAM_SEED)
         return _judged(HELD_OUT, _exam(pipeline, run.generation, scenes, tell))
@@ -45,7 +45,7 @@ def caption_quality(
     parsed = ((Scene.parse(prompt), picture) for prompt, picture in own)
     known = [(scene, picture) for scene, picture in parsed if scene]
     if not known:
-        return _unknown("the prompt is none of the captions that this model was taught")
+        return not_judged("the prompt is none of the captions that this model was taught")
     return _judged(OWN, known)
 
 
@@ -86,6 +86,7 @@ def _judged(of: str, drawn: Sequence[tuple[Scene, Image]]) -> dict[str, Any]:
     }
 
 
-def _unknown(reason: str) -> dict[str, Any]:
+def not_judged(reason: str) -> dict[str, Any]:
+    """The report's field where no picture was judged."""
     figures = dict.fromkeys(("of", "pictures", "right", "shapes_right", "score"))
     return {**figures, "reason": reason}

@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fastdiff.bench.gpu_state import gpu_notices, this_gpu
+from fastdiff.bench.gpu_state import gpu_notices, this_gpu, unknown
 
 BUSY = 0.10
 """Of the processors a run may use: what others may take before a notice says so. Its own figures are good to 0.02."""
@@ -211,15 +212,28 @@ class Watch:
         gpu: Callable[[], Callable[[], dict[str, Any]]] = this_gpu,
     ) -> None:
         self._device, self._look, self._room = device, look, room()
-        self._gpu = gpu() if device == "cuda" else lambda: None
+        self._gpu = gpu
+
+    def _asked(self) -> dict[str, Any] | None:
+        """The GPU's state; that it can't be had costs the times around which it is asked nothing."""
+        if self._device != "cuda":
+            return None
+        try:
+            return self._asking()
+        except Exception as error:
+            return unknown(f"it can't be asked ({type(error).__name__}: {error})")
+
+    @cached_property
+    def _asking(self) -> Callable[[], dict[str, Any]]:
+        return self._gpu()
 
     def __enter__(self) -> Watch:
-        self._gpu_before = self._gpu()
+        self._gpu_before = self._asked()
         self._before = self._look()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._gpu_after = self._gpu()
+        self._gpu_after = self._asked()
         self._host = host_report(self._room, self._before, self._look())
 
     def to_dict(self) -> dict[str, Any]:

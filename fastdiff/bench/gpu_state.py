@@ -48,12 +48,12 @@ class GpuState:
         doesn't say.
         """
         with started(self._nvml) as reason:
-            return _unknown(reason) if reason else self._asked()
+            return unknown(reason) if reason else self._asked()
 
     def _asked(self) -> dict[str, Any]:
         nvml, handle = self._nvml, find_gpu(self._nvml, self._names)
         if handle is None:
-            return _unknown(not_found(self._names))
+            return unknown(not_found(self._names))
         power_mw = number(nvml, "nvmlDeviceGetPowerUsage", handle)
         slowed = number(
             nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle, kind=ctypes.c_ulonglong
@@ -83,7 +83,8 @@ class GpuState:
         return int(count.value)
 
 
-def _unknown(reason: str) -> dict[str, Any]:
+def unknown(reason: str) -> dict[str, Any]:
+    """A state of which nothing is known."""
     return {"reason": reason} | dict.fromkeys(
         (
             "sm_clock_mhz",
@@ -103,22 +104,43 @@ def this_gpu() -> GpuState:
     return GpuState(load_nvml(), gpu_names(torch.cuda.get_device_properties()))
 
 
+def gpu_troubles(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What makes work on the GPU take longer than it should, by its state before and after it; none where that is unknown."""
+    found = []
+    if distress := _distress(before, after):
+        found.append(
+            f"the GPU slowed itself down ({', '.join(distress)}; {after['temperature_c']} °C)"
+        )
+    processes = _holders(before, after)
+    if processes > 1:
+        found.append(f"{processes} processes held the GPU")
+    return found
+
+
 def gpu_notices(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What a reader of the times has to know of the GPU's state before and after them."""
     reason = before["reason"] or after["reason"]
     if reason:
         return [f"the GPU's clocks and temperature are unknown: {reason}"]
     notices = []
-    slowed = {name for state in (before, after) for name in state["slowed_by"] or ()}
-    if found := sorted(slowed & _IN_DISTRESS):
+    if found := _distress(before, after):
         notices.append(
             f"the GPU slowed itself down ({', '.join(found)}; {after['temperature_c']} °C): times may be "
             "too long; cool it and run again"
         )
-    processes = max(state["compute_processes"] or 0 for state in (before, after))
+    processes = _holders(before, after)
     if processes > 1:
         notices.append(
             f"{processes} processes hold this GPU: if another computed while calls were timed, times are "
             "too long; end it and run again"
         )
     return notices
+
+
+def _distress(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    slowed = {name for state in (before, after) for name in state["slowed_by"] or ()}
+    return sorted(slowed & _IN_DISTRESS)
+
+
+def _holders(before: dict[str, Any], after: dict[str, Any]) -> int:
+    return max(state["compute_processes"] or 0 for state in (before, after))

@@ -1,12 +1,13 @@
-"""What really ran: Dynamo's and Inductor's counters, and the attention kernels of one denoiser call."""
+"""What really ran: Dynamo's and Inductor's counters, its CUDA graphs, and the attention kernels of one denoiser call."""
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastdiff.bench.parts import at_first_denoiser_call
 from fastdiff.config import Generation
@@ -19,6 +20,7 @@ _OPERATORS = {
     "aten::_scaled_dot_product_cudnn_attention": "cudnn",
     "aten::_scaled_dot_product_fused_attention_overrideable": "overrideable",
     "aten::_scaled_dot_product_attention_math": "math",
+    "aten::_scaled_dot_product_attention_math_for_mps": "math",
     "aten::baddbmm": "baddbmm",
 }
 _CUDA_KERNELS = (
@@ -26,9 +28,34 @@ _CUDA_KERNELS = (
     (re.compile(r"fmha_cutlass|cutlassF", re.IGNORECASE), "efficient"),
     (re.compile(r"cudnn.*(sdpa|flash)", re.IGNORECASE), "cudnn"),
 )
+_SECOND_HALF = "splitkv_combine"
+"""Of one call of FlashAttention over few queries: it sums up what `flash_fwd_splitkv_kernel` left, which is counted."""
 _XFORMERS = re.compile(r"^xformers.*(fmha|attention|flash)", re.IGNORECASE)
 _INNER = "aten::_efficient_attention_forward"
 """Called by SDPA's efficient kernel and, in newer versions, by xFormers: counted only where nothing above it was."""
+
+
+_SKIPS_LOG = "torch._inductor.cudagraph_utils.__cudagraphs"
+"""Where Inductor says why it leaves a CUDA graph out (`cudagraphs_log` in torch/_inductor/cudagraph_utils.py)."""
+
+
+class _Skips(logging.Handler):
+    """Keeps each reason once, in the order in which they came."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.reasons: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.reasons[_one_line(record.getMessage())] = None
+
+
+_skips = _Skips()
+
+
+def note_skipped_cuda_graphs() -> None:
+    """From now on, in a run's own process, keep why Inductor leaves CUDA graphs out."""
+    logging.getLogger(_SKIPS_LOG).addHandler(_skips)
 
 
 def compile_counters() -> Observed:
@@ -45,6 +72,8 @@ def compile_counters() -> Observed:
     hits, misses = inductor["fxgraph_cache_hit"], inductor["fxgraph_cache_miss"]
     cold = misses or inductor["fxgraph_cache_bypass"]
     graphs = len(compiled)
+    # On a CPU Inductor counts every graph as left out, whose CUDA graph nobody could have had.
+    on_cuda = _cuda_is_in_use()
     return Observed(
         graphs=graphs,
         graph_breaks=sum(breaks.values()),
@@ -52,35 +81,73 @@ def compile_counters() -> Observed:
         break_reasons=[_one_line(r) for r in (*breaks, *(str(m.recompile_reason) for m in again))],
         cache="none" if not graphs else "cold" if cold or not hits else "warm",
         compile_s=sum((m.entire_frame_compile_time_s or 0.0 for m in compiled), 0.0),
+        cuda_graphs=cuda_graphs() if on_cuda else None,
+        cuda_graphs_skipped=inductor["cudagraph_skips"] if on_cuda else 0,
+        cuda_graphs_reasons=list(_skips.reasons) if on_cuda else [],
     )
+
+
+def _cuda_is_in_use() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_initialized())
+
+
+def cuda_graphs() -> int | None:
+    """Functions that Inductor runs as CUDA graphs: warmed up in their first call, recorded in the second, replayed from then on.
+
+    One whose inputs are written to is taken over and then computed without a graph all the same: it doesn't count. None
+    where this torch keeps its books otherwise.
+    """
+    trees = sys.modules.get("torch._inductor.cudagraph_trees")
+    if trees is None:
+        return 0
+    import torch
+
+    try:
+        manager = trees.get_manager(torch.cuda.current_device(), create_if_none_exists=False)
+        return 0 if manager is None else len(manager.ids_to_funcs) - len(manager.warned_mutation)
+    except (AttributeError, TypeError):
+        return None
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def attention_kernels(pipeline: Any, denoiser: str, generation: Generation) -> dict[str, int]:
-    """Attention kernels of one denoiser call with how often each ran.
+class SeenCall(NamedTuple):
+    """Attention kernels of one denoiser call, with how often each ran.
+
+    hidden: nothing at all was recorded of the GPU though one is in use: CUPTI may not trace in a container or on a virtual
+        GPU. Kernels that are launched without operators, by a CUDA graph, can't be seen then.
+    """
+
+    kernels: dict[str, int]
+    hidden: bool = False
+
+
+def attention_kernels(pipeline: Any, denoiser: str, generation: Generation) -> SeenCall:
+    """What one denoiser call runs.
 
     Starts a call of the pipeline with the same shapes and leaves it after the denoiser's first call.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    part = getattr(pipeline, denoiser)
-    activities = [ProfilerActivity.CPU]
-    if torch.cuda.is_available() and next(part.parameters()).is_cuda:
-        activities.append(ProfilerActivity.CUDA)
+    # Also where the weights wait on the host for their turn (memory=group_offload).
+    on_cuda = _cuda_is_in_use()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
 
-    def profiled(call: Callable[..., Any], args: Any, kwargs: Any) -> Counter[str]:
-        with profile(activities=activities) as events:
+    def profiled(call: Callable[..., Any], args: Any, kwargs: Any) -> SeenCall:
+        with profile(activities=activities) as profiler:
             call(*args, **kwargs)
-            if len(activities) > 1:
+            if on_cuda:
                 torch.cuda.synchronize()
-        return Counter(event.name for event in events.events())
+        events = profiler.events()
+        seen = any(event.device_type.name == "CUDA" for event in events)
+        return SeenCall(count_kernels(Counter(e.name for e in events)), on_cuda and not seen)
 
-    names = at_first_denoiser_call(pipeline, denoiser, generation, profiled)
-    return count_kernels(names) if names else {}
+    return at_first_denoiser_call(pipeline, denoiser, generation, profiled) or SeenCall({})
 
 
 def count_kernels(events: Counter[str]) -> dict[str, int]:
@@ -92,7 +159,7 @@ def count_kernels(events: Counter[str]) -> dict[str, int]:
             found[_OPERATORS[name]] += count
         elif _XFORMERS.search(name):
             found["xformers"] += count
-        else:
+        elif _SECOND_HALF not in name:
             for pattern, kernel in _CUDA_KERNELS:
                 if pattern.search(name):
                     on_device[kernel] += count

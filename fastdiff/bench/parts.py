@@ -119,7 +119,10 @@ def replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[No
 
 @dataclass
 class Stopwatch:
-    """Times of parts in one call: by events on CUDA, so that nothing waits, by the wall clock elsewhere."""
+    """Times of parts in one call: by events on CUDA, so that nothing waits, by the wall clock elsewhere.
+
+    On mps the device is waited for at each mark: two of Apple's events with nothing between them can't be told apart.
+    """
 
     device: str
     marks: list[tuple[str, Any, Any]] = field(default_factory=list)
@@ -132,6 +135,7 @@ class Stopwatch:
 
     def _now(self) -> Any:
         if self.device != "cuda":
+            synchronize(self.device)
             return time.perf_counter()
         import torch
 
@@ -156,8 +160,8 @@ def time_parts(pipeline: Any, generation: Generation, device: str, calls: int) -
 
     other: the rest of `whole`: tokenizers, latents, pictures from arrays, Python between the parts.
     denoiser_calls: of the denoiser in that call; calls: calls that were looked at, at least 1.
-    On CUDA parts are the device's time, from events; `whole` is the wall clock's everywhere. On mps nothing waits between
-    parts, so a part has the host's time and `other` what it waited for in the end.
+    On CUDA parts are the device's time, from events; `whole` is the wall clock's everywhere. On mps the device is waited for
+    at the ends of each part, so `whole` is a little longer than a call that is timed.
     """
     found = []
     for _ in range(calls):

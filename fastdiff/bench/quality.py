@@ -78,23 +78,25 @@ def against(
         run is its own reference, or None; its latents are the path of a file, which need not exist, or None.
     latents: of the run's last step, fp32 on the CPU; None if its pipeline tells none.
     """
-    known = {
-        "reference_run_id": reference.get("run_id"),
-        "reference": reference.get("name"),
-        "reason": reference.get("reason"),
-    }
+    known = not_compared(reference, reference.get("reason"))
     paths = reference.get("pictures")
     if not paths:
-        return {**known, **NOTHING}
+        return known
     own = paths == "own"
     try:
         found = compare(pictures, pictures if own else _opened(paths), lpips=lpips)
     except (OSError, ValueError) as error:
-        return {**known, **NOTHING, "reason": str(error)}
+        return not_compared(reference, str(error))
     wanted = latents if own else load_latents(reference.get("latents"))
     return (
         known | found.given(max_abs_difference_latents=latent_difference(latents, wanted)).to_dict()
     )
+
+
+def not_compared(reference: Mapping[str, Any], reason: str | None) -> dict[str, Any]:
+    """A run's `quality` where nothing was compared with its reference."""
+    known = {"reference_run_id": reference.get("run_id"), "reference": reference.get("name")}
+    return {**known, "reason": reason, **NOTHING}
 
 
 def _opened(paths: Sequence[str]) -> list[Image]:

@@ -1,7 +1,11 @@
-"""What this machine can do at best: its rate of matrix products and of copying, measured once and kept.
+"""What this machine can do at best: its rates of matrix products, of convolutions and of copying, measured once and kept.
 
 A rate is kept under everything that it depends on. What else computes meanwhile makes it lower, and fractions that are
-taken of it higher; so on a CPU it is kept only if this process had the processors to itself.
+taken of it higher; so on a CPU it is kept only if this process had the processors to itself, and on an NVIDIA GPU only if
+no other process held it and it didn't slow itself down. Nothing tells this of Apple's GPUs.
+
+Convolutions have a rate of their own: they may be computed in another arithmetic than products (cuDNN's of fp32 numbers in
+TF32, unless it is told not to), and oneDNN's of bf16 numbers are the quicker ones on some processors.
 """
 
 from __future__ import annotations
@@ -14,32 +18,40 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from fastdiff.bench.gpu_state import gpu_troubles, this_gpu
 from fastdiff.bench.timing import synchronize
 from fastdiff.cache_folder import cache_folder, distrust, make_private, rates_folder
 from fastdiff.config import fingerprint
 from fastdiff.environment import available_processors, this_machine
 from fastdiff.machine import Files, processor
+from fastdiff.protocol import speaks_of_memory
 from fastdiff.result import read_json, write_json
 
 if TYPE_CHECKING:
     import torch
 
-RECIPE = 1
+RECIPE = 2
 """Changes with how rates are measured: others are then not taken for these."""
 
 _PRODUCTS_S = 0.7
+_CONVOLUTIONS_S = 0.5
 _COPIES_S = 0.5
-"""Seconds that one kind of measurement may take."""
+"""Seconds that one kind of measurement may take; convolutions take them in each of two layouts."""
 
 _BUSY = 0.75
 """Below this part of its threads' time, a process has shared the processors with others."""
 
 _LARGEST = {"cuda": 8192}
+_CHANNELS = {"cuda": 2048}
 _BUFFER = {"cuda": 2**29}
-"""By device: rows of the largest square matrices, 4096 elsewhere; bytes that are copied, 2**28 elsewhere, which is more
-than caches of the last level hold. A processor's cache for a whole socket may hold more than a virtual machine shows."""
+"""By device: rows of the largest square matrices, 4096 elsewhere; channels of the widest convolution, 1024 elsewhere; bytes
+that are copied, 2**28 elsewhere, which is more than caches of the last level hold. A processor's cache for a whole socket
+may hold more than a virtual machine shows."""
+
+_SIDE, _WINDOW = 64, 3
+"""Pixels a side and of the window of convolutions that are timed, as in the levels of UNets that take longest."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,8 @@ class Rates:
     processor_share: of the processors' time that its threads could have had, what this process got while it was timed;
         None off the CPU.
     made_for: what they hold for; measured_at: ISO 8601, UTC. notices: what a reader has to know.
+    convolution_flops_per_s: of convolutions with a window of 3, the best width and layout; None where torch can't.
+    doubt: why they may be too low though they were measured; such rates are used and not kept.
     """
 
     matmul_flops_per_s: float
@@ -61,14 +75,20 @@ class Rates:
     made_for: Mapping[str, Any]
     measured_at: str
     notices: tuple[str, ...] = ()
+    convolution_flops_per_s: float | None = None
+    doubt: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as it is kept."""
-        return {name: value for name, value in asdict(self).items() if name != "notices"}
+        of_this_run = ("notices", "doubt")
+        return {name: value for name, value in asdict(self).items() if name not in of_this_run}
 
 
 def machine_rates(device: str, dtype: torch.dtype) -> Rates:
-    """This machine's rates: the kept ones, or measured now, which takes about two seconds."""
+    """This machine's rates: the kept ones, or measured now, which takes about three seconds.
+
+    Raises whatever torch raises where they can't be measured, without memory for them for example.
+    """
     wanted = made_for(device, dtype)
     path = rates_folder() / f"{fingerprint(wanted)}.json"
     notices = []
@@ -80,11 +100,9 @@ def machine_rates(device: str, dtype: torch.dtype) -> Rates:
         if doubt:
             notices.append(f"this machine's rates were measured again: {path} {doubt}")
     rates = measure(device, dtype, wanted)
-    share = rates.processor_share
-    if share is not None and share < _BUSY:
+    if rates.doubt:
         notices.append(
-            f"the machine was busy while its rates were measured ({share:.0%} of the processors' time was left): "
-            "they are too low, and not kept"
+            f"{rates.doubt} while this machine's rates were measured: they may be too low, and are not kept"
         )
     elif reason := reason or _keep(path, rates):
         notices.append(f"this machine's rates can't be kept, each run measures them: {reason}")
@@ -107,6 +125,7 @@ def made_for(device: str, dtype: torch.dtype) -> dict[str, Any]:
         "torch": torch.__version__,
         "dtype": str(dtype).removeprefix("torch."),
         "tf32": cuda and torch.backends.cuda.matmul.allow_tf32,
+        "convolutions_tf32": cuda and torch.backends.cudnn.allow_tf32,
     }
 
 
@@ -135,7 +154,8 @@ def _kept(path: Path, wanted: Mapping[str, Any]) -> tuple[Rates | None, str | No
         if found["made_for"] != wanted:
             return None, "holds another machine's"
         rates = Rates(**found)
-        figures = (rates.matmul_flops_per_s, rates.copy_bytes_per_s, rates.int8_ops_per_s or 1.0)
+        figures = [rates.matmul_flops_per_s, rates.copy_bytes_per_s]
+        figures += [rates.int8_ops_per_s or 1.0, rates.convolution_flops_per_s or 1.0]
         if not all(0 < float(figure) < math.inf for figure in figures):
             return None, "holds no rates"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -157,16 +177,47 @@ def measure(device: str, dtype: torch.dtype, wanted: Mapping[str, Any]) -> Rates
     import torch
 
     spent = Spent()
+    gpu = _gpu_state if device == "cuda" else lambda: None
+    before = gpu()
     with torch.no_grad():
         products = best_rate(Product(device, dtype, torch.mm), spent)
-        try:
-            in_int8 = best_rate(Product(device, torch.int8, torch._int_mm), spent)
-        except (RuntimeError, NotImplementedError):
-            in_int8 = None
+        in_int8 = _if_it_can(lambda: best_rate(Product(device, torch.int8, int8_product), spent))
+        convolutions = _if_it_can(lambda: convolution_rate(device, dtype, spent))
         copies = copy_rate(device, dtype, spent)
+    after = gpu()
     share = spent.share_of(usable_processors(torch.get_num_threads())) if device == "cpu" else None
+    doubt = None
+    if share is not None and share < _BUSY:
+        doubt = f"the machine was busy ({share:.0%} of the processors' time was left)"
+    elif before is not None and after is not None:
+        doubt = "; ".join(gpu_troubles(before, after)) or None
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Rates(products, in_int8, copies, share, wanted, now)
+    return Rates(products, in_int8, copies, share, wanted, now, (), convolutions, doubt)
+
+
+def _gpu_state() -> dict[str, Any]:
+    return this_gpu()()
+
+
+def _if_it_can(rate: Callable[[], float]) -> float | None:
+    """A rate, or None for a kind of work that torch can't do on this device in this dtype. Raises what memory raises."""
+    try:
+        return rate()
+    except (RuntimeError, NotImplementedError) as error:
+        if speaks_of_memory(f"{type(error).__name__}: {error}"):
+            raise
+        return None
+
+
+def int8_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The product as quantized layers compute it: their weights lie by rows of the output, so the second matrix lies by columns.
+
+    On NVIDIA GPUs cuBLASLt's tensor cores want this layout (`int_scaled_matmul` in torchao/kernel/intmm.py,
+    https://github.com/pytorch/ao); with both matrices by rows a product takes several times as long.
+    """
+    import torch
+
+    return torch._int_mm(left, right.t())
 
 
 def usable_processors(threads: int) -> float:
@@ -191,46 +242,127 @@ class Spent:
         return self.computed_s / max(self.wall_s, 1e-9) / processors
 
 
+class Growing(Protocol):
+    """Work of a kind that is timed in growing sizes.
+
+    smallest, largest: sizes, each twice the one before. device: where it computes. limit_s: seconds for all sizes.
+    growth: how much more a size has to do than the one before.
+    """
+
+    @property
+    def smallest(self) -> int: ...
+    @property
+    def largest(self) -> int: ...
+    @property
+    def growth(self) -> int: ...
+    @property
+    def limit_s(self) -> float: ...
+    @property
+    def device(self) -> str: ...
+
+    def operations(self, size: int) -> int:
+        """Of one piece of work; a product and an addition are two."""
+        ...
+
+    def prepared(self, size: int) -> Callable[[], Any]:
+        """What is to be timed. The numbers are random, because zeros are multiplied in less time on a GPU."""
+        ...
+
+
 @dataclass(frozen=True)
 class Product:
-    """The product of two square matrices; called with their rows, it gives the seconds that one takes."""
+    """The product of two square matrices of so many rows."""
 
     device: str
     dtype: torch.dtype
     multiply: Callable[[Any, Any], Any]
+    smallest: int = 256
+    growth: int = 8
+    limit_s: float = _PRODUCTS_S
 
     @property
     def largest(self) -> int:
         return _LARGEST.get(self.device, 4096)
 
-    def prepared(self, rows: int) -> Callable[[], Any]:
-        """What is to be timed. The numbers are random, because zeros are multiplied in less time on a GPU."""
-        import torch
+    def operations(self, size: int) -> int:
+        return 2 * size**3
 
-        generator = torch.Generator(self.device).manual_seed(0)
-        drawn = torch.empty(2, rows, rows, device=self.device).uniform_(-8, 8, generator=generator)
-        left, right = drawn.to(self.dtype)
+    def prepared(self, size: int) -> Callable[[], Any]:
+        left, right = (_drawn((size, size), self) for _ in range(2))
         return lambda: self.multiply(left, right)
 
 
-def best_rate(product: Product, spent: Spent) -> float:
-    """Operations a second of growing products, the best of all; ends before it would take more than about a second."""
-    best, rows, left_s = 0.0, 256, _PRODUCTS_S
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution from so many channels to as many, of two pictures, in one of torch's memory formats."""
+
+    device: str
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+    smallest: int = 64
+    growth: int = 4
+    limit_s: float = _CONVOLUTIONS_S
+
+    @property
+    def largest(self) -> int:
+        return _CHANNELS.get(self.device, 1024)
+
+    def operations(self, size: int) -> int:
+        return 2 * 2 * _SIDE**2 * (_WINDOW * size) ** 2
+
+    def prepared(self, size: int) -> Callable[[], Any]:
+        import torch
+
+        shapes = ((2, size, _SIDE, _SIDE), (size, size, _WINDOW, _WINDOW))
+        pictures, weights = (
+            _drawn(shape, self).to(memory_format=self.memory_format) for shape in shapes
+        )
+        return lambda: torch.nn.functional.conv2d(pictures, weights, padding=_WINDOW // 2)
+
+
+def _drawn(shape: tuple[int, ...], work: Product | Convolution) -> torch.Tensor:
+    import torch
+
+    generator = torch.Generator(work.device).manual_seed(0)
+    drawn = torch.empty(shape, device=work.device).uniform_(-8, 8, generator=generator)
+    return drawn.to(work.dtype)
+
+
+def convolution_rate(device: str, dtype: torch.dtype, spent: Spent) -> float:
+    """Operations a second of convolutions, under the process's own flags, in the better of both layouts."""
+    import torch
+
+    layouts = (torch.contiguous_format, torch.channels_last)
+    return max(best_rate(Convolution(device, dtype, layout), spent) for layout in layouts)
+
+
+def best_rate(work: Growing, spent: Spent) -> float:
+    """Operations a second of growing work, the best of all; ends before it would take more than about its limit.
+
+    Ends too at a size that there is no memory for; raises that only if it is the first.
+    """
+    best, size, left_s = 0.0, work.smallest, work.limit_s
     while True:
-        operations = 2 * rows**3
-        seconds, taken_s = shortest(product.prepared(rows), product.device, left_s / 2, spent)
-        best, left_s = max(best, operations / seconds), left_s - taken_s
-        rows *= 2
-        # Eight times the work, once to warm up and once to time; a naive kernel slows down besides.
-        if rows > product.largest or 2 * 8 * seconds > left_s:
+        try:
+            seconds, taken_s = shortest(work.prepared(size), work.device, left_s / 2, spent)
+        except (RuntimeError, MemoryError) as error:
+            if best and speaks_of_memory(f"{type(error).__name__}: {error}"):
+                return best
+            raise
+        best, left_s = max(best, work.operations(size) / seconds), left_s - taken_s
+        size *= 2
+        # So many times the work, once to warm up and once to time; a naive kernel slows down besides.
+        if size > work.largest or 2 * work.growth * seconds > left_s:
             return best
 
 
 def copy_rate(device: str, dtype: torch.dtype, spent: Spent) -> float:
-    """Bytes a second of copying a buffer, those read and those written."""
+    """Bytes a second of copying a buffer, those read and those written; it takes an eighth of the free memory at most."""
     import torch
 
     memory = this_machine().available_memory_bytes if device == "cpu" else None
+    if device == "cuda":
+        memory = torch.cuda.mem_get_info()[0]
     size = min(_BUFFER.get(device, 2**28), (memory or 2**40) // 8)
     count = max(1, size // dtype.itemsize)
     source = torch.ones(count, dtype=dtype, device=device)

@@ -4,15 +4,15 @@ The arithmetic is the model's own, as published: it is counted on a copy of the 
 class and configuration and called with the shapes of this run, guidance's batch included. What compiling, quantizing,
 fusing or a step cache makes of it doesn't change the count. A step here is one call of the denoiser.
 
-The limit is a bound from below: a step can't be quicker than its products at the machine's rate, nor than reading every
-weight once. Traffic of activations and arithmetic beside products are left out.
+The limit is a bound from below: a step can't be quicker than its products and its convolutions, each at the machine's rate
+for them, nor than reading every weight once. Traffic of activations and arithmetic beside products are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdiff.bench.conditions import BUSY
 from fastdiff.bench.memory import plain_tensors
@@ -38,6 +38,8 @@ _FIELDS = (
     "int8_tops_per_s",
     "copy_gb_per_s",
     "rates_measured_at",
+    "convolution_flops_per_step",
+    "convolution_tflops_per_s",
     "limit_s",
     "bound",
     "achieved_tflops_per_s",
@@ -54,6 +56,7 @@ class Work:
     weight_bytes: of the denoiser's parameters as they are kept, without those that fusing left unused.
     dtype: of the arithmetic: the one in which latents come in.
     fp8: whether layers compute in fp8, of which no rate is measured.
+    convolution_flops: of `flops`, what convolutions do, those in int8 apart.
     """
 
     flops: int
@@ -61,6 +64,7 @@ class Work:
     weight_bytes: int
     dtype: torch.dtype
     fp8: bool = False
+    convolution_flops: int = 0
 
 
 def roofline(
@@ -85,16 +89,23 @@ def roofline(
     try:
         work = work_of_a_step(pipeline, denoiser, generation)
     except Exception as error:  # whatever a class without weights trips over
-        first = (str(error).splitlines() or [""])[0]
-        reason = f"the arithmetic can't be counted: {type(error).__name__}: {first}"
-        return no_roofline(reason[:300]), ()
+        return no_roofline(f"the arithmetic can't be counted: {first_line(error)}"), ()
     if work is None:
         return no_roofline("the denoiser was not called"), ()
-    rates = machine_rates(device, work.dtype)
+    try:
+        rates = machine_rates(device, work.dtype)
+    except Exception as error:  # without memory for them, for example: everything else is measured
+        return no_roofline(f"the machine's rates can't be measured: {first_line(error)}"), ()
     crowded = other_share if device == "cpu" and (other_share or 0.0) > BUSY else None
     return against_limit(work, rates, step_s) | {
         "note": _note(work, caches, crowded)
     }, rates.notices
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line, for a reason."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"[:250]
 
 
 def no_roofline(reason: str) -> dict[str, Any]:
@@ -105,8 +116,10 @@ def no_roofline(reason: str) -> dict[str, Any]:
 def against_limit(work: Work, rates: Rates, step_s: float) -> dict[str, Any]:
     """A step's seconds against the least that it could take at these rates."""
     int8 = work.int8_flops if rates.int8_ops_per_s else 0
-    compute_s = (work.flops - int8) / rates.matmul_flops_per_s
+    convolved = work.convolution_flops if rates.convolution_flops_per_s else 0
+    compute_s = (work.flops - int8 - convolved) / rates.matmul_flops_per_s
     compute_s += int8 / (rates.int8_ops_per_s or 1.0)
+    compute_s += convolved / (rates.convolution_flops_per_s or 1.0)
     read_s = work.weight_bytes / rates.copy_bytes_per_s
     limit_s = max(compute_s, read_s)
     return {
@@ -119,6 +132,10 @@ def against_limit(work: Work, rates: Rates, step_s: float) -> dict[str, Any]:
         "int8_tops_per_s": rates.int8_ops_per_s / 1e12 if rates.int8_ops_per_s else None,
         "copy_gb_per_s": rates.copy_bytes_per_s / 1e9,
         "rates_measured_at": rates.measured_at,
+        "convolution_flops_per_step": convolved,
+        "convolution_tflops_per_s": rates.convolution_flops_per_s / 1e12
+        if rates.convolution_flops_per_s
+        else None,
         "limit_s": limit_s,
         "bound": COMPUTE if compute_s >= read_s else MEMORY,
         "achieved_tflops_per_s": work.flops / step_s / 1e12,
@@ -162,10 +179,12 @@ def work_of_a_step(pipeline: Any, denoiser: str, generation: Generation) -> Work
     (args, kwargs), dtype = called
     dead = dead_projections(part)
     int8, fp8 = _dynamic(part)
-    flops, by_layer = count_flops(without_weights(part), args, kwargs)
+    flops, by_layer, convolved = count_flops(without_weights(part), args, kwargs)
     used = sum(plain.nbytes for weight in _weights(part, dead) for plain in plain_tensors(weight))
     in_int8 = sum(by_layer.get(path, 0) for path in int8)
-    return Work(flops, in_int8, used, dtype, bool(fp8))
+    convolved_in_int8 = sum(convolved.get(path, 0) for path in int8)
+    convolutions = convolved.get("", 0) - convolved_in_int8
+    return Work(flops, in_int8, used, dtype, bool(fp8), convolutions)
 
 
 def _dtype(given: Any) -> torch.dtype:
@@ -177,22 +196,43 @@ def _dtype(given: Any) -> torch.dtype:
     return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
 
 
-def count_flops(module: nn.Module, args: Any, kwargs: Any) -> tuple[int, dict[str, int]]:
-    """Floating-point operations of a call, by torch's counter: all of them, and by the path of each submodule."""
+class Counted(NamedTuple):
+    """Floating-point operations of a call: all of them, by the path of each submodule, and of convolutions by the same path.
+
+    The path of the module itself is "", and only convolutions have it.
+    """
+
+    total: int
+    by_path: dict[str, int]
+    convolutions: dict[str, int]
+
+
+def count_flops(module: nn.Module, args: Any, kwargs: Any) -> Counted:
+    """Count a call by torch's own counter."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         module(*args, **kwargs)
-    own = f"{type(module).__name__}."
     counts: Mapping[str, Mapping[Any, int]] = counter.get_flop_counts()
+    whole = type(module).__name__
     by_path = {
-        name.removeprefix(own): sum(found.values())
+        name.removeprefix(f"{whole}."): found
         for name, found in counts.items()
-        if name.startswith(own)
+        if name.startswith(f"{whole}.")
     }
-    return counter.get_total_flops(), by_path
+    return Counted(
+        counter.get_total_flops(),
+        {path: sum(found.values()) for path, found in by_path.items()},
+        {path: _of_convolutions(found) for path, found in by_path.items()}
+        | {"": _of_convolutions(counts.get("Global", {}))},
+    )
+
+
+def _of_convolutions(counts: Mapping[Any, int]) -> int:
+    """Of operations counted by torch's operators, those of convolutions, whatever library computes them."""
+    return sum(count for operator, count in counts.items() if "convolution" in str(operator))
 
 
 def _weights(part: nn.Module, dead: set[str]) -> list[torch.Tensor]:

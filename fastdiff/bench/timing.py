@@ -1,4 +1,4 @@
-"""Whole calls and single steps: by the wall clock, the device waited for, and on CUDA by its events too."""
+"""Whole calls and single steps: by the wall clock, the device waited for, and on a GPU steps by its own events."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fastdiff.bench.conditions import Watch
 from fastdiff.bench.pictures import LastLatents, draw, what_is_wrong
 from fastdiff.config import Bench, Generation
 from fastdiff.errors import InvalidOutputError, RunError
+from fastdiff.passes.base import Settling
 from fastdiff.result import Latency
 
 if TYPE_CHECKING:
@@ -185,12 +186,14 @@ def steady_calls(
     clock: Clock = now,
     watch: Watch | None = None,
     on_warm: Callable[[], None] = lambda: None,
+    settling: Settling | None = None,
 ) -> None:
     """Warm up, then time whole calls and the steps in them; all that was found is in `timed` afterwards.
 
     The last call's pictures are looked at too: a graph that is replayed can go wrong where the first call did not.
     clock, watch: this machine's; tests bring their own.
     on_warm: called once between the warm-up and the first timed call.
+    settling: after how many calls, the first one included, calls are alike; those are never among the timed ones.
 
     Raises InvalidOutputError, and RunError for a clock that jumped.
     """
@@ -198,7 +201,7 @@ def steady_calls(
     def call() -> _Call:
         return _timed_call(timed, pipeline, generation, device, clock)
 
-    _warm_up(timed, bench, call, tell)
+    _warm_up(timed, bench, call, tell, settling or Settling(1))
     on_warm()
     calls = []
     with watch or Watch(device) as watched:
@@ -213,15 +216,22 @@ def steady_calls(
     _refuse([reason for picture in timed.last_pictures if (reason := what_is_wrong(picture))])
 
 
-def _warm_up(timed: Timed, bench: Bench, call: Callable[[], _Call], tell: Tell) -> None:
+def _warm_up(
+    timed: Timed, bench: Bench, call: Callable[[], _Call], tell: Tell, settling: Settling
+) -> None:
     """Call as often as `bench` asks for, then on until calls don't get faster any more, with its bound."""
     done = timed.warmup_s
-    most = max(bench.warmup, bench.most_warmup)
-    while len(done) < bench.warmup or (
+    least = max(bench.warmup, settling.calls - 1)
+    most = max(least, bench.most_warmup)
+    while len(done) < least or (
         done and len(done) < most and not is_steady(timed.first_call_s, done)
     ):
-        tell("warm-up", len(done), max(bench.warmup, len(done) + 1))
+        tell("warm-up", len(done), max(least, len(done) + 1))
         done.append(call().seconds)
+    if least > bench.warmup:
+        timed.notices.append(
+            f"calls of warm-up: {least}, though bench.warmup={bench.warmup} asks for fewer: {settling.why}"
+        )
     steady = is_steady(timed.first_call_s, done)
     timed.warmup = Warmup(bench.warmup, len(done), most, steady)
     if steady is False:
@@ -273,32 +283,45 @@ def _timed_call(
     whole(1, None)
     synchronize(device)
     seconds = seconds_between(started, clock())
-    return _Call(seconds, whole.steps_s() if device == "cuda" else (), steps.steps_s())
+    try:
+        return _Call(seconds, whole.steps_s() if device == "cuda" else (), steps.steps_s())
+    except (
+        RuntimeError
+    ) as error:  # the device's events; the call itself has its time by the wall clock
+        said = f"the device's events can't be read, so its own times are missing: {error}"
+        timed.notices += [said] if said not in timed.notices else []
+        return _Call(seconds, (), ())
 
 
 class StepClock:
-    """Notes when steps end: by events on a GPU, so that nothing waits, by the wall clock elsewhere."""
+    """Notes when steps end: by events on a GPU, so that nothing waits, by the wall clock elsewhere.
+
+    The host runs ahead of a GPU: by the wall clock a step there would be the time that it takes to ask for it.
+    """
 
     def __init__(self, device: str, clock: Clock = now) -> None:
-        self._cuda, self._clock = device == "cuda", clock
+        self._device, self._clock = device, clock
         self._marks: list[Any] = []
 
     def __call__(self, index: int, latents: Any) -> None:
-        if self._cuda:
+        if self._device in ("cuda", "mps"):
             import torch
 
-            event = torch.cuda.Event(enable_timing=True)
+            events = torch.cuda if self._device == "cuda" else torch.mps
+            event = events.Event(enable_timing=True)
             event.record()
             self._marks.append(event)
         else:
             self._marks.append(self._clock().counted_s)
 
     def steps_s(self) -> list[float]:
-        """Seconds from one step's end to the next's; the first step, with its set-up, is left out.
+        """Seconds from one step's end to the next's; the first step, with its set-up, is left out. To be asked once.
 
-        On a GPU the last event must have been waited for. Raises RunError for a time that can't be one.
+        On a GPU the last event must have been waited for. Raises RunError for a time that can't be one, RuntimeError for
+        events that can't be read.
         """
         pairs = list(zip(self._marks, self._marks[1:], strict=False))
-        if self._cuda:
+        if self._device in ("cuda", "mps"):
+            # An event of Apple's that ends two pairs would be waited for twice, and the second time for ever.
             return [_counted(earlier.elapsed_time(later) / 1000) for earlier, later in pairs]
         return [_counted(later - earlier) for earlier, later in pairs]

@@ -16,7 +16,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdiff.measuring import import_libraries, plan_with_facts, save_pictures, what_ran
+from fastdiff.measuring import (
+    import_libraries,
+    plan_with_facts,
+    save_pictures,
+    settling,
+    what_ran,
+)
 from fastdiff.protocol import (
     Events,
     Request,
@@ -64,7 +70,14 @@ def play(folder: Path, request: Request, events: Events, turns: Iterable[str]) -
         _, found = what_ran(built, plan, events, code)
         watch = Watch(device)
         steady_calls(
-            timed, built.pipeline, generation, _only_warm(config), device, events.tell, watch=watch
+            timed,
+            built.pipeline,
+            generation,
+            _only_warm(config),
+            device,
+            events.tell,
+            watch=watch,
+            settling=settling(plan),
         )
         # The parent watches the turns; what the machine did during the one call here says nothing of them.
         timed.notices = [text for text in timed.notices if text not in watch.notices()]

@@ -15,6 +15,7 @@ from fastdiff.compare.conditions import processor_s
 from fastdiff.compare.lives import Heard
 from fastdiff.compare.sides import Side
 from fastdiff.errors import FastdiffError
+from fastdiff.machine import Files, oom_kills
 from fastdiff.process import Ending, Progress, end, ending_of, events_of, last_lines, start
 from fastdiff.protocol import Request
 from fastdiff.result import Status, write_text
@@ -70,6 +71,7 @@ class LivePlayer:
     def __init__(self, seat: Seat) -> None:
         """Start it. Raises PlayerEnded if it can't be started up to its first turn."""
         self.seat = seat
+        self._kills = oom_kills(Files())
         self._process = _start(seat)
         self._lines = events_of(self._process)
         try:
@@ -126,7 +128,7 @@ class LivePlayer:
 
     def _ended_early(self) -> PlayerEnded:
         """What its exit code means; a line that ended without an error of its own is an early end too."""
-        ending = ending_of(self._process.wait())
+        ending = ending_of(self._process.wait(), self._kills)
         if ending.status is Status.OK:
             ending = Ending(Status.CRASHED, "its process ended early, without a word", 1)
         return PlayerEnded(self.seat.name, ending, self.seat.folder)

@@ -97,16 +97,13 @@ class Climb:
 
     def _go(self) -> str:
         self._read_finished()
-        for rung in self.rungs:
-            if not rung.measured:  # what an interrupted compile left would make the next one warm
-                self._forget_compiled(rung)
         for done, (number, rung) in enumerate(self._order()):
             if number in rung.reports:
                 continue
             if self.how.limit_s is not None and time.monotonic() - self.started > self.how.limit_s:
                 return self._write("out of time")
             self.progress.say(f"round {number + 1}, {rung.experiment.short} ({done + 1})")
-            report = self._measure(number, rung)
+            report = self._measured(number, rung)
             if report["status"] == Status.INTERRUPTED.value:
                 return self._write("interrupted")
             rung.reports[number] = report
@@ -148,6 +145,24 @@ class Climb:
                 same = same and report.get("weights") == weights_identity(run)
                 if same and report["status"] == "ok":
                     rung.reports[number] = report
+
+    def _measured(self, number: int, rung: Rung) -> dict[str, Any]:
+        """Measure, and go on from what an interrupted attempt had compiled, if there was one.
+
+        Compiling may take longer than a call of the ladder may. `compile.resumed` in the report says that it took some of
+        its code from there, so that its seconds aren't those of an empty cache. What was cut short while it was written can't be
+        taken: a rung that fails with it is measured once more, without.
+        """
+        left = not rung.measured and _holds_files(self._cell(rung, None) / "compiled")
+        report = self._measure(number, rung)
+        ended = report["status"]
+        if left and ended in (Status.FAILED.value, Status.CRASHED.value):
+            self._forget_compiled(rung)
+            left, report = False, self._measure(number, rung)
+        if "compile" in report:
+            report["compile"]["resumed"] = left
+            write_json(self._cell(rung, number) / "report.json", report)
+        return report
 
     def _measure(self, number: int, rung: Rung) -> dict[str, Any]:
         assert rung.plan is not None
@@ -219,6 +234,10 @@ class Climb:
             "environment": measured["environment"] if measured else None,
             "rows": rows(self.rungs),
         }
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(path.is_file() for path in folder.rglob("*"))
 
 
 def folder_of(name: str, overrides: Sequence[str], how: How) -> Path:

@@ -61,6 +61,7 @@ def _compile(row: dict[str, Any]) -> str:
     if row["compile_cache"] == "none":
         return "-"
     shared = " shared" if row["compile_cache_shared"] else ""
+    shared += " resumed" if row.get("compile_resumed") else ""
     warm = " warm" if row["compile_cache"] == "warm" else ""
     return f"{words.seconds(row['compile_s'])}{warm}{shared}"
 
@@ -116,6 +117,10 @@ def notes(data: dict[str, Any]) -> list[str]:
         lines.append(without)
     if any(row["compile_cache"] == "cold" for row in measured):
         lines.append("compile: from an empty cache, in the first round")
+    if any(row.get("compile_resumed") for row in measured):
+        lines.append(
+            "resumed: an attempt that was interrupted had compiled some of it, so an empty cache takes longer"
+        )
     return lines
 
 

@@ -29,12 +29,16 @@ _RULES = "https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/native/tran
 _TUTORIAL = "https://huggingface.co/docs/diffusers/tutorials/fast_diffusion"
 
 
+_HIDDEN = "could not be seen: the profiler recorded nothing of the GPU"
+
+
 @dataclass(frozen=True)
 class SeenKernels(Pending):
     """Tells which kernels ran in one denoiser call.
 
     wanted: must be among them. The plain formula (`math`) may also be missing altogether where something was compiled,
-        because a compiler writes it out as matrix products; another kernel in its place is an error all the same.
+        because a compiler writes it out as matrix products; another kernel in its place is an error all the same. Nor is
+        it an error where the profiler can't see the GPU at all.
     needed: that no kernel was seen at all is an effect missing, not just worth saying.
     """
 
@@ -45,7 +49,10 @@ class SeenKernels(Pending):
 
     def effect(self, observed: Observed) -> Effect:
         seen = dict(observed.kernels)
+        hidden = not seen and observed.kernels_hidden
         inlined = not seen and observed.graphs > 0
+        if hidden and self.processors is None:
+            return Effect(self.key, 0, _HIDDEN, flag=True, details={"kernels": {}})
         if self.wanted and self.wanted not in seen and (seen or self.wanted != "math"):
             ran = ", ".join(seen) or "no attention kernel that the profiler knows"
             raise NoEffectError(
@@ -54,6 +61,7 @@ class SeenKernels(Pending):
             )
         words = ", ".join(f"{count} {name}" for name, count in seen.items())
         unseen = "inlined by the compiler" if inlined else "no attention kernel seen"
+        unseen = _HIDDEN if hidden else unseen
         details = {"kernels": seen, "summary": words or unseen}
         if self.processors is not None:
             return Effect(self.key, self.processors, "processors", details=details)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from fastdiff.config import RunConfig, Slot
 from fastdiff.environment import Environment
@@ -199,12 +199,15 @@ class Pass:
     """One step of a plan. Derived classes say what they do in `does` and when in `stage`.
 
     fidelity: what it does to the numbers. Every pass declares it; one that doesn't is held to be exact.
+    bakes_arithmetic: it fixes how numbers are computed when something is first called, so that torch's switches (TF32) no
+        longer reach it afterwards: what compiles does.
     """
 
     key: ClassVar[str]
     stage: ClassVar[Stage]
     does: ClassVar[str]
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+    bakes_arithmetic: ClassVar[bool] = False
     source: ClassVar[str | None] = None
 
     def components(self, setting: Setting) -> tuple[str, ...]:
@@ -225,12 +228,23 @@ class Pass:
         """Change the pipeline. Returns what changed, or what can tell after the first call."""
         raise TypeError(f"{type(self).__name__} has no apply()")
 
+    def settles(self, setting: Setting) -> Settling:
+        """After how many calls each is like the next: the first alone, unless the pass says otherwise."""
+        return Settling(1)
+
     def script(self, script: Script, setting: Setting) -> None:
         """Write what `apply` does into a plain script, after the passes before it.
 
         Raises ScriptError if no plain script can do it.
         """
         raise TypeError(f"{type(self).__name__} has no script()")
+
+
+class Settling(NamedTuple):
+    """After how many calls of a pipeline one is like the next: times before are of something else. Why, in words."""
+
+    calls: int
+    why: str = ""
 
 
 @dataclass

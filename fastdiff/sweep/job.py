@@ -28,6 +28,7 @@ from fastdiff.config import RunConfig
 from fastdiff.config_dirs import config_dirs, use
 from fastdiff.errors import FastdiffError
 from fastdiff.forking import Forks, can_fork
+from fastdiff.machine import Files, oom_kills
 from fastdiff.models.random_weights import KEPT_IN as RANDOM_WEIGHTS
 from fastdiff.outlook import planned
 from fastdiff.pages.run import write_run_page
@@ -41,7 +42,7 @@ from fastdiff.sweep.folder import Folder
 from fastdiff.sweep.made_with import made_with
 
 MOST_STARTS = 2
-"""How often a cell may take its job's own process with it; then it has crashed."""
+"""How often a cell may take its job's own process with it; then it has crashed, or memory ran out."""
 
 _LOOK_EVERY_S = 1.0
 _THREADS = re.compile(r"[A-Z]+_(NUM|MAXIMUM)_THREADS")
@@ -150,7 +151,10 @@ def _is_alive(process: int) -> bool:
 
 @dataclass
 class _Cell:
-    """One cell on its way; also the Progress that its run tells how it gets on."""
+    """One cell on its way; also the Progress that its run tells how it gets on.
+
+    kills: machine.oom_kills when a process that died before had begun on this machine; None where none has.
+    """
 
     folder: Folder
     task: Task
@@ -158,6 +162,7 @@ class _Cell:
     limits: Limits
     over: Callable[[], bool]
     starts: int = 1
+    kills: int | None = None
     said: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
@@ -167,6 +172,9 @@ class _Cell:
         _check_room(self.folder.path)
         if before and before["attempt"] == self.attempt:
             self.starts = before["starts"] + 1
+            here = before.get("host") == socket.gethostname()
+            self.kills = before.get("oom_kills") if here else None
+        self.said["oom_kills"] = oom_kills(Files())
         self.say("starting")
         work = self.folder.begin(name)
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -200,10 +208,8 @@ class _Cell:
             plan = planned(run)
             known |= made_with(run, plan.device)
             if self.starts > MOST_STARTS:
-                status = Status.CRASHED
-                raise FastdiffError(
-                    f"the process that ran this cell's job died {MOST_STARTS} times"
-                )
+                status, why = self._died()
+                raise FastdiffError(why)
             with device_for(plan.device, lambda: self.say("waiting for the device")) as variables:
                 variables |= {RANDOM_WEIGHTS: str(self.folder.weights)}
                 del self.said["started_at"]  # waiting is no part of a cell's time
@@ -218,6 +224,16 @@ class _Cell:
             (work / "log.txt").write_text(traceback_, encoding="utf-8")
             text = f"{type(error).__name__}: {error}"
             return _without_figures(run, plan, words, work, started_at, Status.FAILED, text)
+
+    def _died(self) -> tuple[Status, str]:
+        """How this cell ended whose job's process died with it too often, and why, as far as the kernel says it."""
+        said, now = f"the process that ran this cell's job died {MOST_STARTS} times", self.said
+        if self.kills is None or (now["oom_kills"] or 0) <= self.kills:
+            return Status.CRASHED, said
+        return Status.OOM, (
+            f"{said}, and the kernel ended a process for want of memory meanwhile\n"
+            "  instead: fewer jobs at once, precision=bf16, or a smaller generation.height and width"
+        )
 
     def _executed(
         self, plan: Plan, words: list[str], work: Path, variables: dict[str, str]

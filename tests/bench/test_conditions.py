@@ -249,6 +249,20 @@ def test_without_nvml_a_run_on_cuda_says_so() -> None:
     json.dumps(watch.to_dict(), allow_nan=False)
 
 
+def test_a_gpu_that_can_not_be_asked_costs_the_timed_calls_nothing() -> None:
+    moments = iter([START, later((1000, 1000), own_s=20.0)])
+
+    def broken() -> Any:
+        raise RuntimeError("CUDA driver error")
+
+    with Watch("cuda", lambda: next(moments), lambda: TWO, broken) as watch:
+        pass
+    assert watch.to_dict()["gpu"]["after"]["sm_clock_mhz"] is None
+    assert watch.notices() == [
+        "the GPU's clocks and temperature are unknown: it can't be asked (RuntimeError: CUDA driver error)"
+    ]
+
+
 def test_an_error_in_a_timed_call_is_not_hidden() -> None:
     moments = iter([START, START])
     with pytest.raises(ValueError, match="it"), Watch("cpu", lambda: next(moments), lambda: TWO):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastdiff.bench import exactness
 from fastdiff.bench.exactness import (
     Call,
     Captured,
@@ -379,6 +380,114 @@ def test_arguments_are_kept_as_they_were_before_the_call(
     assert captured.denoiser is not None
     assert captured.denoiser.args[0].abs().max() > 0
     assert check(captured, plan, build)["denoiser"]["passed"]
+
+
+# Arithmetic ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tf32(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether cuDNN may use TF32, at every convolution of fp32 numbers."""
+    seen: list[bool] = []
+    inner = torch.nn.Conv2d.forward
+
+    def forward(self: Any, given: Any) -> Any:
+        if given.dtype is torch.float32:
+            seen.append(torch.backends.cudnn.allow_tf32)
+        return inner(self, given)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
+    assert torch.backends.cudnn.allow_tf32  # as PyTorch sets it
+    return seen
+
+
+def as_if_on_cuda(plan: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(exactness, "_may_round", lambda plan: True)
+    return plan
+
+
+def test_a_check_holds_both_sides_to_convolutions_in_fp32(
+    local_plan: MakePlan, sd_folder: Path, tf32: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = as_if_on_cuda(local_plan(sd_folder, "memory_format=channels_last"), monkeypatch)
+    captured = captured_of(plan)
+    assert set(tf32) == {False}
+    tf32.clear()
+    result = check(captured, plan, build)
+    assert set(tf32) == {False}
+    assert torch.backends.cudnn.allow_tf32
+    assert result["passed"] is True
+    assert result["arithmetic"] == (
+        "fp32 convolutions in fp32 for this check alone; the run's own may be in TF32 (cudnn.allow_tf32)"
+    )
+
+
+def rounded_to_tf32(numbers: torch.Tensor) -> torch.Tensor:
+    """fp32 with the ten bits of fraction that TF32 has."""
+    bits = numbers.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def as_on_ampere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions as an Ampere GPU computes them: in TF32 where weights are channels_last, in fp32 otherwise."""
+    inner = torch.nn.functional.conv2d
+
+    def conv2d(given: Any, weight: Any, *rest: Any, **named: Any) -> Any:
+        last = weight.is_contiguous(memory_format=torch.channels_last)
+        plain = weight.is_contiguous()
+        if last and not plain and weight.dtype is torch.float32 and torch.backends.cudnn.allow_tf32:
+            given, weight = (
+                rounded_to_tf32(t).contiguous(memory_format=torch.channels_last)
+                for t in (given, weight)
+            )
+        return inner(given, weight, *rest, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
+
+
+@pytest.mark.parametrize("bakes", [False, True])
+def test_a_layout_is_not_blamed_for_the_arithmetic_that_it_gets(
+    bakes: bool, local_plan: MakePlan, sd_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eager convolutions can be held to fp32; what is compiled has the flag in it, and its baseline is allowed the same."""
+    plan = local_plan(sd_folder, "memory_format=channels_last")
+    as_on_ampere(monkeypatch)
+    unfair = checked(plan)
+    assert unfair["denoiser"]["ratio"] > 50
+    assert unfair["passed"] is False
+    as_if_on_cuda(plan, monkeypatch)
+    monkeypatch.setattr(exactness, "_bakes", lambda plan: bakes)
+    fair = checked(plan)
+    assert fair["passed"] is True
+    assert fair["denoiser"]["ratio"] < 2
+    said = "as compiled: the baseline's error is the larger one of both memory formats"
+    assert (said in fair["arithmetic"]) == bakes
+
+
+def test_off_cuda_and_without_tf32_there_is_nothing_to_say(
+    local_plan: MakePlan, sd_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = local_plan(sd_folder, "memory_format=channels_last")
+    assert exactness.arithmetic(plan) is None
+    on_cuda = replace(plan, setting=replace(plan.setting, device="cuda"))
+    assert on_cuda.device == "cuda"
+    assert exactness.arithmetic(on_cuda) is not None
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert exactness.arithmetic(on_cuda) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "choice", ["memory_format=channels_last", "compile=default", "compile=reduce_overhead"]
+)
+def test_on_a_gpu_fp32_choices_that_are_exact_pass(choice: str) -> None:
+    """Layouts change which convolutions cuDNN computes in TF32, and that is no fault of theirs."""
+    from conftest import plan_of
+
+    result = checked(plan_of("device=cuda", "precision=fp32", "generation.steps=2", choice))
+    assert result["passed"] is True, result
+    assert result["arithmetic"] is not None
 
 
 # What can't be checked -------------------------------------------------------------------------------

@@ -127,6 +127,39 @@ def test_every_second_belongs_to_one_part_of_the_call_in_the_middle(clock: Clock
     }
 
 
+def test_on_mps_the_device_is_waited_for_at_the_ends_of_each_part(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host is told at once; the GPU goes on, until somebody waits for it."""
+    import torch
+
+    gpu = Clock()
+    monkeypatch.setattr(
+        torch.mps, "synchronize", lambda: setattr(clock, "now", max(clock.now, gpu.now))
+    )
+
+    class Queueing(Fake):
+        def __init__(self) -> None:
+            super().__init__(clock)
+            for name in ("text_encoder", "text_encoder_2", "unet", "vae"):
+                part = getattr(self, name)
+                part.forward = self._queued(part, name)
+                part.decode = part.forward
+
+        def _queued(self, part: Any, name: str) -> Any:
+            seconds = {"unet": 4.0, "vae": 8.0}.get(name, 1.0)
+
+            def forward() -> None:
+                gpu.now = max(gpu.now, clock.now) + seconds
+
+            return forward
+
+    found = time_parts(Queueing(), STEPS, "mps", 1)
+    assert (found["text_encoders"], found["denoiser"], found["vae"]) == (2.0, 12.0, 8.0)
+    assert found["scheduler"] == 0.5 + 3 * 0.25
+    assert found["whole"] == 2 + 12 + 8 + 0.5 + 3 * 0.25
+
+
 def test_a_pipeline_without_text_encoders_has_no_seconds_of_them(clock: Clock) -> None:
     class Bare(Fake):
         @property

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -332,16 +330,21 @@ print(found["first_call"]["host"], found["activations"]["host"], memory.to_dict(
 
 
 @pytest.mark.gpu
-def test_a_gpus_phases_are_told_apart(shapes_plan: Callable[..., Any]) -> None:
-    memory = PeakMemory("cuda")
-    with memory.phase("import"):
-        kept = torch.ones(1_000_000, device="cuda")
-    with memory.phase("first_call"):
-        torch.ones(50_000_000, device="cuda").add_(1)
-    with memory.phase("steady"):
-        torch.ones(10_000_000, device="cuda").add_(1)
-    found = memory.parts([], compiled=True)
-    assert found["first_call"]["device"] == pytest.approx(200_000_000, rel=0.05)
-    assert found["activations"]["device"] == pytest.approx(40_000_000, rel=0.05)
-    assert memory.to_dict()["device_allocated"] == pytest.approx(204_000_000, rel=0.05)
-    assert kept.sum() == 1_000_000
+def test_a_gpus_phases_are_told_apart() -> None:
+    """In a process of its own: the largest peak is that of the whole process, whatever ran there before."""
+    first, steady, peak = told_by("""
+import torch
+from fastdiff.bench.memory import PeakMemory
+memory = PeakMemory("cuda")
+with memory.phase("import"):
+    kept = torch.ones(1_000_000, device="cuda")
+with memory.phase("first_call"):
+    torch.ones(50_000_000, device="cuda").add_(1)
+with memory.phase("steady"):
+    torch.ones(10_000_000, device="cuda").add_(1)
+found = memory.parts([], compiled=True)
+print(found["first_call"]["device"], found["activations"]["device"], memory.to_dict()["device_allocated"])
+""")
+    assert first == pytest.approx(200_000_000, rel=0.05)
+    assert steady == pytest.approx(40_000_000, rel=0.05)
+    assert peak == pytest.approx(204_000_000, rel=0.05)

@@ -15,10 +15,13 @@ import torch
 
 from fastdiff.bench import rates
 from fastdiff.bench.rates import (
+    Convolution,
+    Product,
     Rates,
     Spent,
     best_rate,
     copy_rate,
+    int8_product,
     machine_rates,
     made_for,
     shortest,
@@ -69,7 +72,7 @@ def test_rates_are_measured_once_and_kept_by_dtype(folder: Path, measured: Measu
     ("key", "value"),
     [
         *[("name", "Another CPU"), ("threads", 3), ("torch", "3.0.0"), ("tf32", True)],
-        *[("processors", 1234), ("cpu_limit", 0.5)],
+        *[("processors", 1234), ("cpu_limit", 0.5), ("convolutions_tf32", True)],
     ],
 )
 def test_rates_of_another_machine_are_others(
@@ -99,6 +102,7 @@ def edit(**fields: Any) -> Callable[[str], str]:
         (edit(matmul_flops_per_s=-1.0), "holds no rates"),
         (edit(copy_bytes_per_s=0), "holds no rates"),
         (edit(int8_ops_per_s=-2.0), "holds no rates"),
+        (edit(convolution_flops_per_s=-1.0), "holds no rates"),
         (edit(made_for={"device": "cuda"}), "holds another machine's"),
     ],
 )
@@ -175,15 +179,21 @@ def test_a_disk_that_is_full_is_a_notice(
     )
 
 
-def test_rates_of_a_busy_machine_are_not_kept(
+def test_rates_in_doubt_are_used_and_said_and_not_kept(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        rates, "measure", lambda device, dtype, wanted: Rates(1.0, None, 1.0, 0.5, wanted, "now")
+        rates,
+        "measure",
+        lambda device, dtype, wanted: Rates(
+            1.0, None, 1.0, 0.5, wanted, "now", doubt="2 processes held the GPU"
+        ),
     )
-    assert machine_rates("cpu", torch.float32).notices == (
-        "the machine was busy while its rates were measured (50% of the processors' time was left): "
-        "they are too low, and not kept",
+    found = machine_rates("cpu", torch.float32)
+    assert found.matmul_flops_per_s == 1.0
+    assert found.notices == (
+        "2 processes held the GPU while this machine's rates were measured: they may be too low, and are not "
+        "kept",
     )
     assert list(folder.iterdir()) == []
 
@@ -214,6 +224,12 @@ class Products:
     decline: float = 1.0
     device: str = "cpu"
     largest: int = 4096
+    smallest: int = 256
+    growth: int = 8
+    limit_s: float = 0.7
+
+    def operations(self, rows: int) -> int:
+        return 2 * rows**3
 
     def prepared(self, rows: int) -> Callable[[], None]:
         self.sizes = [*getattr(self, "sizes", []), rows]
@@ -292,11 +308,17 @@ def measured_share(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> float |
         first = iter([0.3])
         return lambda: machine.compute(next(first, 0.01), machine.processors)
 
-    monkeypatch.setattr(rates.Product, "prepared", lambda product, rows: calls())
+    for work in (rates.Product, rates.Convolution):
+        monkeypatch.setattr(work, "prepared", lambda work, size: calls())
     monkeypatch.setattr(
         rates, "copy_rate", lambda device, dtype, spent: shortest(calls(), device, 0.5, spent)[0]
     )
-    return rates.measure("cpu", torch.float32, {}).processor_share
+    found = rates.measure("cpu", torch.float32, {})
+    share = found.processor_share
+    assert share is not None
+    busy = f"the machine was busy ({share:.0%} of the processors' time was left)"
+    assert found.doubt == (busy if share < 0.75 else None)
+    return share
 
 
 def test_drawing_numbers_makes_no_idle_machine_busy(
@@ -338,6 +360,7 @@ def test_a_copy_is_read_and_written(clock: Clock, monkeypatch: pytest.MonkeyPatc
 
 def test_real_rates_are_numbers_above_zero(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "_LARGEST", {"cpu": 256})
+    monkeypatch.setattr(rates, "_CHANNELS", {"cpu": 64})
     monkeypatch.setattr(rates, "_BUFFER", {"cpu": 2**20})
     monkeypatch.setattr(rates, "_BUSY", 0.0)
     before = torch.random.get_rng_state()
@@ -345,8 +368,145 @@ def test_real_rates_are_numbers_above_zero(folder: Path, monkeypatch: pytest.Mon
     assert found.matmul_flops_per_s > 1e6
     assert found.copy_bytes_per_s > 1e6
     assert found.int8_ops_per_s is None or found.int8_ops_per_s > 1e6
+    assert found.convolution_flops_per_s is not None
+    assert found.convolution_flops_per_s > 1e6
     assert machine_rates("cpu", torch.float32) == found  # as it was written
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# Kinds of work -------------------------------------------------------------------------------------
+
+
+def test_a_convolution_counts_two_operations_for_each_number_of_its_windows() -> None:
+    work = Convolution("cpu", torch.float32, torch.channels_last)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        pictures = work.prepared(64)()
+    assert pictures.shape == (2, 64, 64, 64)
+    assert pictures.is_contiguous(memory_format=torch.channels_last)
+    assert work.operations(64) == counter.get_total_flops() == 2 * 2 * 64**2 * 64**2 * 9
+
+
+def test_int8_products_are_timed_in_the_layout_of_quantized_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second matrix by columns, as torchao has it where it transposes a layer's weights."""
+    seen: list[tuple[int, ...]] = []
+
+    def int_mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        seen.extend((left.stride(), right.stride()))
+        return left
+
+    monkeypatch.setattr(torch, "_int_mm", int_mm)
+    Product("cpu", torch.int8, int8_product).prepared(256)()
+    assert seen == [(256, 1), (1, 256)]
+
+
+def work_rates(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Any], None]) -> Rates:
+    """Measured rates where each kind of work has the one of its name; `fails` may raise instead."""
+
+    def rate(work: Any, spent: Spent) -> float:
+        fails(work)
+        layout = getattr(work, "memory_format", None)
+        return {torch.int8: 4e12, torch.channels_last: 3e12}.get(layout or work.dtype, 1e12)
+
+    monkeypatch.setattr(rates, "best_rate", rate)
+    monkeypatch.setattr(rates, "copy_rate", lambda device, dtype, spent: 1e10)
+    return rates.measure("cpu", torch.float32, {})
+
+
+def test_convolutions_have_a_rate_of_their_own_in_the_better_layout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = work_rates(monkeypatch, lambda work: None)
+    assert (found.matmul_flops_per_s, found.int8_ops_per_s) == (1e12, 4e12)
+    assert found.convolution_flops_per_s == 3e12
+
+
+def test_a_kind_of_work_that_torch_cannot_do_has_no_rate_and_the_others_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(work: Any) -> None:
+        if isinstance(work, Convolution) or work.dtype is torch.int8:
+            raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
+
+    found = work_rates(monkeypatch, fails)
+    assert (found.int8_ops_per_s, found.convolution_flops_per_s) == (None, None)
+    assert found.matmul_flops_per_s == 1e12
+
+
+def test_no_memory_is_not_taken_for_work_that_torch_cannot_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(work: Any) -> None:
+        if isinstance(work, Convolution):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        work_rates(monkeypatch, fails)
+
+
+def test_sizes_that_there_is_no_memory_for_leave_the_rate_of_smaller_ones(clock: Clock) -> None:
+    class Small(Products):
+        def prepared(self, rows: int) -> Callable[[], None]:
+            if rows > 512:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB")
+            return super().prepared(rows)
+
+    products = Small(clock, 1e13)
+    assert best_rate(products, Spent()) == pytest.approx(1e13)
+    assert products.sizes == [256, 512]
+    with pytest.raises(torch.OutOfMemoryError):
+        best_rate(Small(clock, 1e13, smallest=1024), Spent())
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, before: Any, after: Any) -> str | None:
+    """What is doubted of rates of a GPU that NVML said this of, before and after they were measured."""
+    unknown = {"reason": None, "slowed_by": None, "compute_processes": None, "temperature_c": 88}
+    said = iter((unknown | before, unknown | after))
+    monkeypatch.setattr(rates, "best_rate", lambda work, spent: 1e12)
+    monkeypatch.setattr(rates, "copy_rate", lambda device, dtype, spent: 1e10)
+    monkeypatch.setattr(rates, "this_gpu", lambda: lambda: next(said))
+    return rates.measure("cuda", torch.float32, {}).doubt
+
+
+def test_rates_beside_another_process_on_the_gpu_or_in_its_distress_are_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone = {"compute_processes": 1, "slowed_by": ["gpu_idle", "sw_power_cap"]}
+    assert on_a_gpu(monkeypatch, alone, alone) is None
+    assert on_a_gpu(monkeypatch, {"reason": "no NVML"}, {"reason": "no NVML"}) is None
+    assert on_a_gpu(monkeypatch, alone, {"compute_processes": 2}) == "2 processes held the GPU"
+    hot = {"slowed_by": ["hw_thermal_slowdown"]}
+    assert on_a_gpu(monkeypatch, {**hot, "compute_processes": 3}, alone) == (
+        "the GPU slowed itself down (hw_thermal_slowdown; 88 °C); 3 processes held the GPU"
+    )
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_int8_products_in_their_own_layout_are_the_quicker_ones() -> None:
+    by_columns = best_rate(Product("cuda", torch.int8, int8_product), Spent())
+    by_rows = best_rate(Product("cuda", torch.int8, torch._int_mm), Spent())
+    assert by_columns > 0.9 * by_rows
+    if torch.cuda.get_device_capability() >= (8, 0):
+        halves = best_rate(Product("cuda", torch.bfloat16, torch.mm), Spent())
+        assert by_columns > 1.2 * halves
+
+
+@pytest.mark.gpu
+def test_a_gpus_convolutions_in_fp32_follow_cudnns_own_flag() -> None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("no TF32 before compute capability 8.0")
+    before = torch.backends.cudnn.allow_tf32
+    found = {}
+    try:
+        for allowed in (False, True):
+            torch.backends.cudnn.allow_tf32 = allowed
+            found[allowed] = rates.convolution_rate("cuda", torch.float32, Spent())
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert found[True] > 1.2 * found[False]
 
 
 @pytest.mark.gpu
@@ -355,5 +515,7 @@ def test_a_gpus_rates_are_those_of_a_gpu(dtype: torch.dtype) -> None:
     found = machine_rates("cuda", dtype)
     assert found.matmul_flops_per_s > 1e12
     assert found.copy_bytes_per_s > 1e11
+    assert found.convolution_flops_per_s is not None
+    assert found.convolution_flops_per_s > 1e12
     assert found.made_for["name"] == torch.cuda.get_device_name()
     assert found.processor_share is None

@@ -98,7 +98,7 @@ def test_a_layer_counts_two_operations_for_a_product_and_an_addition() -> None:
 
     with torch.device("meta"):
         two = Two()
-    whole, by_layer = count_flops(two, (meta(8, 10),), {})
+    whole, by_layer, _ = count_flops(two, (meta(8, 10),), {})
     assert by_layer == {"wide": 2 * 8 * 10 * 100, "narrow": 2 * 8 * 100}
     assert whole == sum(by_layer.values())
     assert count_flops(two, (meta(8, 10),), {"twice": True})[0] == 2 * whole
@@ -116,6 +116,8 @@ def test_arithmetic_binds_where_it_takes_longer_than_the_weights() -> None:
         "int8_tops_per_s": 4.0,
         "copy_gb_per_s": 100.0,
         "rates_measured_at": "2026-11-21T10:00:00+00:00",
+        "convolution_flops_per_step": 0,
+        "convolution_tflops_per_s": None,
         "limit_s": 2.0,
         "bound": "compute",
         "achieved_tflops_per_s": 0.5,
@@ -136,6 +138,70 @@ def test_layers_in_int8_have_a_limit_of_their_own() -> None:
     unknown = against_limit(work, rates(int8_ops_per_s=None), 2.5)
     assert (unknown["limit_s"], unknown["int8_tops_per_s"]) == (2.0, None)
     assert unknown["int8_flops_per_step"] == 0
+
+
+def test_convolutions_have_a_limit_of_their_own() -> None:
+    """In fp32 on an NVIDIA GPU cuDNN computes them in TF32, eight times as fast as products in IEEE fp32."""
+    work = Work(2 * 10**12, 0, 0, torch.float32, convolution_flops=10**12)
+    found = against_limit(work, rates(convolution_flops_per_s=8e12), 1.5)
+    assert found["limit_s"] == 1.0 + 0.125
+    assert (found["convolution_flops_per_step"], found["convolution_tflops_per_s"]) == (10**12, 8.0)
+    assert found["fraction_of_limit"] == 0.75
+    unknown = against_limit(work, rates(), 1.5)
+    assert (unknown["limit_s"], unknown["convolution_flops_per_step"]) == (2.0, 0)
+
+
+def test_convolutions_of_a_model_are_counted_apart() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.window, self.linear = nn.Conv2d(3, 5, 3, padding=1), nn.Linear(7, 11)
+
+        def forward(self, x: Any) -> Any:
+            return self.linear(self.window(x))
+
+    with torch.device("meta"):
+        both = Both()
+    found = count_flops(both, (meta(2, 3, 7, 7),), {})
+    windows, products = 2 * 2 * 7 * 7 * 3 * 5 * 9, 2 * 2 * 5 * 7 * 7 * 11
+    assert found.total == windows + products
+    assert found.convolutions == {"": windows, "window": windows, "linear": 0}
+
+
+def test_a_quarter_of_sdxls_arithmetic_is_convolutions() -> None:
+    part = empty_component(ARCHITECTURES["sdxl"].components["unet"]).to("meta")
+    args, kwargs = sdxl(2, 1024)
+    found = count_flops(part, args, kwargs)
+    assert found.convolutions[""] / found.total == pytest.approx(0.24, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 512.00 MiB.\nA long story"
+            ),
+            "OutOfMemoryError: CUDA out of memory. Tried to allocate 512.00 MiB.",
+        ),
+        (MemoryError(), "MemoryError: "),
+        (RuntimeError("CUDA error: an illegal memory access"), "RuntimeError: CUDA error: an "),
+    ],
+)
+def test_rates_that_can_not_be_measured_cost_a_run_nothing_but_its_roofline(
+    error: Exception, reason: str, shapes_plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(device: str, dtype: Any) -> Rates:
+        raise error
+
+    monkeypatch.setattr(module, "machine_rates", fails)
+    found, notices = roofline(
+        shapes_plain.pipeline, shapes_plain.generation, "cpu", 0.1, caches=False
+    )
+    assert found == no_roofline(found["reason"])
+    assert found["reason"].startswith(f"the machine's rates can't be measured: {reason}")
+    assert "story" not in found["reason"]
+    assert notices == ()
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from fastdiff.bench.timing import (
 )
 from fastdiff.config import Bench, Generation
 from fastdiff.errors import RunError
+from fastdiff.passes.base import Settling
 from fastdiff.result import Latency
 
 
@@ -398,6 +399,135 @@ def test_statistics_by_hand() -> None:
     low, high = told["ci95"]
     assert 1.0 <= low <= 3.0 <= high <= 5.0
     assert Latency((1.0, 2.0)).to_dict()["ci95"] is None
+
+
+# On a GPU ------------------------------------------------------------------------------------------
+
+
+class Metal:
+    """Apple's GPU, which works behind the host: its events hold its own time, and waiting brings the host up to it.
+
+    As in aten/src/ATen/mps/MPSEvent.mm, an event can end one pair alone.
+    """
+
+    def __init__(self, clock: Clock, step_s: float) -> None:
+        self.clock, self.step_s, self.device_s = clock, step_s, 0.0
+        self.ended: set[int] = set()
+
+    def queue(self) -> None:
+        self.device_s += self.step_s
+
+    def synchronize(self) -> None:
+        behind = self.device_s - self.clock().counted_s + 100.0
+        if behind > 0:
+            self.clock.pass_s(behind)
+
+    def event(self, enable_timing: bool) -> Any:
+        assert enable_timing
+        metal = self
+
+        class Event:
+            def record(self) -> None:
+                self.at_s = metal.device_s
+
+            def elapsed_time(self, end: Any) -> float:
+                assert id(end) not in metal.ended, "this would wait for ever"
+                metal.ended.add(id(end))
+                if end.at_s <= self.at_s:
+                    raise RuntimeError("End event 2 was not recorded after start event 1")
+                return (end.at_s - self.at_s) * 1000
+
+        return Event()
+
+
+class OnMetal(Fake):
+    """Its host takes no time for a step, its GPU does."""
+
+    metal: Metal
+
+    def __call__(
+        self,
+        prompt: Any,
+        num_inference_steps: int = 4,
+        generator: Any = None,
+        callback_on_step_end: Any = None,
+    ) -> Any:
+        def queued(*step: Any) -> None:
+            self.metal.queue()
+            callback_on_step_end(*step)
+
+        return super().__call__(prompt, num_inference_steps, generator, queued)
+
+
+def on_metal(clock: Clock, monkeypatch: pytest.MonkeyPatch, step_s: float) -> OnMetal:
+    import torch
+
+    metal = Metal(clock, step_s)
+    monkeypatch.setattr(torch.mps, "Event", metal.event)
+    monkeypatch.setattr(torch.mps, "synchronize", metal.synchronize)
+    pipeline = OnMetal(clock, (0.0,) * 9, step_s=0.001)
+    pipeline.metal = metal
+    return pipeline
+
+
+def test_on_mps_a_step_takes_what_the_gpu_takes_and_not_what_asking_for_it_does(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = steady(on_metal(clock, monkeypatch, 2.0), Bench(0, 3, 0), device="mps")
+    assert timed.step_latency.samples_s == pytest.approx((2.0,) * 9)
+    assert timed.latency.samples_s == pytest.approx((8.0,) * 3)
+    assert timed.device_latency.samples_s == ()  # CUDA's alone
+    assert timed.notices == []
+
+
+def test_events_that_can_not_be_read_cost_a_call_nothing_but_its_steps(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = on_metal(clock, monkeypatch, 0.0)
+    pipeline.step_s = 0.25
+    timed = steady(pipeline, Bench(0, 3, 0), device="mps")
+    assert timed.step_latency.samples_s == ()
+    assert timed.latency.samples_s == pytest.approx((1.0,) * 3)
+    assert timed.notices == [
+        "the device's events can't be read, so its own times are missing: End event 2 was not recorded after "
+        "start event 1"
+    ]
+
+
+# Calls that are not like the others -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bench", "warmup_s", "asked"),
+    [
+        (Bench(warmup=0, runs=1, most_warmup=0), [9.0], True),
+        (Bench(warmup=1, runs=1, most_warmup=1), [9.0], False),
+        (Bench(warmup=3, runs=1, most_warmup=0), [9.0, 2.0, 2.0], False),
+    ],
+)
+def test_a_call_that_only_records_is_never_timed(
+    bench: Bench, warmup_s: list[float], asked: bool, clock: Clock
+) -> None:
+    """The first call has been made; the second takes 9 s, the others 2 s."""
+    pipeline, timed = Fake(clock, (8.0, *(1.0,) * 9)), Timed([], 5.0)
+    steady_calls(
+        timed,
+        pipeline,
+        Generation("a", steps=4),
+        bench,
+        "cpu",
+        silent,
+        clock,
+        quiet(clock),
+        settling=Settling(2, "graphs are recorded in the second call"),
+    )
+    assert timed.warmup_s == warmup_s
+    assert timed.latency.samples_s == (2.0,)
+    assert timed.warmup.asked == bench.warmup
+    said = [
+        "calls of warm-up: 1, though bench.warmup=0 asks for fewer: graphs are recorded in the second call"
+    ]
+    assert timed.notices == (said if asked else [])
 
 
 @pytest.mark.gpu

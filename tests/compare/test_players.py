@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fake_players import Told, sides_of
 
+from fastdiff import process
 from fastdiff.compare import players
 from fastdiff.compare.players import CALLS_A_VISIT, LivePlayer, PlayerEnded, Seat, VisitingPlayer
 from fastdiff.result import Status, read_json
@@ -121,9 +122,13 @@ def test_a_player_that_runs_out_of_memory_says_so(
     assert raised.value.exit_code == 1
 
 
-def test_a_player_killed_by_the_system_ran_out_of_memory(
-    monkeypatch: pytest.MonkeyPatch, seat: Seat
+@pytest.mark.parametrize(("kernel", "status"), [([2, 2], Status.CRASHED), ([2, 3], Status.OOM)])
+def test_a_killed_player_ran_out_of_memory_only_if_the_kernel_says_so(
+    kernel: list[int], status: Status, monkeypatch: pytest.MonkeyPatch, seat: Seat
 ) -> None:
+    counts = iter(kernel)
+    for module in (players, process):
+        monkeypatch.setattr(module, "oom_kills", lambda files: next(counts))
     plays(
         monkeypatch,
         f"send(ready={READY})\nfor _ in turns(): os.kill(os.getpid(), signal.SIGKILL)",
@@ -131,7 +136,7 @@ def test_a_player_killed_by_the_system_ran_out_of_memory(
     player = LivePlayer(seat)
     with pytest.raises(PlayerEnded) as raised:
         player.call()
-    assert raised.value.ending.status is Status.OOM
+    assert raised.value.ending.status is status
 
 
 def test_a_crash_is_told_with_the_end_of_the_log(

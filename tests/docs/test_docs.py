@@ -301,7 +301,7 @@ def test_a_description_needs_a_kind_and_a_meaning(words: str) -> None:
 
 
 ONLY_MEASURED = re.compile(
-    r"error\.|images\[\]|syncs\.places\[\]|profile\.heaviest\[\]|weights$|compile\.cache_shared$|flags_at_start"
+    r"error\.|images\[\]|syncs\.places\[\]|profile\.heaviest\[\]|weights$|compile\.(cache_shared|resumed)$|flags_at_start"
     r"|environment\.(git_dirty|git_dirty_reason|packages|torch_build|torch_settings|process_flags|cpp_compiler"
     r"|environment_variables|gpu\.(uuid|pci_address|memory_bytes|multiprocessors|visible)|torch|diffusers|transformers"
     r"|torchao|accelerate|hydra-core)$"

@@ -11,10 +11,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import conftest
 import pytest
+import torch
 
 from fastdiff.bench.observing import compile_counters
 from fastdiff.bench.pictures import draw
@@ -508,6 +510,55 @@ def test_kernels_are_tried_out_only_where_that_is_asked_for(
     assert "max_autotune" not in plain.options
     assert tuned.options == {**plain.options, "max_autotune": True}
     assert tuned.made_for != plain.made_for  # a package of its own
+
+
+def test_on_cuda_a_packages_weights_are_torchs_allocators_so_that_peaks_hold_them(
+    folder: Path, local_plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default a package allocates its constants with cudaMalloc (RAII_gpuMalloc in aoti_runtime/model_base.h)."""
+    import torch._inductor.config as inductor
+    from torch._inductor.cpp_builder import get_caching_allocator_macro
+
+    from fastdiff.passes.base import Context
+
+    def options(device: str) -> dict[str, Any]:
+        setting = replace(local_plan(folder, *AOT).setting, device=device)
+        found = setting.run.compile.apply(SimpleNamespace(), Parts(setting))
+        return dict(found.options)
+
+    class Parts(Context):
+        def parts(self, pipeline: Any, names: Any) -> dict[str, Any]:
+            return {}
+
+    key = "aot_inductor.weight_use_caching_allocator"
+    assert key not in options("cpu")
+    on_cuda = options("cuda")
+    assert on_cuda[key] is True
+    # What torch makes of the key: a definition that the package's runtime is compiled with.
+    assert get_caching_allocator_macro() == []
+    with inductor.patch({key: True}):
+        assert get_caching_allocator_macro() == [" AOT_INDUCTOR_USE_CACHING_ALLOCATOR"]
+    runtime = Path(torch.__file__).parent / "include/torch/csrc/inductor/aoti_runtime/model_base.h"
+    assert "#ifdef AOT_INDUCTOR_USE_CACHING_ALLOCATOR" in runtime.read_text()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_on_a_gpu_torchs_peaks_hold_a_packages_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conftest import Ran, plan_of
+
+    from fastdiff.bench.memory import weight_bytes
+    from fastdiff.bench.parts import modules_of
+
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    words = ("device=cuda", "generation.steps=2", "compile=aot", "compile.targets=[denoiser]")
+    before = torch.cuda.memory_allocated()
+    ran = Ran(plan_of(*words))
+    own = weight_bytes(modules_of(ran.pipeline).values())["device"]
+    packaged = weight_bytes([ran.pipeline.unet])["device"]
+    assert torch.cuda.memory_allocated() - before > own + 0.9 * packaged
 
 
 def test_what_a_package_depends_on_beside_weights_and_inputs(

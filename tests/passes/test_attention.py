@@ -163,6 +163,24 @@ def test_the_default_may_run_no_kernel_that_is_known_and_says_so() -> None:
     assert not effect.empty
 
 
+@pytest.mark.parametrize("wanted", [None, "flash", "math"])
+def test_a_gpu_that_can_not_be_seen_is_no_missing_effect(wanted: str | None) -> None:
+    """Where CUPTI may not trace, a replayed CUDA graph shows no kernels at all."""
+    hidden = Observed(kernels_hidden=True, graphs=1)
+    effect = SeenKernels("attention.x", wanted, needed=bool(wanted)).effect(hidden)
+    assert str(effect) == (
+        "attention.x could not be seen: the profiler recorded nothing of the GPU"
+    )
+    assert not effect.empty
+    processors = SeenKernels("attention.math", processors=3).effect(hidden)
+    assert str(processors) == (
+        "attention.math 3 processors, could not be seen: the profiler recorded nothing of the GPU"
+    )
+    told = Observed(kernels={"efficient": 2}, kernels_hidden=True)
+    with pytest.raises(NoEffectError):
+        SeenKernels("attention.x", "flash").effect(told)
+
+
 def test_processors_say_whether_a_kernel_was_seen() -> None:
     pending = SeenKernels("attention.math", processors=3)
     assert (

@@ -6,6 +6,7 @@ denoiser for all sizes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -774,6 +775,77 @@ def test_recompiles_are_said() -> None:
     assert str(effect) == "compile.default 3 graphs, 0 breaks, 2 recompiles"
 
 
+WITH_GRAPHS: Any = functools.partial(CompiledGraphs, "compile.x", 2, {}, cuda_graphs=True)
+WHY = "skipping cudagraphs due to mutated inputs"
+
+
+@pytest.mark.parametrize(
+    ("observed", "said"),
+    [
+        ({"cuda_graphs": 2}, "compile.x 2 graphs, 0 breaks"),
+        (
+            {"cuda_graphs": 1, "cuda_graphs_skipped": 1},
+            "compile.x 2 graphs, 0 breaks, CUDA graphs left out 1 time",
+        ),
+        (
+            {"cuda_graphs": 0, "cuda_graphs_skipped": 2},
+            "compile.x 2 graphs, 0 breaks, no CUDA graphs",
+        ),
+        ({"cuda_graphs": None}, "compile.x 2 graphs, 0 breaks"),
+    ],
+)
+def test_cuda_graphs_that_were_left_out_are_said(observed: dict[str, Any], said: str) -> None:
+    effect = WITH_GRAPHS().effect(Observed(graphs=2, cuda_graphs_reasons=[WHY], **observed))
+    assert str(effect) == said
+    assert not effect.empty
+    assert effect.details["cuda_graphs"] == observed["cuda_graphs"]
+    assert effect.details["cuda_graphs_reasons"] == [WHY]
+
+
+def test_a_mode_that_is_nothing_but_cuda_graphs_and_has_none_had_no_effect(
+    sd_folder: Path, local_plan: Any
+) -> None:
+    from fastdiff.engine import Built
+
+    pending = WITH_GRAPHS(nothing_else=True)
+    built = Built(None, outcomes=[pending])
+    left_out = Observed(graphs=2, cuda_graphs=0, cuda_graphs_skipped=2, cuda_graphs_reasons=[WHY])
+    with pytest.raises(NoEffectError) as refused:
+        built.effects(left_out)
+    assert str(refused.value) == (
+        f"compile.x changed 0 CUDA graphs: Inductor left all of them out ({WHY}), and the mode has nothing else\n"
+        "  instead: compile=default, or allow_no_effect=true to measure all the same"
+    )
+    (allowed,) = built.effects(left_out, allow_no_effect=True)
+    assert str(allowed) == "compile.x 0 CUDA graphs, 0 breaks, no CUDA graphs"
+    some = Observed(graphs=2, cuda_graphs=1, cuda_graphs_skipped=1)
+    assert [str(effect) for effect in built.effects(some)] == [
+        "compile.x 2 graphs, 0 breaks, CUDA graphs left out 1 time"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "calls"),
+    [
+        ("reduce_overhead", "cuda", 2),
+        ("max_autotune", "cuda", 2),
+        ("reduce_overhead", "cpu", 1),
+        ("default", "cuda", 1),
+        ("regional", "cuda", 1),
+        ("none", "cuda", 1),
+    ],
+)
+def test_cuda_graphs_are_recorded_in_the_second_call_and_nothing_else_is(
+    choice: str, device: str, calls: int, shapes_plan: Any
+) -> None:
+    from fastdiff.measuring import settling
+
+    plan = shapes_plan(f"compile={choice}")
+    found = settling(replace(plan, setting=replace(plan.setting, device=device)))
+    why = "CUDA graphs are recorded in the second call"
+    assert found == (calls, why if calls > 1 else "")
+
+
 def planned(pipeline: str, classes: dict[str, str], *overrides: str) -> Any:
     facts = ModelFacts(
         pipeline,
@@ -884,4 +956,19 @@ def test_a_gpu_draws_the_same_picture_compiled(option: str, shapes_plain: Any) -
     again = draw(ran.pipeline, ran.generation)
     assert ran.psnr_db(shapes_plain) > 25
     assert [p.tobytes() for p in again] == [p.tobytes() for p in ran.pictures]
+    _forget_compiled()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_on_a_gpu_cuda_graphs_are_counted_and_none_is_left_out() -> None:
+    from conftest import Ran, plan_of
+
+    _forget_compiled()
+    ran = Ran(plan_of("device=cuda", "generation.steps=4", "compile=reduce_overhead"))
+    seen = compile_counters()
+    assert seen.cuda_graphs is not None
+    assert seen.cuda_graphs >= 2
+    effect = ran.effects(kernels={"flash": 1}, graphs=2, cuda_graphs=seen.cuda_graphs)
+    assert effect["compile.reduce_overhead"].unit == "graphs"
     _forget_compiled()

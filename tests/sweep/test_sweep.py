@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from fastdiff.__main__ import main
+from fastdiff.result import read_json
 from fastdiff.sweep import job
 
 ROOT = Path(__file__).parents[2]
@@ -101,11 +103,12 @@ def test_a_cell_that_raises_is_a_row_and_the_others_go_on(fake: Path) -> None:
 def test_every_way_to_end_has_its_status(fake: Path) -> None:
     grid = seeds(1, EXITS_7, KILLED, NAN, HANGS)
     assert sweep(grid, "sweep.name=grid", "sweep.timeout_s=8") == 1
-    assert statuses() == ["ok", "crashed", "oom", "invalid_output", "timeout"]
+    assert statuses() == ["ok", "crashed", "crashed", "invalid_output", "timeout"]
     reasons = [row["reason"] for row in data_of()["rows"][1:]]
     assert reasons == [
         "the run's process ended with exit code 7 without a word",
-        "the run was killed by the system, most likely because memory ran out",
+        "the run's process was killed by signal 9 (SIGKILL), and not for want of memory: the kernel "
+        "counted no such kill",
         "the picture is not a number",
         "the run took longer than 8 s (sweep.timeout_s)",
     ]
@@ -478,7 +481,7 @@ def test_a_killed_cell_is_a_row(begun: Any, here: Path) -> None:
     os.kill(worker, signal.SIGKILL)
     parent.communicate(timeout=60)
     assert parent.returncode == 1
-    assert statuses() == ["ok", "oom", "ok"]
+    assert statuses() == ["ok", "crashed", "ok"]
 
 
 @linux
@@ -563,6 +566,7 @@ from fake_worker import report_of
 from fastdiff import __main__
 from fastdiff.protocol import Request
 from fastdiff.result import write_json
+from fastdiff.result import read_json
 from fastdiff.sweep import job
 
 resident = []
@@ -622,7 +626,7 @@ def test_measuring_all_again_keeps_what_it_did_not_reach(begun: Any, here: Path)
     from fastdiff.sweep.folder import Folder
 
     parent, worker = begun()
-    os.kill(worker, signal.SIGKILL)  # the second cell is oom, the third is measured
+    os.kill(worker, signal.SIGKILL)  # the second cell has crashed, the third is measured
     parent.communicate(timeout=60)
     before = untouched(GRID)
     assert len(before) == 3
@@ -710,3 +714,40 @@ def test_a_reader_that_has_seen_enough_ends_no_sweep(
     assert sweep(seeds(1, RAISES), "sweep.name=grid") == 1
     assert statuses() == ["ok", "failed"]
     assert files(GRID) >= PAGES
+
+
+@pytest.mark.parametrize(
+    ("kernel", "host", "status", "reason"),
+    [
+        (4, None, "crashed", "the process that ran this cell's job died 2 times"),
+        (5, "elsewhere", "crashed", "the process that ran this cell's job died 2 times"),
+        (
+            5,
+            None,
+            "oom",
+            "the process that ran this cell's job died 2 times, and the kernel ended a process for want of "
+            "memory meanwhile\n"
+            "  instead: fewer jobs at once, precision=bf16, or a smaller generation.height and width",
+        ),
+    ],
+)
+def test_a_cell_whose_job_died_too_often_is_oom_only_if_the_kernel_says_so(
+    kernel: int,
+    host: str | None,
+    status: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was marked twice by processes that have died; the kernel had ended four until then."""
+    from fastdiff.sweep.folder import Folder
+
+    folder = Folder(tmp_path / "grid")
+    folder.path.mkdir()
+    said = {"attempt": "a", "starts": 2, "host": host or socket.gethostname(), "oom_kills": 4}
+    folder.mark("1-x", said)
+    monkeypatch.setattr(job, "oom_kills", lambda files: kernel)
+    task = job.Task("1-x", ("model=shapes", "device=cpu", "quality=none"))
+    job._Cell(folder, task, "a", job.Limits(), lambda: False).run()
+    report = read_json(next(folder.path.rglob("report.json")))
+    assert (report["status"], report["error"]["message"]) == (status, reason)

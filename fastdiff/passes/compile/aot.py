@@ -21,7 +21,8 @@ from fastdiff.scripting import Script
 class Aot(Inductor):
     """AOTInductor: a package of native code for each input size, kept in fastdiff's cache folder for later runs.
 
-    The weights are constants of the package, frozen or not. There are no CUDA graphs.
+    The weights are constants of the package, frozen or not: they lie in memory twice, there and in the pipeline. There
+    are no CUDA graphs.
 
     max_autotune: Inductor's flag of this name: each matrix product by the quickest of several kernels, tried out while
         the package is built, which takes about twice as long; null leaves Inductor's own.
@@ -72,6 +73,9 @@ class Aot(Inductor):
     def apply(self, pipeline: Any, context: Context) -> Pending:
         setting = context.setting
         options = self.inductor_options() | {"freezing": self.freezes(setting)}
+        if setting.device == "cuda":
+            # Otherwise they are allocated behind the back of torch's allocator, whose peaks a report tells.
+            options["aot_inductor.weight_use_caching_allocator"] = True
         around = self.around_calls(setting)
         packages = Packages(self.key, _made_for(setting, options), options, around)
         for name, part in context.parts(pipeline, self.components(setting)).items():

@@ -80,6 +80,7 @@ class Inductor(Option, Pass):
     slot: ClassVar[str] = "compile"
     stage: ClassVar[Stage] = Stage.COMPILE
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+    bakes_arithmetic: ClassVar[bool] = True
     source: ClassVar[str | None] = GUIDE
     mode: ClassVar[str] = "default"
     cuda_graphs: ClassVar[bool] = False

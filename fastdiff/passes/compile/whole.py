@@ -10,7 +10,7 @@ from textwrap import indent
 from typing import Any, ClassVar
 
 from fastdiff.errors import Problem
-from fastdiff.passes.base import Context, Notice, Setting
+from fastdiff.passes.base import Context, Notice, Setting, Settling
 from fastdiff.passes.compile.inductor import Inductor
 from fastdiff.result import Effect, Observed, Pending
 from fastdiff.scripting import Script, call, literal
@@ -18,14 +18,27 @@ from fastdiff.scripting import Script, call, literal
 
 @dataclass(frozen=True)
 class CompiledGraphs(Pending):
-    """Tells how many graphs the first call compiled."""
+    """Tells how many graphs the first call compiled.
+
+    cuda_graphs: whether they are to be replayed as CUDA graphs, which Inductor leaves out where it can't;
+    nothing_else: whether that is all that the mode changes, beside its default.
+    """
 
     key: str
     regions: int
     details: dict[str, Any]
+    cuda_graphs: bool = False
+    nothing_else: bool = False
 
     def effect(self, observed: Observed) -> Effect:
         breaks, again = observed.graph_breaks, observed.recompiles
+        replayed, skipped = observed.cuda_graphs, observed.cuda_graphs_skipped
+        none = self.cuda_graphs and replayed == 0 and observed.graphs > 0
+        words = f"{breaks} breaks" + (f", {again} recompile{'s' * (again > 1)}" if again else "")
+        if none:
+            words += ", no CUDA graphs"
+        elif self.cuda_graphs and skipped:
+            words += f", CUDA graphs left out {skipped} time{'s' * (skipped > 1)}"
         details = {
             **self.details,
             "regions": self.regions,
@@ -33,9 +46,17 @@ class CompiledGraphs(Pending):
             "recompiles": again,
             "reasons": list(observed.break_reasons),
             "cache": observed.cache,
-            "summary": f"{breaks} breaks"
-            + (f", {again} recompile{'s' * (again > 1)}" if again else ""),
+            "summary": words,
         }
+        if self.cuda_graphs:
+            reasons = list(observed.cuda_graphs_reasons)
+            details |= {"cuda_graphs": replayed, "cuda_graphs_skipped": skipped}
+            details |= {"cuda_graphs_reasons": reasons}
+        if none and self.nothing_else:
+            said = f" ({observed.cuda_graphs_reasons[0]})" if observed.cuda_graphs_reasons else ""
+            why = f"Inductor left all of them out{said}, and the mode has nothing else"
+            details |= {"why": why, "instead": "compile=default"}
+            return Effect(self.key, 0, "CUDA graphs", details=details)
         return Effect(self.key, observed.graphs, "graphs", details=details)
 
 
@@ -77,7 +98,7 @@ class Compile(Inductor):
             options=self.inductor_options(),
         )
         enter = self.around_calls(setting)
-        graphs = self.cuda_graphs and setting.device == "cuda"
+        graphs = self.replays(setting)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -90,6 +111,15 @@ class Compile(Inductor):
 
         return call
 
+    def replays(self, setting: Setting) -> bool:
+        """Whether graphs are to be replayed as CUDA graphs in this run."""
+        return self.cuda_graphs and setting.device == "cuda"
+
+    def settles(self, setting: Setting) -> Settling:
+        if not self.replays(setting):
+            return super().settles(setting)
+        return Settling(2, "CUDA graphs are recorded in the second call")
+
     def apply(self, pipeline: Any, context: Context) -> Pending:
         setting, names = context.setting, self.components(context.setting)
         for name, part in context.parts(pipeline, names).items():
@@ -98,12 +128,18 @@ class Compile(Inductor):
             else:
                 part.decode = self.compiled(part.decode, setting)
         details = {"components": list(names), "freezing": self.freezes(setting)}
-        return CompiledGraphs(self.key, len(names), details)
+        return CompiledGraphs(
+            self.key,
+            len(names),
+            details,
+            cuda_graphs=self.replays(setting),
+            nothing_else=self.mode == "reduce-overhead",
+        )
 
     def script(self, script: Script, setting: Setting) -> None:
         self.write_flags(script, setting)
         how, compile_ = self.written_how(script), "torch.compile"
-        if self.cuda_graphs and setting.device == "cuda":
+        if self.replays(setting):
             script.use("functools")
             script.use("torch.utils._pytree", "tree_map_only")
             compiled = call("compiled = torch.compile", "function", *how, width=96)
