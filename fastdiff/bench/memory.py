@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdiff.models.content import plain_tensors
+
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 IMPORT, LOAD, FIRST_CALL, STEADY = "import", "load", "first_call", "steady"
@@ -243,15 +244,6 @@ def weight_bytes(modules: Iterable[nn.Module]) -> dict[str, int]:
         place: sum(size for (where, _), size in sizes.items() if where == place)
         for place in _PLACES
     }
-
-
-def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensors that a quantized one is made of; an ordinary one itself."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        yield tensor
-        return
-    for name in tensor.__tensor_flatten__()[0]:
-        yield from plain_tensors(getattr(tensor, name))
 
 
 def peak_memory_bytes(device: str) -> dict[str, int | None]:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdiff.bench.conditions import BUSY
-from fastdiff.bench.memory import plain_tensors
 from fastdiff.bench.parts import at_first_denoiser_call, denoiser_name
 from fastdiff.bench.rates import Rates, machine_rates
 from fastdiff.config import Generation
+from fastdiff.models.content import weight_bytes
 from fastdiff.passes.quant import dead_projections
 from fastdiff.passes.rows import without_numbers, without_weights
 
@@ -180,7 +180,7 @@ def work_of_a_step(pipeline: Any, denoiser: str, generation: Generation) -> Work
     dead = dead_projections(part)
     int8, fp8 = _dynamic(part)
     flops, by_layer, convolved = count_flops(without_weights(part), args, kwargs)
-    used = sum(plain.nbytes for weight in _weights(part, dead) for plain in plain_tensors(weight))
+    used = sum(map(weight_bytes, _weights(part, dead)))
     in_int8 = sum(by_layer.get(path, 0) for path in int8)
     convolved_in_int8 = sum(convolved.get(path, 0) for path in int8)
     convolutions = convolved.get("", 0) - convolved_in_int8

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastdiff.cache_folder import cache_folder, distrust, make_private
 from fastdiff.result import read_json, sha256_of, write_json
 
+if TYPE_CHECKING:
+    import torch
+
 _MOST_KNOWN = 5000
+
+
+def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that a quantized one is made of; an ordinary one itself.
+
+    Only they tell its bytes: torchao 0.18's subclasses say of themselves what the weight had before it was quantized.
+    """
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from plain_tensors(getattr(tensor, name))
+
+
+def weight_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a weight as it is kept, quantized or not."""
+    return sum(plain.nbytes for plain in plain_tensors(tensor))
 
 
 def content_hash(file: Path) -> str:

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import fingerprint
+from fastdiff.models.content import weight_bytes
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.reading import pipeline_config
 from fastdiff.models.sources import Model
@@ -77,7 +78,7 @@ def read_pipeline(pipeline: Any) -> ModelFacts:
         library = kind.__module__.partition(".")[0]
         if isinstance(part, nn.Module):
             weights = list(part.parameters())
-            sizes = sum(w.nbytes for w in weights), sum(w.numel() for w in weights)
+            sizes = sum(map(weight_bytes, weights)), sum(w.numel() for w in weights)
             components[name] = Component(name, library, kind.__name__, *sizes, _config(part))
         elif kind.__name__.endswith("Scheduler"):
             components[name] = Component(name, library, kind.__name__, 0, 0, _config(part))

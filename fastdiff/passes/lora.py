@@ -44,6 +44,9 @@ from fastdiff.scripting import Script, call, literal
 _LCM = "https://huggingface.co/docs/diffusers/using-diffusers/inference_with_lcm_lora"
 _PEFT = "https://huggingface.co/docs/diffusers/tutorials/using_peft_for_inference"
 
+_ALL_BUT = 0.9
+"""The part of an adapter below which is said how much of it reached the weights."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -366,7 +369,7 @@ class Adapter(Option, Pass):
         }
         if not any(adapted.values()):
             raise _refused(file, kind, names, layers, "no layer took any of it")
-        moved = {name: _moved(found) for name, found in adapted.items() if found}
+        fused = {name: Fused().watch(found) for name, found in adapted.items() if found}
         # All of them by name: left to itself, Flux' pipeline would leave its text encoder's adapter out.
         pipeline.fuse_lora(components=names, lora_scale=self.scale)
         pipeline.unload_lora_weights()
@@ -381,12 +384,17 @@ class Adapter(Option, Pass):
                 f"{self.key}: {len(still)} layers of peft are still there after unloading\n"
                 "  instead: lora=none, and a report of this model"
             )
-        counts = {name: sum(layers) for name, layers in moved.items()}
+        counts = {name: sum(part.moved) for name, part in fused.items()}
         changed, held = sum(counts.values()), len(layers)
+        wanted = sum(part.wanted for part in fused.values())
+        arrived = sum(part.arrived for part in fused.values()) / wanted if wanted else None
         summary = f"scale {self.scale:g}" + (f", of {held} in the file" if changed < held else "")
         if left:
             verb = "s fit" if left[1:] else " fits"
             summary += f"; {len(left)} tensor{verb} no layer, such as {left[0]}"
+        if arrived is not None and arrived < _ALL_BUT:
+            summary += f", {arrived:.0%} of it: what is small against a weight rounds away"
+            summary += " (precision=fp32 keeps it)"
         details = {
             "components": counts,
             "file": file.name,
@@ -397,6 +405,7 @@ class Adapter(Option, Pass):
             "layers_in_file": held,
             "tensors_left_out": len(left),
             "left_out_such_as": left[:3],
+            "arrived": arrived,
             "summary": summary,
         }
         return Effect(self.key, changed, "layers", details=details)
@@ -430,24 +439,44 @@ def _refused(
     )
 
 
-def _moved(layers: Iterable[Any]) -> list[bool]:
-    """Whether fusing really changes each layer's weight; filled in while they are fused, one copy at a time."""
-    import torch
+@dataclass
+class Fused:
+    """What fusing really did to the layers of one component.
 
-    moved: list[bool] = []
+    moved: whether it changed each layer's weight.
+    arrived, wanted: what was added, along what should have been, and the latter's square. Equal in fp32; a change that
+        is small against a weight rounds away in bf16.
+    """
 
-    def watched(merge: Callable[..., Any], base: Any) -> Callable[..., Any]:
+    moved: list[bool] = field(default_factory=list)
+    arrived: float = 0.0
+    wanted: float = 0.0
+
+    def watch(self, layers: Iterable[Any]) -> Fused:
+        """Filled in while they are fused, one copy at a time."""
+        for layer in layers:
+            layer.merge = self._watched(layer.merge, layer)
+        return self
+
+    def _watched(self, merge: Callable[..., Any], layer: Any) -> Callable[..., Any]:
+        import torch
+
         @functools.wraps(merge)  # diffusers looks at its arguments
         def merging(*args: Any, **kwargs: Any) -> None:
+            base = layer.get_base_layer()
             before = base.weight.detach().clone()
+            names = [name for name in layer.active_adapters if name in layer.lora_A]
+            changes = [layer.get_delta_weight(name).detach().float() for name in names]
             merge(*args, **kwargs)
-            moved.append(not torch.equal(before, base.weight))
+            self.moved.append(not torch.equal(before, base.weight))
+            if changes:  # an embedding's are kept elsewhere
+                wanted = torch.stack(changes).sum(0)
+                self.arrived += float(
+                    ((base.weight.detach().float() - before.float()) * wanted).sum()
+                )
+                self.wanted += float((wanted * wanted).sum())
 
         return merging
-
-    for layer in layers:
-        layer.merge = watched(layer.merge, layer.get_base_layer())
-    return moved
 
 
 @dataclass

@@ -14,6 +14,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.errors import MachineProblem, Problem, RunError
+from fastdiff.models.content import weight_bytes
 from fastdiff.models.facts import Component
 from fastdiff.passes.base import (
     Context,
@@ -259,12 +260,7 @@ class Layerwise(Memory, Pass):
 
 
 def _bytes(part: nn.Module) -> int:
-    """Of a module's weights; of a quantized one, of the tensors that it is made of."""
-    found = 0
-    for weight in part.parameters():
-        names = weight.__tensor_flatten__()[0] if hasattr(weight, "__tensor_flatten__") else ()
-        found += sum(getattr(weight, name).nbytes for name in names) if names else weight.nbytes
-    return found
+    return sum(map(weight_bytes, part.parameters()))
 
 
 @dataclass

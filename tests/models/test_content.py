@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastdiff.models import content
-from fastdiff.models.content import content_hash
+from fastdiff.models.content import content_hash, weight_bytes
 
 
 @pytest.fixture
@@ -82,3 +82,15 @@ def test_without_a_folder_to_keep_it_in_it_is_read_again(
     monkeypatch.setenv("FASTDIFF_CACHE_DIR", str(weights / "below a file"))
     assert content_hash(weights) == content_hash(weights)
     assert len(read) == 2
+
+
+def test_a_quantized_weight_weighs_what_it_is_made_of() -> None:
+    import torch
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    layer = torch.nn.Sequential(torch.nn.Linear(256, 128, bias=False))
+    assert weight_bytes(layer[0].weight) == 256 * 128 * 4
+    quantize_(layer, Int8WeightOnlyConfig(set_inductor_config=False))
+    rows_scales = 128 * 4
+    assert 256 * 128 < weight_bytes(layer[0].weight) <= 256 * 128 + 2 * rows_scales
+    assert layer[0].weight.nbytes == 256 * 128 * 4  # what the library says of it

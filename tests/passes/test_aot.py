@@ -593,3 +593,41 @@ def test_a_package_is_for_the_gpu_that_is_used_however_many_are_visible(
 
     assert made_for(h200, l4) == made_for(h200)
     assert made_for(l4, h200) == made_for(l4) != made_for(h200)
+
+
+# A script's own packages ---------------------------------------------------------------------------
+
+
+def test_a_script_builds_a_package_for_every_dtype_and_constant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A package given another dtype reads its bytes as its own, and one given another constant keeps the first."""
+    import functools
+
+    from torch.utils._pytree import tree_flatten, tree_unflatten
+
+    from fastdiff.passes.compile.aot import _AHEAD_OF_TIME
+
+    class Twice(torch.nn.Module):
+        def forward(self, x: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
+            return x * scale
+
+    built: list[Any] = []
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda p, **_: p)
+    monkeypatch.setattr(
+        torch._inductor, "aoti_load_package", lambda p: built.append(p) or p.module()
+    )
+    names: dict[str, Any] = {
+        "torch": torch,
+        "functools": functools,
+        "tree_flatten": tree_flatten,
+        "tree_unflatten": tree_unflatten,
+    }
+    exec(_AHEAD_OF_TIME.replace(", CONFIGS", ""), names)
+    module = Twice()
+    call = names["ahead_of_time"](module, module.forward)
+    ones = torch.ones(2, 3)
+    assert [call(ones, scale).mean().item() for scale in (2.0, 3.0, 2.0)] == [2.0, 3.0, 2.0]
+    assert len(built) == 2
+    assert call(ones.half(), 2.0).dtype == torch.float16
+    assert len(built) == 3

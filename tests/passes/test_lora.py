@@ -122,6 +122,28 @@ def test_half_the_scale_moves_the_picture_less(
 
 
 @pytest.mark.parametrize(
+    ("precision", "least", "most"), [("fp32", 0.999, 1.001), ("bf16", 0.2, 0.8)]
+)
+def test_what_rounds_away_in_bf16_is_told(
+    save: Save, shapes_run: Callable[..., Any], precision: str, least: float, most: float
+) -> None:
+    small = {key: t * 1e-3 if "lora_B" in key else t for key, t in four().items()}
+    ran = shapes_run("lora=file", f"lora.path={save(small)}", f"precision={precision}")
+    effect = ran.effects(kernels={"flash": 14})["lora.file"]
+
+    arrived = effect.details["arrived"]
+    assert least < arrived < most
+    said = (
+        ""
+        if precision == "fp32"
+        else (
+            f", {arrived:.0%} of it: what is small against a weight rounds away (precision=fp32 keeps it)"
+        )
+    )
+    assert str(effect) == f"lora.file 4 layers, scale 1{said}"
+
+
+@pytest.mark.parametrize(
     ("layer", "down", "up"),
     [
         ("unet.{}", "lora.down.weight", "lora.up.weight"),

@@ -97,7 +97,7 @@ class Aot(Inductor):
 
 _AHEAD_OF_TIME = '''\
 def ahead_of_time(module, method):
-    """The method as AOTInductor compiles it, at the first call with inputs of certain shapes."""
+    """The method as AOTInductor compiles it, at the first call with such tensors (shapes, dtypes) and such constants."""
     packages = {}
 
     def exported(leaves, structure):
@@ -122,12 +122,13 @@ def ahead_of_time(module, method):
         leaves, structure = tree_flatten((args, kwargs))
         leaves = [x.contiguous() if isinstance(x, torch.Tensor) else x for x in leaves]
         tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
-        shapes = tuple(x.shape for x in tensors)
-        if shapes not in packages:
+        kinds = [(x.shape, x.dtype) if isinstance(x, torch.Tensor) else x for x in leaves]
+        made_for = str((structure, kinds))  # a package keeps its constants, whatever it is given
+        if made_for not in packages:
             program = exported(leaves, structure)
             file = torch._inductor.aoti_compile_and_package(program, CONFIGS)
-            packages[shapes] = torch._inductor.aoti_load_package(file)
-        return packages[shapes](*tensors)
+            packages[made_for] = torch._inductor.aoti_load_package(file)
+        return packages[made_for](*tensors)
 
     return call'''
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from fastdiff.cache_folder import cache_folder, distrust, make_private
 from fastdiff.config import fingerprint
 from fastdiff.errors import RunError
+from fastdiff.models.content import plain_tensors
 from fastdiff.result import Effect, Observed, Pending, read_json, sha256_of, write_json
 
 if TYPE_CHECKING:
@@ -236,22 +237,12 @@ def weights_digest(part: nn.Module) -> str:
     digest = hashlib.sha256()
     named = chain(part.named_parameters(), part.named_buffers())
     for name, tensor in sorted(named, key=lambda pair: pair[0]):
-        for plain in _plain_tensors(tensor.detach()):
+        for plain in plain_tensors(tensor.detach()):
             looks = f"{name} {type(tensor).__name__} {plain.dtype} {tuple(plain.shape)} {plain.stride()}"
             digest.update(looks.encode())
             content = plain.cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(content.numpy().data)
     return digest.hexdigest()
-
-
-def _plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensors that a quantized one is made of; an ordinary one itself."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        yield tensor
-        return
-    names, _ = tensor.__tensor_flatten__()
-    for name in names:
-        yield from _plain_tensors(getattr(tensor, name))
 
 
 def _make_trusted() -> None:
