@@ -160,14 +160,19 @@ class CardMemory:
 
 @dataclass
 class Proof:
-    """One call: what is tried, where, until when. records: results by step, those of earlier calls among them."""
+    """One call: what is tried, where, until when.
+
+    records: results by step, those of earlier calls among them. before: what the toolchain step found when they were made.
+    """
 
     bench: Bench
     chosen: list[Step]
     numbers: Mapping[str, int]
     ends_at: float
     side_by_side: int
+    commit: str | None
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    before: Mapping[str, Any] = field(default_factory=dict)
     commands: Commands = field(default_factory=Commands)
 
     def go(self) -> None:
@@ -201,10 +206,22 @@ class Proof:
         else:
             found = self._found(step, left)
         seconds = round(time.perf_counter() - started, 2)
-        record = {"step": step.name, "began_at": began, "seconds": seconds} | found
-        self._keep(record)
+        if step.name == "toolchain" and (other := self._other_machine(found["found"])):
+            found = found | {"status": OTHERWISE, "wrong": [other]}
+        record = {"step": step.name, "began_at": began, "seconds": seconds, "commit": self.commit}
+        self._keep(record | {"device": self.bench.device, "tiny": self.bench.tiny} | found)
         if step.name == "toolchain" and found["status"] == GOOD:
-            self.bench = replace(self.bench, facts=record["found"])
+            self.bench = replace(self.bench, facts=found["found"])
+
+    def _other_machine(self, now: Mapping[str, Any]) -> str | None:
+        """Why the results of earlier calls can't stand beside this one's."""
+        for name in ("torch_sees", "torch", "torch_cuda"):
+            if self.before and now and self.before[name] != now.get(name):
+                return (
+                    f"the results that are there were made with {name} {self.before[name]}, here it is "
+                    f"{now.get(name)}; instead: OUT=DIR, another folder"
+                )
+        return None
 
     def _found(self, step: Step, left: float) -> dict[str, Any]:
         """A step's status, its commands, and the verdict on them."""
@@ -231,7 +248,8 @@ class Proof:
         except Exception as error:  # a report that isn't as it should be is a result as well
             verdict = Verdict({}, {}, [f"can't be judged: {type(error).__name__}: {error}"])
         said = {"expected": verdict.expected, "found": verdict.found, "wrong": verdict.wrong}
-        found = {"status": OTHERWISE if verdict.wrong else GOOD, **whole, **shareable(said)}
+        status = CUT if verdict.unfinished else OTHERWISE if verdict.wrong else GOOD
+        found = {"status": status, **whole, **shareable(said)}
         return found | ({"log_tail": shareable(tail)} if verdict.wrong else {})
 
     def _run(
@@ -289,7 +307,7 @@ def read_records(out: Path, earlier: Path | None) -> dict[str, dict[str, Any]]:
     return {record["step"]: record for record in found}
 
 
-def whole(proof: Proof, commit: str | None) -> dict[str, Any]:
+def whole(proof: Proof) -> dict[str, Any]:
     """All results as one: the card, the software, and each step in its order."""
     facts = proof.bench.facts
     card = (facts.get("cards") or [{}])[0]
@@ -304,7 +322,7 @@ def whole(proof: Proof, commit: str | None) -> dict[str, Any]:
         "memory_bytes": facts.get("memory_bytes"),
         "torch": facts.get("torch"),
         "torch_cuda": facts.get("torch_cuda"),
-        "commit": commit or git_commit(),
+        "commits": sorted({record["commit"] or "unknown" for record in in_order}),
         "uncommitted_changes": uncommitted_changes(),
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "missing": [step.name for step in proof.missing()],
@@ -403,12 +421,18 @@ def prepared(asked: argparse.Namespace) -> Proof:
         if step.name in {"toolchain", *only, *again} or not (only or step.asked)
     ]
     records = read_records(asked.out, asked.resume)
-    records = {name: r for name, r in records.items() if name in names and name not in again}
-    known = records.get("toolchain")
-    facts = known["found"] if known and known["status"] == GOOD else {}
-    if not facts:
-        records.pop("toolchain", None)
     device = "cpu" if asked.tiny else "cuda"
+    of_this_kind = {"device": device, "tiny": asked.tiny}
+    records = {
+        name: record
+        for name, record in records.items()
+        if name in names and name not in again and of_this_kind.items() <= record.items()
+    }
+    known = records.get("toolchain", {"status": None})
+    before = known["found"] if known["status"] == GOOD else {}
+    if not asked.summary:  # asked anew in each call: it may be another machine
+        records.pop("toolchain", None)
+    facts = before if asked.summary else {}
     bench = Bench(device, asked.tiny, asked.out.resolve(), asked.scratch.resolve(), facts)
     processors = len(os.sched_getaffinity(0))
     return Proof(
@@ -417,7 +441,9 @@ def prepared(asked: argparse.Namespace) -> Proof:
         {name: number for number, name in enumerate(names, 1)},
         time.monotonic() + asked.seconds,
         asked.side_by_side or max(1, processors // 2 if not asked.tiny else processors),
+        asked.commit or git_commit(),
         records,
+        before,
     )
 
 
@@ -440,12 +466,16 @@ def main(words: Sequence[str] | None = None) -> int:
         interrupted = True
     finally:
         proof.commands.stop_all()
-    found = whole(proof, asked.commit)
+    found = whole(proof)
     write_json(asked.out / "gpu.json", found)
     print(f"\n{summary(found)}")
     if asked.keep and found["card"]:
         name = re.sub(r"[^a-z0-9]+", "-", found["card"].lower()).strip("-")
-        write_json(ROOT / "benchmarks" / "results" / "cuda" / f"{name}.json", found)
+        results = ROOT / "benchmarks" / "results" / "cuda"
+        write_json(results / f"{name}.json", found)
+        for folder in sorted(asked.out.glob("ladder-*")):
+            kept = results / folder.name.removeprefix("ladder-")
+            subprocess.run([ROOT / "benchmarks" / "keep.sh", folder, kept], check=True)
     return 130 if interrupted else exit_code(proof)
 
 

@@ -78,11 +78,12 @@ class Ended:
 
 @dataclass
 class Verdict:
-    """expected, found: what was, as plain data. wrong: each way in which they differ, in words."""
+    """expected, found: what was, as plain data. wrong: each way in which they differ, in words. unfinished: it is to go on."""
 
     expected: dict[str, Any]
     found: dict[str, Any]
     wrong: list[str] = field(default_factory=list)
+    unfinished: bool = False
 
 
 Judge = Callable[[Bench, Ended], Verdict]
@@ -441,8 +442,11 @@ def whole_ladder(name: str) -> Step:
             "exit_codes": list(ended.codes),
             "rows": [{f: row.get(f) for f in fields} for row in rows],
         }
-        codes = {0: [], 75: ["out of time: the same line with --again goes on"]}
-        return Verdict({"exit_codes": [0]}, found, codes.get(ended.codes[-1], ["a rung failed"]))
+        code = ended.codes[-1]
+        wrong = {0: [], 75: ["out of time: the same line again goes on"]}.get(
+            code, ["a rung failed"]
+        )
+        return Verdict({"exit_codes": [0]}, found, wrong, unfinished=code == 75)
 
     return Step(f"ladder-{name}", 590, commands, judge, alone=True, asked=True)
 
