@@ -208,8 +208,14 @@ def run(
 
 
 def _last_wins(words: Sequence[str]) -> list[str]:
-    """Overrides without those of a key that is given again further on."""
-    return list({word.partition("=")[0]: word for word in words}.values())
+    """Overrides without those of a key that is given again further on; a model takes the keys of the one before it along."""
+    models = [number for number, word in enumerate(words) if word.startswith("model=")]
+    left = [
+        word
+        for number, word in enumerate(words)
+        if not (models and number < models[-1] and word.startswith("model."))
+    ]
+    return list({word.partition("=")[0]: word for word in left}.values())
 
 
 def _why(found: Mapping[str, Any]) -> str:
