@@ -343,7 +343,7 @@ def summary(found: Mapping[str, Any]) -> str:
     """The table at the end, and what isn't as expected once more."""
     device = found["card"] or found["device"]
     lines = [
-        f"{device}, driver {found['driver']}, torch {found['torch']}, commit {found['commit']}"
+        f"{device}, driver {found['driver']}, torch {found['torch']}, commit {', '.join(found['commits'])}"
     ]
     lines += [_line(record) for record in found["steps"]]
     counts = {
