@@ -254,7 +254,7 @@ def _found(ended: Ended, report: Mapping[str, Any] | None, planned: str | None) 
         "roofline": report["roofline"],
         "quality": report["quality"],
         "exactness": report["exactness"],
-        "parts": report["parts"],
+        "parts_s": report["parts_s"],
         "syncs_per_step": report["syncs"]["per_step"],
     }
 
@@ -331,7 +331,7 @@ def comparison(name: str, a: str, b: str, words: Mapping[str, Sequence[str]]) ->
             if bench.tiny
             else ["compare.pairs=12", "compare.lives=2"]
         )
-        few = ["bench.warmup=0", "bench.most_warmup=0"] if bench.tiny else []
+        few = ["bench.warmup=0", "bench.most_warmup=0", "generation.steps=1"] if bench.tiny else []
         folder = f"compare.dir={bench.folder(name)}"
         return [[*FASTDIFF, "compare", a, b, f"device={bench.device}", *few, *asked, folder]]
 

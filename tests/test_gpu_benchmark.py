@@ -174,7 +174,7 @@ def test_a_report_that_is_not_exact_or_ran_another_kernel_is_otherwise(
         "notices": [],
         "latency_s": {"median": 0.5},
         "step_latency_s": None,
-        **dict.fromkeys(["load_s", "apply_s", "compile_s", "quality", "parts"]),
+        **dict.fromkeys(["load_s", "apply_s", "compile_s", "quality", "parts_s"]),
         "peak_memory_bytes": {"device_reserved": 10**9},
         "compile": {"graphs": 2, "cudagraph_skips": 1},
         "roofline": {"fraction_of_limit": 1.3},
