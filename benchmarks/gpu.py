@@ -177,9 +177,12 @@ class Proof:
 
     def go(self) -> None:
         """Try what has no result: the toolchain first, since the others' expectations follow from it."""
-        for alone, wave in groupby(self.missing(), key=lambda step: step.alone or not self.ready):
+        for alone, wave in groupby(self.missing(), key=self._alone):
             with ThreadPoolExecutor(1 if alone else self.side_by_side) as pool:
                 list(pool.map(self._try, wave))
+
+    def _alone(self, step: Step) -> bool:
+        return step.first or (step.alone and not self.bench.tiny)
 
     @property
     def ready(self) -> bool:

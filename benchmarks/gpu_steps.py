@@ -93,7 +93,8 @@ Judge = Callable[[Bench, Ended], Verdict]
 class Step:
     """One thing that is tried.
 
-    limit_s: seconds that it may take. alone: nothing else runs beside it, for its figures. asked: it is run only if named.
+    limit_s: seconds that it may take. alone: nothing else runs beside it, for its figures, which are of no interest on a CPU.
+    first: what comes after it needs it, so it is alone there too. asked: it is run only if named.
     memory_gb: of the card, below which it is left out. environment: variables of its commands.
     """
 
@@ -102,6 +103,7 @@ class Step:
     commands: Callable[[Bench], list[list[str]]]
     judge: Judge
     alone: bool = False
+    first: bool = False
     asked: bool = False
     memory_gb: float = 0
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -116,7 +118,7 @@ def probe(name: str, judge: Judge, limit_s: float, folder: str | None = None) ->
         words += ["--folder", str(bench.folder(folder))] if folder else []
         return [[*words, *(["--tiny"] if bench.tiny else [])]]
 
-    return Step(name, limit_s, commands, judge, alone=True)
+    return Step(name, limit_s, commands, judge, alone=True, first=True)
 
 
 def judge_toolchain(bench: Bench, ended: Ended) -> Verdict:
@@ -414,7 +416,7 @@ def marked_tests(name: str, expression: str, limit_s: float) -> Step:
         files = [
             p for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in p.read_text()
         ]
-        words = ["-n", "0", "-q", "-p", "no:cacheprovider", "-m", expression]
+        words = ["-n", "0", "-p", "no:cacheprovider", "-m", expression]
         return [[sys.executable, "-m", "pytest", *words, *map(str, files)]]
 
     def judge(bench: Bench, ended: Ended) -> Verdict:

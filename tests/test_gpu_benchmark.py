@@ -217,7 +217,8 @@ def made_up(modules: SimpleNamespace, name: str, program: str, limit_s: float = 
         return modules.steps.Verdict({}, ended.data(), wrong)
 
     commands = [[sys.executable, "-c", program]]
-    return modules.steps.Step(name, limit_s, lambda bench: commands, judge)
+    first = name == "toolchain"
+    return modules.steps.Step(name, limit_s, lambda bench: commands, judge, first=first)
 
 
 @pytest.fixture
