@@ -41,7 +41,8 @@ wanted = {canonicalize_name(need.name): need.specifier for need in needs}
 for wheel in sys.argv[2:]:
     name = parse_wheel_filename(wheel.rpartition("/")[2])[0]
     try:
-        fits = name not in wanted or version(name) in wanted[name]
+        here = version(name)
+        fits = name not in wanted or here in wanted[name]
     except PackageNotFoundError:
         fits = False
     if not fits:
