@@ -174,12 +174,18 @@ class Proof:
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     before: Mapping[str, Any] = field(default_factory=dict)
     commands: Commands = field(default_factory=Commands)
+    interrupted: bool = False
 
     def go(self) -> None:
         """Try what has no result: the toolchain first, since the others' expectations follow from it."""
         for alone, wave in groupby(self.missing(), key=self._alone):
             with ThreadPoolExecutor(1 if alone else self.side_by_side) as pool:
-                list(pool.map(self._try, wave))
+                try:
+                    list(pool.map(self._try, wave))
+                except KeyboardInterrupt:
+                    self.interrupted = True
+                    self.commands.stop_all()  # else the pool waits for them
+                    raise
 
     def _alone(self, step: Step) -> bool:
         return step.first or (step.alone and not self.bench.tiny)
@@ -193,7 +199,7 @@ class Proof:
 
     def _try(self, step: Step) -> None:
         left = self.ends_at - time.monotonic()
-        if left < 5 or not (self.ready or step.name == "toolchain"):
+        if self.interrupted or left < 5 or not (self.ready or step.name == "toolchain"):
             return
         began = datetime.now(UTC).isoformat(timespec="seconds")
         started = time.perf_counter()
@@ -208,6 +214,8 @@ class Proof:
             }
         else:
             found = self._found(step, left)
+        if self.interrupted:  # it was stopped, which says nothing of it
+            return
         seconds = round(time.perf_counter() - started, 2)
         if step.name == "toolchain" and (other := self._other_machine(found["found"])):
             found = found | {"status": OTHERWISE, "wrong": [other]}
@@ -461,14 +469,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     proof = prepared(asked)
     signal.signal(signal.SIGTERM, _as_interrupt)
-    interrupted = False
-    try:
-        if not asked.summary:
+    if not asked.summary:
+        with suppress(KeyboardInterrupt):
             proof.go()
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        proof.commands.stop_all()
     found = whole(proof)
     write_json(asked.out / "gpu.json", found)
     print(f"\n{summary(found)}")
@@ -479,7 +482,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for folder in sorted(asked.out.glob("ladder-*")):
             kept = results / folder.name.removeprefix("ladder-")
             subprocess.run([ROOT / "benchmarks" / "keep.sh", folder, kept], check=True)
-    return 130 if interrupted else exit_code(proof)
+    return 130 if proof.interrupted else exit_code(proof)
 
 
 if __name__ == "__main__":

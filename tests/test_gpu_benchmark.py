@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -282,6 +283,25 @@ def test_what_the_whole_limit_cut_is_tried_again_and_what_is_finished_is_not(
     assert (tmp_path / "counted").read_text() == "x"
     call("--again", "quick", quick=quick, waits=wait)
     assert (tmp_path / "counted").read_text() == "xx"
+
+
+def test_an_interrupted_call_ends_what_it_began_and_keeps_what_is_finished(
+    call: Any, tmp_path: Path
+) -> None:
+    ends_its_parent = (
+        f"import os, signal, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); "
+        "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        code, found = call("--side-by-side", "1", good="", ends=ends_its_parent, later="")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == 130
+    assert statuses(found) == {"toolchain": "as expected", "good": "as expected"}
+    assert found["missing"] == ["ends", "later"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_steps_are_chosen_by_name(call: Any) -> None:
