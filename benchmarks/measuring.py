@@ -78,7 +78,7 @@ def write_results(name: str, results: dict[str, Any], started_at: str) -> Path:
         "command": command,
         "machine": machine(),
         "commit": git_commit(),
-        "uncommitted_changes": _uncommitted_changes(),
+        "uncommitted_changes": uncommitted_changes(),
         "started_at": started_at,
         "finished_at": now(),
     }
@@ -90,7 +90,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _uncommitted_changes() -> bool | None:
+def uncommitted_changes() -> bool | None:
     """Whether what was measured differs from the commit; None outside a checkout or without git."""
     try:
         status = subprocess.run(

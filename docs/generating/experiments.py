@@ -119,7 +119,7 @@ def _missing(
     """What nobody has measured yet, in so many words."""
     yield from ("### Not measured", "")
     if not any((data["environment"] or {}).get("device") == "cuda" for data in found):
-        yield f"- The whole ladder on a CUDA GPU, which the document is about: `benchmarks/cuda.sh {name}` does it."
+        yield f"- The whole ladder on a CUDA GPU, which the document is about: `benchmarks/gpu.sh --only ladder-{name}` does it."
     done = {row["experiment"] for data in found for row in data["rows"] if "latency_s" in row}
     never = [rung.short for rung in rungs if rung.name not in done]
     if never:

@@ -242,7 +242,7 @@ def test_what_nobody_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiments, "measured", lambda: ())
     page = experiments.render()
     for name in ladders():
-        assert f"`benchmarks/cuda.sh {name}` does it" in page
+        assert f"`benchmarks/gpu.sh --only ladder-{name}` does it" in page
         never = ", ".join(code(rung.short) for rung in ladder(name))
         assert f"- On no machine so far: {never}.\n" in page
 
