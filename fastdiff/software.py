@@ -206,17 +206,26 @@ def _output(run: Any, command: list[str]) -> str | None:
 
 
 def git_commit(root: Path = _ROOT) -> str | None:
-    """Commit of fastdiff's own checkout, read without git; None for an installed wheel."""
-    folder = root / ".git"
+    """Commit of fastdiff's own checkout, read without git; None for an installed wheel.
+
+    In one of several work trees `.git` is a file that names the folder of its HEAD, and that one names the folder of all refs.
+    """
     try:
+        folder = _named_in(root / ".git", "gitdir: ", root) or root / ".git"
+        shared = _named_in(folder / "commondir", "", folder) or folder
         head = (folder / "HEAD").read_text().strip()
         if not head.startswith("ref: "):
             return head
-        reference = folder / head.removeprefix("ref: ")
+        reference = shared / head.removeprefix("ref: ")
         if reference.is_file():
             return reference.read_text().strip()
-        packed = (folder / "packed-refs").read_text()
+        packed = (shared / "packed-refs").read_text()
     except OSError:
         return None
     found = re.search(rf"^(\w+) {re.escape(head.removeprefix('ref: '))}$", packed, re.MULTILINE)
     return found.group(1) if found else None
+
+
+def _named_in(file: Path, before: str, start: Path) -> Path | None:
+    """The folder that a file of git's names after a word, from where it lies; None if it is no such file."""
+    return start / file.read_text().strip().removeprefix(before) if file.is_file() else None

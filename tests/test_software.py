@@ -186,3 +186,15 @@ def test_why_it_is_unknown_whether_the_code_changed(
         assert reason(checkout, run) == "git status doesn't answer"
     monkeypatch.setenv("PATH", "")
     assert reason(checkout, answers("")) == "git is not installed"
+
+
+def test_the_commit_of_one_of_several_work_trees(tmp_path: Path) -> None:
+    checkout, git = tmp_path / "tree", tmp_path / "main" / ".git"
+    own = git / "worktrees" / "tree"
+    for folder in (checkout, own, git / "refs" / "heads"):
+        folder.mkdir(parents=True)
+    (checkout / ".git").write_text(f"gitdir: {own}\n")
+    (own / "HEAD").write_text("ref: refs/heads/topic\n")
+    (own / "commondir").write_text("../..\n")
+    (git / "refs" / "heads" / "topic").write_text("abc123\n")
+    assert software.git_commit(checkout) == "abc123"
