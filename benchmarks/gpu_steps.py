@@ -282,9 +282,9 @@ def within_the_machine(bench: Bench, report: Mapping[str, Any], ended: Ended) ->
 
 def graphs_were_used(bench: Bench, report: Mapping[str, Any], ended: Ended) -> Iterator[str]:
     """Inductor left no CUDA graph out."""
-    skipped = {k: v for k, v in report["compile"].items() if "skip" in k and isinstance(v, int)}
-    if bench.device == "cuda":
-        yield from (f"{name}: {count}" for name, count in skipped.items() if count)
+    if skipped := report["compile"].get("cuda_graphs_skipped"):
+        reasons = "; ".join(report["compile"]["cuda_graphs_reasons"])
+        yield f"{skipped} CUDA graphs were left out: {reasons or 'nobody says why'}"
 
 
 def checked(bench: Bench, report: Mapping[str, Any], ended: Ended) -> Iterator[str]:

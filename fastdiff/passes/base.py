@@ -181,7 +181,6 @@ class Context:
     """
 
     setting: Setting
-    notices: list[Notice] = field(default_factory=list)
     made: dict[str, Any] = field(default_factory=dict)
     draw: Callable[[Any], Any] | None = None
 
