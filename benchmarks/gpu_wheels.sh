@@ -17,7 +17,7 @@ most=$((64 * 1024 * 1024))
 mkdir -p "$dir"
 
 names=(
-  diffusers importlib_metadata zipp torchao accelerate peft hydra-core omegaconf torchmetrics lightning-utilities
+  diffusers importlib_metadata lazy-importer zipp torchao accelerate peft hydra-core omegaconf torchmetrics lightning-utilities
   rich markdown-it-py mdurl pygments platformdirs jinja2 plotly narwhals
   pytest pluggy iniconfig pytest-xdist execnet hypothesis sortedcontainers # of the tests
 )
