@@ -25,14 +25,11 @@ def toolchain(device: str, tiny: bool, folder: Path) -> dict[str, Any]:
     """The card and its driver, torch, and what compiling needs: found here without fastdiff, to hold fastdiff's plans to it."""
     import torch
 
-    on_gpu = device == "cuda"
     seen = torch.cuda.is_available()
-    compilers = ("cc", "gcc", "clang") if on_gpu else ("g++", "c++", "clang++")
-    given = os.environ.get("CC" if on_gpu else "CXX")
-    compiler = next((name for name in (given, *compilers) if name and shutil.which(name)), None)
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = shutil.which("nvcc")
     home = home or (nvcc and str(Path(nvcc).parent.parent)) or "/usr/local/cuda"
+    headers = (sysconfig.get_path("include", scheme) for scheme in ("posix_prefix", "venv"))
     return {
         "cards": nvidia_smi(),
         "torch": torch.__version__,
@@ -40,13 +37,20 @@ def toolchain(device: str, tiny: bool, folder: Path) -> dict[str, Any]:
         "torch_sees": torch.cuda.get_device_name() if seen else None,
         "capability": list(torch.cuda.get_device_capability()) if seen else None,
         "memory_bytes": torch.cuda.get_device_properties(0).total_memory if seen else None,
-        "compiler": compiler and Path(compiler).name,
-        "python_h": Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
-        "toolkit": Path(home, "include", "cuda.h").is_file(),
+        "c": program("CC", "gcc", "clang"),
+        "cpp": program("CXX", "g++"),
+        "python_h": any(Path(folder, "Python.h").is_file() for folder in headers),
+        "toolkit": all(Path(home, "include", h).is_file() for h in ("cuda.h", "cuda_runtime.h")),
         "nvcc": nvcc is not None,
         "triton": importlib.util.find_spec("triton") is not None,
         "processors": len(os.sched_getaffinity(0)),
     }
+
+
+def program(variable: str, *known: str) -> bool:
+    """Whether Triton, or Inductor, finds its compiler: the one that a variable names, else one that it knows."""
+    named = os.environ.get(variable)
+    return any(map(shutil.which, known if named is None else (named,)))
 
 
 def nvidia_smi() -> list[dict[str, str]]:

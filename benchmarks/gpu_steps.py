@@ -20,7 +20,8 @@ from fastdiff.result import read_json
 ROOT = Path(__file__).resolve().parent.parent
 PROBES = ROOT / "benchmarks" / "gpu_probes.py"
 FASTDIFF = (sys.executable, "-m", "fastdiff")
-_NEEDS_TOOLS = ("compiler", "python_h", "triton")
+_TOOLS = {"cuda": ("c", "python_h", "triton"), "cpu": ("cpp", "python_h")}
+"""What compiling needs on a kind of device."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,12 @@ class Bench:
             wanted = [int(part) for part in need.partition(" ")[2].split(".")]
             return not on_gpu or list(self.facts["capability"]) < wanted
         if need == "toolkit":
-            return self.lacks("compiler") or (on_gpu and not self.facts["toolkit"])
+            lacking = on_gpu and not (self.facts["toolkit"] and self.facts["cpp"])
+            return lacking or self.lacks("compiler")
         if need != "compiler":
             raise ValueError(need)
-        if on_gpu:
-            missing = [tool for tool in _NEEDS_TOOLS if not self.facts[tool]]
-            return bool(missing) or self.lacks("capability 7.0")
-        return not self.facts["compiler"]
+        lacking = not all(self.facts[tool] for tool in _TOOLS[self.device])
+        return lacking or (on_gpu and self.lacks("capability 7.0"))
 
     def folder(self, step: str) -> Path:
         return self.scratch / "steps" / step

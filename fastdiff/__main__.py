@@ -157,8 +157,10 @@ def _plan_grid(overrides: list[str], as_json: bool) -> int:
     from fastdiff.sweep.launching import check_launcher
 
     _, overrides = read_how(overrides)
-    check_launcher(hydras_own(overrides))  # whose name may be ours, and none of Hydra's
-    grid = read_grid([word for word in overrides if not word.startswith("hydra/launcher=")])
+    # A launcher's name may be ours, and none of Hydra's; its keys are read where it is made.
+    check_launcher(hydras_own(overrides))
+    of_launcher = ("hydra/launcher=", "hydra.launcher.")
+    grid = read_grid([o for o in overrides if not o.lstrip("+~").startswith(of_launcher)])
     rows = [outlook.to_dict() for outlook in outlooks(grid)]
     if as_json:
         import json

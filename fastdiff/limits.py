@@ -77,8 +77,11 @@ def out_of_bounds(run: RunConfig, noise_levels: int | None) -> Iterator[Problem]
             yield Problem(f"{bare}={shown}", found[0], way_out)
 
 
-def within_32_bits(run: RunConfig) -> RunConfig:
-    """The run with every whole number beyond 32 bits, seeds apart, at its limit: what else is wrong with it can be told."""
+def within_64_bits(run: RunConfig) -> RunConfig:
+    """The run with every whole number beyond 64 bits, with which nothing could calculate, put at the most of 32.
+
+    So what else is wrong with it can be told.
+    """
     if all(abs(value) <= LARGEST_SEED for _, value in _numbers(run) if isinstance(value, int)):
         return run
     tame = copy.deepcopy(run)

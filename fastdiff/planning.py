@@ -18,7 +18,7 @@ from fastdiff.calling import call_findings
 from fastdiff.config import Bench, Reference, RunConfig
 from fastdiff.environment import Environment
 from fastdiff.errors import MachineProblem, ModelError, PlanError, Problem
-from fastdiff.limits import out_of_bounds, within_32_bits
+from fastdiff.limits import out_of_bounds, within_64_bits
 from fastdiff.models.facts import ModelFacts
 from fastdiff.models.shapes.scenes import Scene
 from fastdiff.models.sources import Shapes
@@ -91,7 +91,7 @@ def make_plan(
     calls: fastdiff itself will call the pipeline, with what `generation` says.
     """
     noise_levels = _noise_levels(facts)
-    asked, run = run, within_32_bits(run)
+    asked, run = run, within_64_bits(run)
     for _, _, option in run.options():
         if isinstance(option, Option) and facts is not None:
             facts = option.changed_facts(facts, run)

@@ -185,7 +185,6 @@ def test_assembling_gives_what_hydra_composes(overrides: list[str]) -> None:
         ["device=[1]"],
         ["bench.runs=1.5"],
         ["model=sdxl", "model.student=x"],
-        ["experiment=sdxl_tutorial/int8", "compile=none"],
         ["generation.steps=${bench.runs}"],
         ["hydra.run.dir=x"],
         ["hydra/job_logging=default"],

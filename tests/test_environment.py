@@ -580,13 +580,13 @@ def test_a_compiler_that_is_named_is_one_program_and_no_other_is_looked_for(
     assert environment.tools_here() == {"c", "c++"} - (set() if works else {tool})
 
 
-def test_torch_takes_a_named_cpp_compiler_for_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_takes_a_named_cpp_compiler_for_one_program() -> None:
     """As the plan has it: with other words behind the program's name Inductor finds none."""
     from torch._inductor import config, cpp_builder, exc
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "g++ -O2"))
     cpp_builder.cpp_compiler_search.cache_clear()
-    with pytest.raises(exc.InvalidCxxCompiler):
+    named = config.patch({"cpp.cxx": (None, "g++ -O2")})
+    with named, pytest.raises(exc.InvalidCxxCompiler):
         cpp_builder.get_cpp_compiler()
     cpp_builder.cpp_compiler_search.cache_clear()
 

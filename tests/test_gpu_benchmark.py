@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from fastdiff.environment import Environment, Gpu
+from fastdiff.environment import TOOLS, Environment, Gpu
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -29,7 +29,8 @@ FACTS = {
     "torch_sees": "NVIDIA H100",
     "capability": [9, 0],
     "memory_bytes": 80 * 10**9,
-    "compiler": "cc",
+    "c": True,
+    "cpp": True,
     "python_h": True,
     "toolkit": True,
     "nvcc": True,
@@ -73,7 +74,8 @@ def machine(**facts: Any) -> Environment:
         "gpus": (),
         "torch_cuda": None,
         "versions": {"torch": "2.13.0"},
-        "modules": {"torchao": True, "xformers": True, "peft": True},
+        "modules": {"torchao": True, "xformers": True, "peft": True, "triton": True},
+        "tools": TOOLS,
     }
     return Environment(**(known | facts))
 
@@ -146,8 +148,8 @@ def test_what_a_machine_lacks_is_expected_to_be_refused(
             name for name, _, outcome in single_runs(modules.steps, other) if outcome == "refused"
         ]
 
-    assert lacking(toolkit=False) == ["aot", "flux-aot"]
-    for missing in ({"compiler": None}, {"python_h": False}, {"triton": False}):
+    assert lacking(toolkit=False) == lacking(cpp=False) == ["aot", "flux-aot"]
+    for missing in ({"c": False}, {"python_h": False}, {"triton": False}):
         assert {"graphs", "aot", "int8", "tutorial-int8"} <= set(lacking(**missing))
         assert "int8-eager" not in lacking(**missing)
     assert {"graphs", "fp8", "tf32"} <= set(lacking(capability=[6, 1]))

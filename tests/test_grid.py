@@ -448,8 +448,11 @@ def test_json_has_every_problem_of_every_cell(capsys: pytest.CaptureFixture[str]
     assert rows[3]["problems"][1]["instead"] == "qkv=separate, or attention=sdpa_math"
 
 
-def test_a_planned_grid_leaves_nothing_behind(here: Path) -> None:
-    main(["plan", "-m", "quant=none,int8", "hydra/launcher=joblib"])
+@pytest.mark.parametrize(
+    "launcher", [["hydra/launcher=joblib"], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]]
+)
+def test_a_planned_grid_leaves_nothing_behind(here: Path, launcher: list[str]) -> None:
+    assert main(["plan", "-m", "quant=none,int8", *launcher]) == 0
     assert list(here.iterdir()) == []
 
 

@@ -236,6 +236,9 @@ def test_figures_of_a_report_agree_with_one_another(first: Path) -> None:
         "cold_compile_s": None,
         "saved_s": None,
         "saved_reason": "nothing was compiled",
+        "cuda_graphs": None,
+        "cuda_graphs_skipped": None,
+        "cuda_graphs_reasons": [],
     }
     assert report["repeatable"] == {"identical": True, "max_abs_difference": 0.0}
     assert report["started_at"] <= report["finished_at"]

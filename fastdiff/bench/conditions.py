@@ -8,11 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fastdiff.bench.gpu_state import gpu_notices, this_gpu, unknown
+from fastdiff.bench.gpu_state import gpu_notices, gpu_state_now, this_gpu
 
 BUSY = 0.10
 """Of the processors a run may use: what others may take before a notice says so. Its own figures are good to 0.02."""
@@ -215,17 +214,7 @@ class Watch:
         self._gpu = gpu
 
     def _asked(self) -> dict[str, Any] | None:
-        """The GPU's state; that it can't be had costs the times around which it is asked nothing."""
-        if self._device != "cuda":
-            return None
-        try:
-            return self._asking()
-        except Exception as error:
-            return unknown(f"it can't be asked ({type(error).__name__}: {error})")
-
-    @cached_property
-    def _asking(self) -> Callable[[], dict[str, Any]]:
-        return self._gpu()
+        return gpu_state_now(self._gpu) if self._device == "cuda" else None
 
     def __enter__(self) -> Watch:
         self._gpu_before = self._asked()

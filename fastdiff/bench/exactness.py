@@ -19,7 +19,7 @@ import gc
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -431,9 +431,11 @@ def _verdict(part: Any, key: str, call: Call, plan: Plan) -> Verdict:
         with ieee_convolutions(plan):
             yield called(None)
         if _may_round(plan) and _bakes(plan):
-            with suppress(RuntimeError):  # a part with five-dimensional weights has no such layout
+            try:
                 part.to(memory_format=torch.channels_last)
-                yield called(None)
+            except RuntimeError:  # a part with five-dimensional weights has no such layout
+                return
+            yield called(None)
 
     try:
         with _bounded_memory(plan):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastdiff.machine import find_gpu, gpu_names, load_nvml, not_found, number, started
@@ -104,43 +104,36 @@ def this_gpu() -> GpuState:
     return GpuState(load_nvml(), gpu_names(torch.cuda.get_device_properties()))
 
 
-def gpu_troubles(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What makes work on the GPU take longer than it should, by its state before and after it; none where that is unknown."""
-    found = []
-    if distress := _distress(before, after):
-        found.append(
-            f"the GPU slowed itself down ({', '.join(distress)}; {after['temperature_c']} °C)"
-        )
-    processes = _holders(before, after)
+def gpu_troubles(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+    """What makes work on the GPU take longer than it should, by its state before and after it, and what mends it.
+
+    Nothing where the state is unknown.
+    """
+    if before["reason"] or after["reason"]:
+        return {}
+    slowed = {name for state in (before, after) for name in state["slowed_by"] or ()}
+    processes = max(state["compute_processes"] or 0 for state in (before, after))
+    found = {}
+    if distress := ", ".join(sorted(slowed & _IN_DISTRESS)):
+        hot = f"the GPU slowed itself down ({distress}; {after['temperature_c']} °C)"
+        found[hot] = "times may be too long; cool it and run again"
     if processes > 1:
-        found.append(f"{processes} processes held the GPU")
+        found[f"{processes} processes hold this GPU"] = (
+            "if another computed while calls were timed, times are too long; end it and run again"
+        )
     return found
 
 
 def gpu_notices(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What a reader of the times has to know of the GPU's state before and after them."""
-    reason = before["reason"] or after["reason"]
-    if reason:
+    if reason := before["reason"] or after["reason"]:
         return [f"the GPU's clocks and temperature are unknown: {reason}"]
-    notices = []
-    if found := _distress(before, after):
-        notices.append(
-            f"the GPU slowed itself down ({', '.join(found)}; {after['temperature_c']} °C): times may be "
-            "too long; cool it and run again"
-        )
-    processes = _holders(before, after)
-    if processes > 1:
-        notices.append(
-            f"{processes} processes hold this GPU: if another computed while calls were timed, times are "
-            "too long; end it and run again"
-        )
-    return notices
+    return [f"{trouble}: {advice}" for trouble, advice in gpu_troubles(before, after).items()]
 
 
-def _distress(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    slowed = {name for state in (before, after) for name in state["slowed_by"] or ()}
-    return sorted(slowed & _IN_DISTRESS)
-
-
-def _holders(before: dict[str, Any], after: dict[str, Any]) -> int:
-    return max(state["compute_processes"] or 0 for state in (before, after))
+def gpu_state_now(gpu: Callable[[], Callable[[], dict[str, Any]]] = this_gpu) -> dict[str, Any]:
+    """The state of this process's GPU; that it can't be asked costs whoever asks nothing."""
+    try:
+        return gpu()()
+    except Exception as error:
+        return unknown(f"it can't be asked ({type(error).__name__}: {error})")

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastdiff.bench.gpu_state import gpu_troubles, this_gpu
+from fastdiff.bench.gpu_state import gpu_state_now, gpu_troubles
 from fastdiff.bench.timing import synchronize
 from fastdiff.cache_folder import cache_folder, distrust, make_private, rates_folder
 from fastdiff.config import fingerprint
@@ -177,14 +177,13 @@ def measure(device: str, dtype: torch.dtype, wanted: Mapping[str, Any]) -> Rates
     import torch
 
     spent = Spent()
-    gpu = _gpu_state if device == "cuda" else lambda: None
-    before = gpu()
+    before = gpu_state_now() if device == "cuda" else None
     with torch.no_grad():
         products = best_rate(Product(device, dtype, torch.mm), spent)
         in_int8 = _if_it_can(lambda: best_rate(Product(device, torch.int8, int8_product), spent))
         convolutions = _if_it_can(lambda: convolution_rate(device, dtype, spent))
         copies = copy_rate(device, dtype, spent)
-    after = gpu()
+    after = gpu_state_now() if device == "cuda" else None
     share = spent.share_of(usable_processors(torch.get_num_threads())) if device == "cpu" else None
     doubt = None
     if share is not None and share < _BUSY:
@@ -193,10 +192,6 @@ def measure(device: str, dtype: torch.dtype, wanted: Mapping[str, Any]) -> Rates
         doubt = "; ".join(gpu_troubles(before, after)) or None
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return Rates(products, in_int8, copies, share, wanted, now, (), convolutions, doubt)
-
-
-def _gpu_state() -> dict[str, Any]:
-    return this_gpu()()
 
 
 def _if_it_can(rate: Callable[[], float]) -> float | None:

@@ -262,17 +262,19 @@ class Component:
     @property
     def _unet_head_dims(self) -> frozenset[int]:
         """Of blocks with cross-attention: their channels over their number of heads."""
+        if not self.config or self._adds_projections:
+            return frozenset()
         down = self.config.get("down_block_types", _DOWN_BLOCKS)
         channels = self.config.get("block_out_channels", (320, 640, 1280, 1280))
         given = self.config.get("num_attention_heads") or self.config.get("attention_head_dim", 8)
-        if not (isinstance(down, list | tuple) and isinstance(channels, list | tuple)):
+        if not (isinstance(down, list | tuple) and isinstance(channels, list | tuple) and channels):
             return frozenset()
         heads = given if isinstance(given, list | tuple) else [given] * len(channels)
         mid = self.config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
         blocks = [*zip(down, channels, heads, strict=False), (mid, channels[-1], heads[-1])]
-        if not self.config or self._adds_projections:
-            return frozenset()
-        return frozenset(c // h for kind, c, h in blocks if "CrossAttn" in str(kind))
+        attending = [(c, h) for kind, c, h in blocks if "CrossAttn" in str(kind)]
+        known = all(isinstance(c, int) and isinstance(h, int) and h for c, h in attending)
+        return frozenset(c // h for c, h in attending) if known else frozenset()
 
     @property
     def _adds_projections(self) -> bool:

@@ -18,13 +18,16 @@ Config = Mapping[str, Any]
 def expected_names(class_name: str, config: Config) -> frozenset[str] | None:
     """Names of a component's weights, as diffusers or transformers save them; None where nobody here knows.
 
-    A configuration that asks for something beside the usual is one that nobody knows.
+    A configuration that asks for something beside the usual, or that no model could be made of, is one that nobody knows.
     """
     known = _KNOWN.get(class_name)
     if known is None or not config or config.get("quantization_config"):
         return None
-    names = known(config)
-    return None if names is None else frozenset(names)
+    try:
+        names = known(config)
+        return None if names is None else frozenset(names)
+    except (TypeError, ValueError, LookupError):
+        return None
 
 
 def missing_names(expected: Iterable[str], held: Iterable[str]) -> list[str]:

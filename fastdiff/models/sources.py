@@ -362,7 +362,7 @@ class SingleFile(Model):
         if not self.config:
             known = ORIGINAL.get(found.pipeline)
             return {name: part.config for name, part in known.components.items()} if known else {}
-        folder = Path(self.config).expanduser().absolute()
+        folder = Path(os.path.expanduser(self.config)).absolute()
         files = {name: folder / name / "config.json" for name in found.components}
         return {name: read_json_object(file) for name, file in files.items() if file.is_file()}
 

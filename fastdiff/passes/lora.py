@@ -85,6 +85,10 @@ class AdapterLayer:
 _MATRIX = re.compile(
     r"(?P<layer>.+)\.lora(_linear_layer)?[._](?P<which>A|B|down|up)(\.default)?\.weight"
 )
+_BESIDE_IT = re.compile(
+    r"(?P<layer>.+)\.(alpha|network_alpha|lora(_linear_layer)?[._](B|up)(\.default)?\.bias)"
+)
+"""A layer's other tensors: its scale, and the bias of what it adds."""
 _KOHYA = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 _DIFFUSERS_PATHS = re.compile(
     r"(down_blocks|up_blocks|mid_block|conv_|time_|add_|(text_model_)?encoder_layers)"
@@ -154,10 +158,9 @@ def left_out(shapes: Shapes, model: Mapping[str, Collection[str]]) -> list[str]:
         for name, layer in layers.items()
         if layer.part is None or layer.path in model.get(layer.part, ())
     }
-    of_layer = re.compile(r"(?P<layer>.+)\.(alpha|network_alpha)")
 
     def fits(key: str) -> bool:
-        found = _MATRIX.fullmatch(key) or of_layer.fullmatch(key)
+        found = _MATRIX.fullmatch(key) or _BESIDE_IT.fullmatch(key)
         return found is not None and found["layer"].removesuffix(".lora") in fitting
 
     return sorted(key for key in shapes if not fits(key))

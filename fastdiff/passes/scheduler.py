@@ -302,12 +302,11 @@ class FlowScheduler(Scheduler):
         asked = [key for key in _OF_FLOW if config.get(key) and key not in self.follows]
         if asked and class_name != self.class_name:
             return f"this model's {class_name} has {asked[0]} set, which {self.class_name} can't follow"
-        dynamic = bool(config.get("use_dynamic_shifting"))
+        dynamic = bool(config.get("use_dynamic_shifting")) and self.shift is None
         if dynamic and not self.takes & {"mu", "mu where dynamic"}:
             return (
                 f"this model's noise is shifted by picture size, which {self.class_name} can't do"
             )
-        dynamic = dynamic and self.shift is None
         handed = HANDED.get(pipeline)
         if class_name == self.class_name and handed is None:
             return None
@@ -326,10 +325,6 @@ class FlowScheduler(Scheduler):
             return f"{pipeline} hands its own noise levels to the scheduler, and {self.class_name} doesn't take them"
         if handed.timesteps and "timesteps" not in self.takes:
             return f"{pipeline} hands its own timesteps to the scheduler, and {self.class_name} doesn't take them"
-        if dynamic and not self.takes & {"mu", "mu where dynamic"}:
-            return (
-                f"this model's noise is shifted by picture size, which {self.class_name} can't do"
-            )
         shifted = handed.mu == "always" or (handed.mu == "dynamic" and dynamic)
         exponential = config.get("time_shift_type", "exponential") == "exponential"
         if shifted and "mu" not in self.takes and not (self.takes and dynamic and exponential):

@@ -42,7 +42,4 @@ def look_at(path: str | Path) -> tuple[Recipe, list[RecipeProblem]]:
 
 
 def _place(path: str | Path) -> Path:
-    try:
-        return Path(os.path.expanduser(path)).absolute()
-    except RuntimeError:  # the home of nobody
-        return Path(path).absolute()
+    return Path(os.path.expanduser(path)).absolute()

@@ -21,6 +21,8 @@ MOST_LEVELS = 32
 MOST_VALUES = 4_000
 """Of keys and values together; a recipe that says everything has a few hundred."""
 
+_TOO_DEEP = f"is nested deeper than {MOST_LEVELS} levels"
+
 LONGEST_NUMBER = 400
 """Signs; the largest there is has 309 digits."""
 
@@ -97,6 +99,8 @@ def parse(content: bytes, name: str) -> Node:
         said = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "")
         reason = f"can't be read as YAML: {shown(said)}" if said else "can't be read as YAML"
         line = mark.line + 1 if mark else None
+        if "nesting depth" in said:  # libyaml's own limit, far above ours, in PyYAML 6.0.4
+            raise _error(name, line, "", _TOO_DEEP, "fewer levels") from None
         raise _error(
             name, line, "", reason, "mend that line; values with signs go in quotes"
         ) from None
@@ -175,7 +179,7 @@ class _Composer:
         if isinstance(event, yaml.ScalarEvent):
             return Node(line, self._scalar(event, key), key_line)
         if level >= MOST_LEVELS:
-            self._refuse(event, key, f"is nested deeper than {MOST_LEVELS} levels", "fewer levels")
+            self._refuse(event, key, _TOO_DEEP, "fewer levels")
         if isinstance(event, yaml.SequenceStartEvent):
             items: list[Node] = []
             while not isinstance(event := self._next(), yaml.SequenceEndEvent):

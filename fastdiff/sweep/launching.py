@@ -126,15 +126,17 @@ class Launch:
         if not (init.get("address") or os.environ.get("RAY_ADDRESS")):
             init.setdefault("object_store_memory", _OBJECT_STORE_BYTES)
         ours = signal.getsignal(signal.SIGTERM)
-        ray.init(**init)
+        try:
+            ray.init(**init)
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, ours)
         resources: Any = ray.cluster_resources  # which Ray gives no types
         if self._waits_for_ever(resources()):
             raise UsageError(
-                "its cluster has no GPU, and every job asks for one: device=cpu, or hydra.launcher.ray.remote.num_gpus=1 "
-                "waits for one to join"
+                "Ray's cluster has no GPU, and every job asks for one\n"
+                "  instead: device=cpu, or hydra.launcher.ray.remote.num_gpus=1, which waits for one to join"
             )
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, ours)
 
     def _waits_for_ever(self, resources: Mapping[str, float]) -> bool:
         """Whether Ray would wait for a GPU that its cluster doesn't have, though nobody said so in as many words."""

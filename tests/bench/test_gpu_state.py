@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastdiff.bench.gpu_state import GpuState, gpu_notices
+from fastdiff.bench.gpu_state import GpuState, gpu_notices, gpu_state_now, gpu_troubles
 
 UUID = "8932f937-d72c-4106-c12f-20bd9faed9f6"
 
@@ -175,3 +175,13 @@ def test_on_a_gpu_its_clock_and_temperature_are_known() -> None:
     assert found["reason"] is None
     assert found["sm_clock_mhz"] > 100
     assert 0 < found["temperature_c"] < 120
+
+
+def test_a_gpu_that_cannot_be_asked_costs_whoever_asks_nothing() -> None:
+    def gone() -> Any:
+        raise RuntimeError("driver gone")
+
+    state = gpu_state_now(gone)
+    assert state["reason"] == "it can't be asked (RuntimeError: driver gone)"
+    hot = known(slowed_by=["hw_slowdown"], temperature_c=88)
+    assert gpu_troubles(state, hot) == gpu_troubles(hot, state) == {}

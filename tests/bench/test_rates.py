@@ -467,7 +467,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, before: Any, after: Any) -> str | 
     said = iter((unknown | before, unknown | after))
     monkeypatch.setattr(rates, "best_rate", lambda work, spent: 1e12)
     monkeypatch.setattr(rates, "copy_rate", lambda device, dtype, spent: 1e10)
-    monkeypatch.setattr(rates, "this_gpu", lambda: lambda: next(said))
+    monkeypatch.setattr(rates, "gpu_state_now", lambda: next(said))
     return rates.measure("cuda", torch.float32, {}).doubt
 
 
@@ -477,10 +477,10 @@ def test_rates_beside_another_process_on_the_gpu_or_in_its_distress_are_in_doubt
     alone = {"compute_processes": 1, "slowed_by": ["gpu_idle", "sw_power_cap"]}
     assert on_a_gpu(monkeypatch, alone, alone) is None
     assert on_a_gpu(monkeypatch, {"reason": "no NVML"}, {"reason": "no NVML"}) is None
-    assert on_a_gpu(monkeypatch, alone, {"compute_processes": 2}) == "2 processes held the GPU"
+    assert on_a_gpu(monkeypatch, alone, {"compute_processes": 2}) == "2 processes hold this GPU"
     hot = {"slowed_by": ["hw_thermal_slowdown"]}
     assert on_a_gpu(monkeypatch, {**hot, "compute_processes": 3}, alone) == (
-        "the GPU slowed itself down (hw_thermal_slowdown; 88 °C); 3 processes held the GPU"
+        "the GPU slowed itself down (hw_thermal_slowdown; 88 °C); 3 processes hold this GPU"
     )
 
 

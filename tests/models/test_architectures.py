@@ -87,7 +87,7 @@ def _int8_choice(unet: Any) -> tuple[set[str], set[str]]:
 
     int8 = option_files()["quant"]["int8"].option()
     assert isinstance(int8, Int8)
-    chosen = {path for path, part in unet.named_modules() if int8.chooses(part, path, "cpu")}
+    chosen = {path for path, part in unet.named_modules() if int8.chooses(part)}
     return chosen, chosen & dead_projections(unet)
 
 

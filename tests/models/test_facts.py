@@ -434,3 +434,10 @@ def test_facts_import_neither_torch_nor_diffusers_nor_transformers() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    "config", [{"block_out_channels": []}, {"attention_head_dim": None}, {"attention_head_dim": 0}]
+)
+def test_heads_of_a_configuration_that_no_unet_could_be_made_of_are_unknown(config: Any) -> None:
+    assert Component("unet", "diffusers", "UNet2DConditionModel", 0, 0, config).head_dims == set()

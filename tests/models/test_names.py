@@ -163,3 +163,17 @@ def test_diffusers_makes_its_own_names_of_fluxs_original_ones() -> None:
     }
     made = single_file_utils.convert_flux_transformer_checkpoint_to_diffusers(checkpoint)
     assert set(made) == expected_names("FluxTransformer2DModel", config)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config"),
+    [
+        ("UNet2DConditionModel", {"block_out_channels": [8], "down_block_types": ["a", "b"]}),
+        ("UNet2DConditionModel", {"block_out_channels": None, "layers_per_block": "two"}),
+        ("CLIPTextModel", {"num_hidden_layers": None}),
+    ],
+)
+def test_a_configuration_that_no_model_could_be_made_of_is_nobodys_to_know(
+    class_name: str, config: dict[str, Any]
+) -> None:
+    assert expected_names(class_name, config) is None

@@ -851,7 +851,7 @@ def planned(pipeline: str, classes: dict[str, str], *overrides: str) -> Any:
         pipeline,
         {name: Component(name, "diffusers", kind, 0, 0, {}) for name, kind in classes.items()},
     )
-    return make_plan(compose(["device=cpu", *overrides]), this_machine(), facts)
+    return make_plan(compose(["device=cpu", *overrides]), this_machine(), facts, calls=False)
 
 
 def test_regional_is_refused_where_no_block_repeats() -> None:

@@ -13,6 +13,7 @@ from fastdiff.composition import compose
 from fastdiff.environment import this_machine
 from fastdiff.errors import ModelError, NoEffectError, PlanError
 from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.passes.lora import left_out
 from fastdiff.planning import make_plan
 
 pytest.importorskip("peft")
@@ -681,3 +682,15 @@ def test_what_the_hub_answers_is_said_in_plain_words(
     with pytest.raises(ModelError) as error:
         shapes_run("lora=lcm", "lora.id=someone/lcm-shapes")
     assert str(error.value) == said
+
+
+def test_the_bias_of_what_an_adapter_adds_belongs_to_its_layer() -> None:
+    layer = "transformer.x_embedder"
+    shapes = {
+        f"{layer}.lora_A.weight": (4, 64),
+        f"{layer}.lora_B.weight": (128, 4),
+        f"{layer}.lora_B.bias": (128,),
+        f"{layer}.alpha": (),
+        "transformer.norm.bias": (128,),
+    }
+    assert left_out(shapes, {"transformer": ["x_embedder"]}) == ["transformer.norm.bias"]

@@ -17,7 +17,7 @@ from fastdiff.bench.pictures import draw
 from fastdiff.bench.quality import compare
 from fastdiff.composition import compose
 from fastdiff.engine import build
-from fastdiff.environment import Gpu, this_machine
+from fastdiff.environment import TOOLS, Gpu, this_machine
 from fastdiff.errors import NoEffectError, PlanError, RunError
 from fastdiff.models.facts import CLASSES, Component, ModelFacts
 from fastdiff.models.sources import model_of
@@ -37,7 +37,11 @@ from fastdiff.planning import make_plan
 from fastdiff.result import Effect
 
 GPU = replace(
-    this_machine(), gpus=(Gpu("NVIDIA H100", (9, 0), 80 * 2**30),), torch_cuda="12.8", modules={}
+    this_machine(),
+    gpus=(Gpu("NVIDIA H100", (9, 0), 80 * 2**30),),
+    torch_cuda="12.8",
+    modules={"triton": True},
+    tools=TOOLS,
 )
 MAC = replace(this_machine(), gpus=(), has_mps=True)
 WRITTEN = "https://huggingface.co/docs/diffusers/optimization/memory"
@@ -55,7 +59,7 @@ FLUX = facts_of("FluxPipeline", transformer="FluxTransformer2DModel", vae="Autoe
 
 def plan_of(*overrides: str, facts: ModelFacts | None = None, on: Any = GPU) -> Any:
     run = compose(list(overrides))
-    return make_plan(run, on, facts or model_of(run).facts())
+    return make_plan(run, on, facts or model_of(run).facts(), calls=False)
 
 
 def problems(*overrides: str, **more: Any) -> list[tuple[str, str, str]]:

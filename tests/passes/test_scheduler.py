@@ -40,7 +40,7 @@ def scheduler_facts(class_name: str, **config: object) -> ModelFacts:
 
 
 def planned(facts: ModelFacts | None, *overrides: str) -> Any:
-    return make_plan(compose(["device=cpu", *overrides]), this_machine(), facts)
+    return make_plan(compose(["device=cpu", *overrides]), this_machine(), facts, calls=False)
 
 
 def test_the_family_is_diffusers_own_and_lcm() -> None:
@@ -370,6 +370,12 @@ def test_a_solver_that_the_pipeline_couldnt_call_is_refused_by_the_plan(
     assert refusals(facts, f"scheduler={option}") == [(f"scheduler={option}", reason, instead)]
     if other:
         assert refusals(facts, f"scheduler={other}") == []
+
+
+def test_a_shift_of_ones_own_takes_the_place_of_the_one_by_picture_size() -> None:
+    facts = flow_facts("StableDiffusion3Pipeline", EULER, use_dynamic_shifting=True)
+    assert len(refusals(facts, "scheduler=flow_heun")) == 1
+    assert refusals(facts, "scheduler=flow_heun", "scheduler.shift=3") == []
 
 
 @pytest.mark.parametrize("option", FLOW_OPTIONS)
