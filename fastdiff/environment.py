@@ -284,7 +284,7 @@ def _host_memory() -> tuple[int | None, int | None]:
 
 
 def _built_for(platform_name: str) -> str | None:
-    """The version of `cuda` or `hip` that the installed torch was built for, read from its version file."""
+    """The version of `cuda`, `hip` or `xpu` that the installed torch was built for, read from its version file."""
     spec = util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None

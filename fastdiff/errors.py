@@ -41,6 +41,10 @@ class MachineProblem(Problem):
     """A Problem with this machine: another one wouldn't have it."""
 
 
+class NoGpuProblem(MachineProblem):
+    """A Problem that a machine with an NVIDIA GPU wouldn't have."""
+
+
 class FastdiffError(Exception):
     """Base of every error that fastdiff raises on purpose."""
 
@@ -174,3 +178,19 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like `word`; None when none is near."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.62)
     return found[0] if found else None
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: `a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
+def first_line(error: BaseException, most: int = 160) -> str:
+    """What an error says, its first line; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:most] if lines else type(error).__name__
+
+
+def named_line(error: BaseException) -> str:
+    """An error's class and what it says, in one line."""
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastdiff.bench.memory import FIRST_CALL, IMPORT, LOAD, STEADY, PeakMemory
 from fastdiff.config import Bench, Reference
+from fastdiff.errors import named_line
 from fastdiff.passes.base import Settling
 from fastdiff.protocol import MEASURED, Events, Request, says_disk_full
 from fastdiff.report import MeasuredOn, blank_report
@@ -93,15 +94,13 @@ def attempted(look: Callable[[], Found], otherwise: Callable[[str], Found], devi
     Whatever goes wrong with what comes after the times takes nothing from them: it is in the log, and its own field says
     so. A full disk alone ends the run, which couldn't be written down.
     """
-    from fastdiff.bench.roofline import first_line
-
     try:
         return look()
     except Exception as error:
         if says_disk_full(error):
             raise
         traceback.print_exc()
-        reason = f"it failed: {first_line(error)}"
+        reason = f"it failed: {named_line(error)}"
     gc.collect()  # what the failed look still held
     if device == "cuda":
         import torch

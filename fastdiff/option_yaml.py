@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from fastdiff.config import CONF_DIR, Slot
-from fastdiff.errors import nearest
+from fastdiff.errors import first_line, nearest
 from fastdiff.folder_contents import SCHEMA
 
 
@@ -38,7 +38,7 @@ def why_unreadable(path: Path) -> str | None:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         return f"{path}{where}: {error.problem or error.context}\n  instead: mend that line"
     except (OSError, ValueError, yaml.YAMLError) as error:
-        return f"{path} can't be read: {_first_line(error)}\n  instead: a YAML like those in {CONF_DIR}"
+        return f"{path} can't be read: {first_line(error, 1000)}\n  instead: a YAML like those in {CONF_DIR}"
     return None
 
 
@@ -86,7 +86,7 @@ def _value_fault(path: Path, schema: type[Slot], said: dict[str, Any]) -> str | 
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         where = f"{path}: {key}" if key else f"{path}"
-        return f"{where}: {_first_line(error)}\n  instead: a value of that key's type"
+        return f"{where}: {first_line(error, 1000)}\n  instead: a value of that key's type"
     return None
 
 
@@ -125,7 +125,3 @@ def _unknown_keys(
             yield f"{above}{key}", hint if known else "it has no keys"
         elif isinstance(value, Mapping) and is_dataclass(hints[key]):
             yield from _unknown_keys(value, cast(type, hints[key]), f"{above}{key}.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

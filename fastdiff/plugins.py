@@ -19,7 +19,7 @@ from importlib import metadata
 
 from omegaconf import OmegaConf
 
-from fastdiff.errors import nearest
+from fastdiff.errors import first_line, nearest
 from fastdiff.folder_contents import NAME
 from fastdiff.passes import OPTIONS
 from fastdiff.passes.base import Option, Pass, Stage
@@ -161,6 +161,5 @@ def _why_no_option(kind: object, slot: str, point: metadata.EntryPoint) -> str |
     try:
         OmegaConf.to_object(OmegaConf.structured(kind))
     except Exception as error:  # of whatever its fields are declared to be
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        return f"has keys that can't be read: {said[0]}"
+        return f"has keys that can't be read: {first_line(error, 1000)}"
     return None

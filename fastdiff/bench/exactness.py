@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from fastdiff.bench.pictures import draw
 from fastdiff.composition import with_option
 from fastdiff.config import Generation, RunConfig, Slot
-from fastdiff.errors import FastdiffError
+from fastdiff.errors import FastdiffError, first_line
 from fastdiff.models.sources import model_of
 from fastdiff.options import default_options, option_files
 from fastdiff.passes.base import Fidelity, Option
@@ -461,8 +461,7 @@ def _why_it_failed(what: str, error: Exception) -> str:
     named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
     if named or "allocate memory" in str(error):
         return "fp64 doesn't fit: memory ran out while it was computed"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{what}: {lines[0][:300]}"
+    return f"{what}: {first_line(error, 300)}"
 
 
 # Memory ----------------------------------------------------------------------------------------------

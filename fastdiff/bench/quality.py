@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import Reference
+from fastdiff.errors import named_line
 from fastdiff.models.hub import downloads_are_forbidden
 from fastdiff.planning import lpips_weights
 
@@ -194,8 +195,7 @@ def _lpips(given: Tensor, wanted: Tensor) -> Figure:
             )
         )
     except (ImportError, OSError, RuntimeError) as error:
-        said = (str(error).strip().splitlines() or [""])[0]
-        return f"LPIPS has no network to look through ({type(error).__name__}: {said[:160]})"
+        return f"LPIPS has no network to look through ({named_line(error)})"
 
 
 # Latents ------------------------------------------------------------------------------------------

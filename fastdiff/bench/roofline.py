@@ -18,6 +18,7 @@ from fastdiff.bench.conditions import BUSY
 from fastdiff.bench.parts import at_first_denoiser_call, denoiser_name
 from fastdiff.bench.rates import Rates, machine_rates
 from fastdiff.config import Generation
+from fastdiff.errors import named_line
 from fastdiff.models.content import weight_bytes
 from fastdiff.passes.quant import dead_projections
 from fastdiff.passes.rows import without_numbers, without_weights
@@ -89,23 +90,17 @@ def roofline(
     try:
         work = work_of_a_step(pipeline, denoiser, generation)
     except Exception as error:  # whatever a class without weights trips over
-        return no_roofline(f"the arithmetic can't be counted: {first_line(error)}"), ()
+        return no_roofline(f"the arithmetic can't be counted: {named_line(error)}"), ()
     if work is None:
         return no_roofline("the denoiser was not called"), ()
     try:
         rates = machine_rates(device, work.dtype)
     except Exception as error:  # without memory for them, for example: everything else is measured
-        return no_roofline(f"the machine's rates can't be measured: {first_line(error)}"), ()
+        return no_roofline(f"the machine's rates can't be measured: {named_line(error)}"), ()
     crowded = other_share if device == "cpu" and (other_share or 0.0) > BUSY else None
     return against_limit(work, rates, step_s) | {
         "note": _note(work, caches, crowded)
     }, rates.notices
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line, for a reason."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:250]
 
 
 def no_roofline(reason: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fastdiff.errors import listed
 from fastdiff.models.facts import ModelFacts
 
 SERVED: Mapping[str, str] = {
@@ -456,8 +457,7 @@ def why_no_pictures(pipeline: str) -> str | None:
         reasons.append(f"gives {named} back, where fastdiff reads .images")
     if facts.needs:
         names = [f"{name}=" for name in facts.needs]
-        listed = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
-        reasons.append(f"needs {listed}, which fastdiff doesn't give yet")
+        reasons.append(f"needs {listed(names)}, which fastdiff doesn't give yet")
     if not facts.takes_argument("prompt"):
         reasons.append("takes no prompt")
     return "; it ".join(reasons) or None

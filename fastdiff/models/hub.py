@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import PLACE_OR_NAME
-from fastdiff.errors import ModelError
+from fastdiff.errors import ModelError, first_line
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.reading import pipeline_config, read_folder, read_index
-from fastdiff.models.sources import Model, first_line, refuse_incomplete
+from fastdiff.models.sources import Model, refuse_incomplete
 from fastdiff.models.whole import absent_shards
 from fastdiff.scripting import Script, keywords, literal
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.config import PLACE, PLACE_OR_NAME, RunConfig, Slot
-from fastdiff.errors import ModelError
+from fastdiff.errors import ModelError, first_line
 from fastdiff.models.architectures import ORIGINAL
 from fastdiff.models.content import content_hash
 from fastdiff.models.facts import ModelFacts
@@ -404,11 +404,6 @@ class SingleFile(Model):
             config = script.ask("--config", "a folder with its model_index.json and configurations")
             given = [f"config={config}", "local_files_only=True"]
         script.load(f"{self.facts().pipeline}.from_single_file", source, *given)
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
 
 
 def model_of(run: RunConfig) -> Model:

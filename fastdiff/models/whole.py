@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastdiff.errors import ModelError
+from fastdiff.errors import ModelError, listed
 from fastdiff.models.names import expected_names, missing_names
 
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})")
@@ -30,7 +30,7 @@ def refuse_missing_weights(
     if missing:
         raise ModelError(
             f"component {name} is incomplete: {place}",
-            f"{len(missing)} of its {len(expected)} weights are missing, such as {_some(missing)}",
+            f"{len(missing)} of its {len(expected)} weights are missing, such as {listed(missing[:3])}",
             instead,
         )
 
@@ -60,7 +60,7 @@ def check_shards(folder: Path, name: str, files: Mapping[Path, Collection[str]])
     if absent:
         raise ModelError(
             f"component {name} is incomplete: {folder}",
-            f"{len(absent)} of its {len(wanted)} files are missing, such as {_some(absent)}",
+            f"{len(absent)} of its {len(wanted)} files are missing, such as {listed(absent[:3])}",
             _FETCH,
         )
     if not told and not whole:
@@ -103,12 +103,6 @@ def _weight_map(index: Path) -> dict[str, str]:
         return {str(tensor): str(file) for tensor, file in told.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"can't read {index}", "it is no index of weights", _FETCH) from error
-
-
-def _some(names: list[str]) -> str:
-    """The first three."""
-    first = names[:3]
-    return " and ".join([", ".join(first[:-1]), first[-1]] if first[1:] else first)
 
 
 def check_against_module(

@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from fastdiff.config import RunConfig, Slot
 from fastdiff.environment import Environment
-from fastdiff.errors import MachineProblem, Problem
+from fastdiff.errors import MachineProblem, NoGpuProblem, Problem
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.result import Effect, Pending
 from fastdiff.scripting import Script
 
 if TYPE_CHECKING:
     import torch
-
-
-NEEDS_GPU = "needs an NVIDIA GPU"
-"""How the reason of each Problem begins that a machine with such a GPU may well not have."""
 
 
 class Stage(IntEnum):
@@ -124,14 +120,16 @@ class Requirement:
     def unmet(self, choice: str, setting: Setting) -> MachineProblem | None:
         """The Problem with this machine, if it lacks what is required."""
         if self.device and setting.device != self.device:
-            needs = NEEDS_GPU if self.device == "cuda" else f"needs device={self.device}"
+            on_gpu = self.device == "cuda"
+            needs = "needs an NVIDIA GPU" if on_gpu else f"needs device={self.device}"
             if self.capability:
                 needs += f" of compute capability {_dotted(self.capability)} or newer"
             reason = f"{needs}; device={setting.device}"
             unusable = setting.environment.gpu_unusable
-            if self.device == "cuda" and setting.run.device == "auto" and unusable:
+            if on_gpu and setting.run.device == "auto" and unusable:
                 reason += f", for {unusable.reason}"
-            return MachineProblem(choice, reason, self.instead, self.source)
+            kind = NoGpuProblem if on_gpu else MachineProblem
+            return kind(choice, reason, self.instead, self.source)
         capability = setting.environment.capability
         if self.capability and (capability is None or capability < self.capability):
             has = _dotted(capability) if capability else "unknown"

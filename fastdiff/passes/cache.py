@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastdiff.errors import Problem
+from fastdiff.errors import Problem, listed
 from fastdiff.models.facts import KEEPS_ATTENTION, Component
 from fastdiff.passes.base import (
     Context,
@@ -187,7 +187,7 @@ class Cache(Option, Pass):
         elif part and part.class_name not in self.classes:
             yield Problem(
                 choice,
-                f"works on {_listed(self.classes)}; this model's denoiser is {part.class_name}",
+                f"works on {listed(self.classes)}; this model's denoiser is {part.class_name}",
                 self._other(part.class_name),
                 self.source,
             )
@@ -325,10 +325,6 @@ class DeepCache(Cache):
             "steps = itertools.count()",
             f"pipe.unet.register_forward_pre_hook({tell})",
         )
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 class _StateOfBranch:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastdiff.config import PLACE, RunConfig
-from fastdiff.errors import ModelError, Problem, RunError, nearest
+from fastdiff.errors import ModelError, Problem, RunError, first_line, listed, nearest
 from fastdiff.models.hub import (
     Hub,
     downloads_are_forbidden,
@@ -26,7 +26,7 @@ from fastdiff.models.hub import (
     snapshot_of,
 )
 from fastdiff.models.reading import read_component_shapes, read_shapes
-from fastdiff.models.sources import Folder, ShapesStudent, first_line, model_of
+from fastdiff.models.sources import Folder, ShapesStudent, model_of
 from fastdiff.passes.base import (
     Context,
     Fidelity,
@@ -168,7 +168,7 @@ def left_out(shapes: Shapes, model: Mapping[str, Collection[str]]) -> list[str]:
 
 def _told_left_out(left: Sequence[str], count: int) -> str:
     """In words: how many of its tensors are left out, and which."""
-    such = " and ".join(left[:2])
+    such = listed(left[:2])
     return f"{len(left)} of its {count} tensors fit no layer of this model and are left out, such as {such}"
 
 

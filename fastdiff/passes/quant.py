@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastdiff.errors import FastdiffError, MachineProblem, Problem, RunError
+from fastdiff.errors import FastdiffError, MachineProblem, Problem, RunError, named_line
 from fastdiff.passes.base import (
     Context,
     Fidelity,
@@ -198,10 +198,9 @@ class Quant(Option, Pass):
         except FastdiffError:
             raise
         except Exception as error:  # whatever a class without weights trips over
-            first = (str(error).splitlines() or [""])[0]
             raise RunError(
                 f"{context.setting.chosen('quant')}: CUDA's int8 products need {self.on_cuda.rows} rows, and those of "
-                f"{type(pipeline).__name__}'s layers can't be counted: {type(error).__name__}: {first[:300]}\n"
+                f"{type(pipeline).__name__}'s layers can't be counted: {named_line(error)}\n"
                 "  instead: quant=int8_weight_only, which needs none"
             ) from error
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from fastdiff.composition import compose
 from fastdiff.config import RunConfig, fingerprint
 from fastdiff.config_dirs import as_flags, config_dirs
-from fastdiff.errors import FastdiffError, MachineProblem
+from fastdiff.errors import FastdiffError, MachineProblem, NoGpuProblem
 from fastdiff.explaining import LITERAL_KEYS
 from fastdiff.grid import Cell, Grid
 from fastdiff.outlook import Outlook
-from fastdiff.passes.base import NEEDS_GPU
 
 _LONGEST_NAME = 60
 
@@ -59,7 +58,7 @@ class Entry:
     @property
     def wants_gpu(self) -> bool:
         """Whether only a machine with an NVIDIA GPU can run it."""
-        needs = any(p.reason.startswith(NEEDS_GPU) for p in self.outlook.problems)
+        needs = any(isinstance(p, NoGpuProblem) for p in self.outlook.problems)
         return self.run is not None and (self.run.device == "cuda" or (self.possible and needs))
 
     @property

@@ -184,6 +184,16 @@ class Inductor(Option, Pass):
         if self.cuda_graphs and setting.device == "cpu":
             yield Notice(choice, "CUDA graphs don't exist on a CPU; the rest of the mode holds")
 
+    def frozen_blocks(self, setting: Setting) -> Iterator[Problem]:
+        """That blocks which share one graph can't be frozen. What `auto` means, the processor decides."""
+        if self.freezes(setting):
+            kind = MachineProblem if self.freezing == "auto" else Problem
+            yield kind(
+                f"compile.freezing={str(self.freezing).lower()}",
+                f"can't be combined with {setting.chosen('compile')}: frozen weights make every block its own graph",
+                "compile.freezing=false, or compile=default",
+            )
+
     def needs_toolkit(self) -> tuple[str, str] | None:
         """The choice for which C++ is compiled against CUDA's own headers, and one without; None if nothing is."""
         return None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from fastdiff.errors import MachineProblem, Problem
+from fastdiff.errors import Problem
 from fastdiff.passes.base import Context, Notice, Setting
 from fastdiff.passes.compile.inductor import GUIDE
 from fastdiff.passes.compile.whole import Compile, CompiledGraphs
@@ -44,14 +44,7 @@ class Regional(Compile):
                 "a VAE has no repeated blocks to compile by region",
                 "compile.targets=[denoiser], or compile=default",
             )
-        if self.freezes(setting):
-            # What auto means, the processor decides.
-            kind = MachineProblem if self.freezing == "auto" else Problem
-            yield kind(
-                "compile.freezing=true",
-                "can't be combined with compile=regional: frozen weights make every block its own graph",
-                "compile.freezing=false, or compile=default",
-            )
+        yield from self.frozen_blocks(setting)
 
     def apply(self, pipeline: Any, context: Context) -> Pending:
         regions = 0

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from fastdiff.errors import MachineProblem, NoEffectError, Problem, RunError
+from fastdiff.errors import NoEffectError, Problem, RunError
 from fastdiff.passes.base import Context, Notice, Setting
 from fastdiff.passes.compile.inductor import parts_of
 from fastdiff.passes.compile.whole import Compile, CompiledGraphs
@@ -66,14 +66,7 @@ class Regions(Compile):
                     "compile=regions",
                     f"compile_regions hasn't been tried on {part.class_name}; compare its pictures with compile=none",
                 )
-        if self.freezes(setting):
-            # What auto means, the processor decides.
-            kind = MachineProblem if self.freezing == "auto" else Problem
-            yield kind(
-                "compile.freezing=true",
-                "can't be combined with compile=regions: frozen weights make every block its own graph",
-                "compile.freezing=false, or compile=default",
-            )
+        yield from self.frozen_blocks(setting)
 
     def apply(self, pipeline: Any, context: Context) -> Pending:
         from accelerate.utils import compile_regions
