@@ -179,7 +179,11 @@ def test_a_report_that_is_not_exact_or_ran_another_kernel_is_otherwise(
         "step_latency_s": None,
         **dict.fromkeys(["load_s", "apply_s", "compile_s", "quality", "parts_s"]),
         "peak_memory_bytes": {"device_reserved": 10**9},
-        "compile": {"graphs": 2, "cudagraph_skips": 1},
+        "compile": {
+            "graphs": 2,
+            "cuda_graphs_skipped": 1,
+            "cuda_graphs_reasons": ["mutated inputs"],
+        },
         "roofline": {"fraction_of_limit": 1.3},
         "exactness": {"passed": False, "reason": "off by 3"},
         "effects": [{"pass": "attention.sdpa_flash", "details": {"kernels": {"efficient": 14}}}],
@@ -192,7 +196,7 @@ def test_a_report_that_is_not_exact_or_ran_another_kernel_is_otherwise(
     assert verdict.wrong == [
         "not exact: off by 3",
         "a step at 130% of what the machine can do",
-        "cudagraph_skips: 1",
+        "1 CUDA graphs were left out: mutated inputs",
         "kernels {'efficient': 14}, not flash alone",
     ]
     assert verdict.found["latency_s"] == 0.5

@@ -435,8 +435,8 @@ def on_a_gpu(adapter: Path) -> Iterator[tuple[str, str]]:
     """The script of every option that a GPU can run with the embedded model, by a name."""
     for slot in OPTIONS:
         for option in (path.stem for path in options_of(slot)):
-            if option in ("regions", "huge_pages"):
-                continue
+            if option in ("regions", "huge_pages") or option.startswith("flow_"):
+                continue  # which this model, or any script, can't have
             more = [c.replace("ADAPTER", str(adapter)) for c in NEEDS.get((slot, option), ())]
             yield f"{slot}-{option}", script_of(on(H100, f"{slot}={option}", *more), "a test")
 
