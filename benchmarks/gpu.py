@@ -31,6 +31,7 @@ from typing import Any
 from gpu_steps import ROOT, Bench, Ended, Step, Verdict, steps
 from measuring import uncommitted_changes
 
+from fastdiff.errors import nearest
 from fastdiff.report import git_commit
 from fastdiff.result import read_json, write_json
 
@@ -417,7 +418,10 @@ def _asked(words: Sequence[str] | None) -> argparse.Namespace:
 def _matching(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            sys.exit(f"gpu.sh: there is no step '{pattern}'\n  there are: {', '.join(names)}")
+            near = nearest(pattern, names)
+            hint = f"did you mean: {near}" if near else "benchmarks/gpu.sh --list names them"
+            print(f"gpu.sh: there is no step '{pattern}'\n  {hint}", file=sys.stderr)
+            sys.exit(2)
     return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
@@ -472,6 +476,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if not asked.summary:
         with suppress(KeyboardInterrupt):
             proof.go()
+    elif not proof.records:
+        print(f"gpu.sh: {asked.out} holds no results yet", file=sys.stderr)
+        return UNFINISHED
     found = whole(proof)
     write_json(asked.out / "gpu.json", found)
     print(f"\n{summary(found)}")

@@ -58,4 +58,10 @@ if [[ -n ${WHEELS:-} ]]; then
   fi
 fi
 export PYTHONPATH="$checkout:$scratch/site"
+if ! lacking=$("$python" -c 'from importlib.util import find_spec
+names = "torch", "diffusers", "transformers", "torchao", "hydra", "omegaconf"
+print(*(name for name in names if find_spec(name) is None))') || [[ -n $lacking ]]; then
+  echo "gpu.sh: $python ${lacking:+lacks ${lacking// /, }}; instead: PYTHON=.venv/bin/python, or WHEELS=DIR (gpu_wheels.sh)" >&2
+  exit 2
+fi
 exec "$python" "$checkout/benchmarks/gpu.py" --out "$out" --scratch "$scratch" "$@"

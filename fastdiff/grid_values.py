@@ -138,7 +138,9 @@ def why_not_one(override: str) -> str | None:
         first = single_overrides(override)[0]
     except UsageError as error:
         return str(error)
+    of_hydra = parsed.key_or_group.split(".")[0].split("/")[0] == "hydra"
+    each = "" if of_hydra else f", or -m {shlex.quote(override)} for a run of each"
     return (
         f"{override} gives several values, and a run takes one\n"
-        f"  instead: {shlex.quote(first)}, or -m {shlex.quote(override)} for a run of each"
+        f"  instead: {shlex.quote(first)}{each}"
     )

@@ -171,8 +171,8 @@ def _refuse(bad: list[str]) -> None:
     """Raise InvalidOutputError with the first of these reasons, if there is one."""
     if bad:
         raise InvalidOutputError(
-            f"{bad[0]}\n  instead: precision=bf16 or precision=fp32; fp16 overflows on some models, "
-            "and a safety checker paints what it rejects black"
+            f"{bad[0]}\n  instead: precision=bf16 or precision=fp32 if it was fp16, which overflows on some models, or "
+            "lora=none, the model's own guidance_scale and scheduler; a safety checker paints what it rejects black"
         )
 
 

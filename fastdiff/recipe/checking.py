@@ -315,7 +315,10 @@ def _value(node: Node, kind: Any, key: str, folder: Path | None) -> Iterator[Rec
 
 
 def _beyond(node: Node, key: str) -> Iterator[RecipeProblem]:
-    """Numbers that no run would take, as far as a file tells."""
+    """Numbers that no run would take, or give, as far as a file tells."""
+    if key.startswith("measured.") and key.endswith(("_s", "_bytes")) and node.plain < 0:
+        name = key.rpartition(".")[2]
+        yield RecipeProblem(node.line, key, "can't be negative", f"no {name} at all")
     of_a_run = key.removeprefix("choices.").removeprefix("made_for.")
     found = (beyond(name, value) for name, value in numbers_in(of_a_run, node.plain))
     for reason, instead in dict.fromkeys(each for each in found if each):

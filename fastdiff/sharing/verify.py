@@ -97,7 +97,9 @@ def _times_and_memory(
         if before is None:
             continue
         if name == "compile_s" and report["compile"]["cache"] != "cold":
-            yield Figure(name, before, value, None, "the compile cache was warm")
+            warm = report["compile"]["cache"] == "warm"
+            reason = "the compile cache was warm" if warm else "nothing was compiled"
+            yield Figure(name, before, value, None, reason)
         elif value is None:
             yield Figure(name, before, None, False, "wasn't measured")
         else:
@@ -148,7 +150,7 @@ def figures_text(found: Sequence[Figure], how: How, notice: str | None) -> str:
         label, word = _WORDS[figure.name]
         said, now = ("-" if v is None else word(v) for v in (figure.said, figure.measured))
         ratio = ""
-        if figure.name.endswith(("_s", "_bytes")) and figure.measured:
+        if figure.name.endswith(("_s", "_bytes")) and figure.measured and figure.said:
             ratio = f"{figure.measured / figure.said:.2f}x"
         verdict = {True: "holds", False: "does not hold", None: "not compared"}[figure.holds]
         verdict += f" ({figure.reason})" if figure.reason else ""

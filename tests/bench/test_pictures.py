@@ -13,8 +13,8 @@ from fastdiff.config import Generation
 from fastdiff.errors import InvalidOutputError, RunError
 
 WAY_OUT = (
-    "\n  instead: precision=bf16 or precision=fp32; fp16 overflows on some models, "
-    "and a safety checker paints what it rejects black"
+    "\n  instead: precision=bf16 or precision=fp32 if it was fp16, which overflows on some models, or "
+    "lora=none, the model's own guidance_scale and scheduler; a safety checker paints what it rejects black"
 )
 
 

@@ -187,3 +187,10 @@ def test_what_is_right_beside_a_problem_is_still_known(tmp_path: Path) -> None:
     assert len(found) == 1
     assert recipe.choices == {"quant": {"option": "int8"}}
     assert recipe.model == {"option": "shapes"}
+
+
+@pytest.mark.parametrize("key", ["latency_s", "step_latency_s", "compile_s", "peak_memory_bytes"])
+def test_what_was_measured_is_not_negative(key: str, tmp_path: Path) -> None:
+    more = "" if key == "latency_s" else ", latency_s: 0.4"
+    text = f"{HEAD}choices: {{}}\nmeasured: {{{key}: -1{more}}}\n"
+    assert only(tmp_path, text)[1:] == (f"measured.{key}", "can't be negative", f"no {key} at all")

@@ -235,3 +235,10 @@ def test_verify_holds_within_a_tolerance_and_not_beyond(saved: Path) -> None:
     row = next(line for line in done.stdout.splitlines() if line.startswith("  latency"))
     assert row.endswith("does not hold")
     assert next(saved.glob("outputs/*/*/verify.json"))
+
+
+def test_a_figure_of_nothing_has_no_ratio() -> None:
+    from fastdiff.sharing.verify import Figure, How, figures_text
+
+    lines = figures_text([Figure("latency_s", 0.0, 0.5, False)], How(), None).splitlines()
+    assert lines[1].split() == ["latency", "0.000", "s", "0.500", "s", "does", "not", "hold"]

@@ -205,6 +205,8 @@ class Inductor(Option, Pass):
     def _lacking(self, setting: Setting) -> Iterator[MachineProblem]:
         """What compiling needs and this machine lacks."""
         choice, environment = setting.chosen("compile"), setting.environment
+        if setting.device == "cuda" and not environment.has_cuda:
+            return  # which device=cuda is refused for; what its machine has, that one knows
         for tool in self.tools(setting):
             if not environment.has_tool(tool):
                 reason, install = _without(tool, setting)
