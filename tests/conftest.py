@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,18 @@ if TYPE_CHECKING:
     from fastdiff.process import Worker
 
 TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _loggers_that_speak() -> Iterator[None]:
+    """Hydra's logging, which a test may set up in this process, disables the loggers that are there, for all later tests."""
+    before = logging.root.manager.disable, logging.root.level
+    yield
+    logging.disable(before[0])
+    logging.root.setLevel(before[1])
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.fixture(scope="session", autouse=True)
