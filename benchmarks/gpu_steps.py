@@ -484,7 +484,6 @@ _FLUX = (
     "model=local",
     "model.path={scratch}/steps/flux",
     _NO_QUALITY,
-    "generation.guidance_scale=0",
 )
 _FLUX_SIZE = ("generation.height=1024", "generation.width=1024", "generation.steps=4", "bench=once")
 _SMALL = ("model=shapes",)
