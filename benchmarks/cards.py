@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastdiff.result import read_json, write_text
+from fastdiff.machine.files import read_json, write_text
 
 RESULTS = Path(__file__).resolve().parent / "results" / "cuda"
 BEGIN, END = "<!-- cards -->", "<!-- /cards -->"

@@ -22,8 +22,8 @@ from typing import Any
 
 from measuring import ROOT, as_typed, now, timed_command, write_results
 
-from fastdiff.pages.compare import lines
-from fastdiff.result import read_json
+from fastdiff.display.compare import lines
+from fastdiff.machine.files import read_json
 
 KEPT = (
     *("verdict", "ratio", "noise", "resolution", "pairs", "lives", "ratio_by_life"),

@@ -22,11 +22,11 @@ RESULT = Path(__file__).parent / "results" / "dynamic.json"
 
 def pipeline(*overrides: str) -> Any:
     """The embedded model, built as the command line builds it."""
-    from fastdiff.composition import compose
-    from fastdiff.engine import build
-    from fastdiff.environment import this_machine
+    from fastdiff.choices.compose import compose
+    from fastdiff.machine.environment import this_machine
     from fastdiff.models.sources import model_of
-    from fastdiff.planning import make_plan
+    from fastdiff.planning.build import build
+    from fastdiff.planning.plan import make_plan
 
     run = compose(["device=cpu", "generation.steps=4", *overrides])
     plan = make_plan(run, this_machine(), model_of(run).facts())
@@ -34,11 +34,11 @@ def pipeline(*overrides: str) -> Any:
 
 
 def main() -> None:
-    from fastdiff.bench.observing import compile_counters
-    from fastdiff.bench.pictures import draw, float32_noise
-    from fastdiff.bench.quality import compare
-    from fastdiff.environment import this_machine
-    from fastdiff.report import git_commit
+    from fastdiff.machine.environment import this_machine
+    from fastdiff.measuring.observing import compile_counters
+    from fastdiff.measuring.quality import compare
+    from fastdiff.measuring.report import git_commit
+    from fastdiff.models.pictures import draw, float32_noise
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULT)

@@ -68,7 +68,7 @@ def arithmetic(device: str, tiny: bool, folder: Path) -> dict[str, Any]:
     """int8 products by rows and layout, the error of fp32 convolutions by layout, and the rates that rooflines use."""
     import torch
 
-    from fastdiff.bench.rates import machine_rates
+    from fastdiff.measuring.rates import machine_rates
 
     def random(rows: int, columns: int) -> Any:
         return torch.randint(-99, 99, (rows, columns), dtype=torch.int8, device=device)

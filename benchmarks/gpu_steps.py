@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastdiff.experiments import ladder
-from fastdiff.result import read_json
+from fastdiff.choices.experiments import ladder
+from fastdiff.machine.files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBES = ROOT / "benchmarks" / "gpu_probes.py"

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastdiff.environment import this_machine
-from fastdiff.ratios import Ratio as Ratio
-from fastdiff.ratios import counterbalanced as counterbalanced
-from fastdiff.ratios import paired_ratio as paired_ratio
-from fastdiff.report import git_commit
-from fastdiff.result import write_json
+from fastdiff.latency import Ratio as Ratio
+from fastdiff.latency import counterbalanced as counterbalanced
+from fastdiff.latency import paired_ratio as paired_ratio
+from fastdiff.machine.environment import this_machine
+from fastdiff.machine.files import write_json
+from fastdiff.measuring.report import git_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"

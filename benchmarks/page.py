@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tests/pages/sweep"))
 
 from made_sweep import large_sweep
 
-from fastdiff.pages.sweep import write_sweep_pages
+from fastdiff.display.sweep import write_sweep_pages
 
 MOST_TABLE_S = 2.0
 _MARKS = """

@@ -12,7 +12,6 @@ Importing fastdiff imports nothing of this; the first use of a name does.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,14 +28,10 @@ if TYPE_CHECKING:
         RunError,
         UsageError,
     )
+    from fastdiff.machine.environment import FASTDIFF_VERSION as __version__
     from fastdiff.passes.base import Notice
-    from fastdiff.planning import Plan, Step
-    from fastdiff.result import Effect
-
-try:
-    __version__ = version("fastdiff-inference")
-except PackageNotFoundError:  # a checkout that nobody installed
-    __version__ = "0+unknown"
+    from fastdiff.passes.effects import Effect
+    from fastdiff.planning.plan import Plan, Step
 
 __all__ = [
     "Applied",
@@ -60,14 +55,22 @@ __all__ = [
     "plan",
 ]
 
-_FROM = {"Effect": "result", "Notice": "passes.base", "Plan": "planning", "Step": "planning"}
-_FROM |= dict.fromkeys(("Applied", "applied", "load", "plan"), "api")
+_FROM = {
+    "Effect": ("passes.effects", "Effect"),
+    "Notice": ("passes.base", "Notice"),
+    "Plan": ("planning.plan", "Plan"),
+    "Step": ("planning.plan", "Step"),
+    "__version__": ("machine.environment", "FASTDIFF_VERSION"),
+    **{name: ("api", name) for name in ("Applied", "applied", "load", "plan")},
+}
+"""Where a name is found, if not among the errors."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"fastdiff.{_FROM.get(name, 'errors')}"), name)
+    module, there = _FROM.get(name, ("errors", name))
+    found = getattr(import_module(f"fastdiff.{module}"), there)
     globals()[name] = found
     return found
 

@@ -16,22 +16,22 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdiff.composition import compose, with_option
+from fastdiff.choices.compose import compose, with_option
+from fastdiff.choices.experiments import read_experiment
+from fastdiff.choices.options import default_options, option_files
+from fastdiff.choices.recipe.using import words_of
 from fastdiff.config import NO_EXPERIMENT, SLOTS, RunConfig
-from fastdiff.engine import Built, build
 from fastdiff.errors import PlanError, Problem, UsageError
-from fastdiff.experiments import read_experiment
 from fastdiff.models.given import Done, Given, devices_of, done_to, modules_of, precision_of
 from fastdiff.models.hub import Hub, is_repository
 from fastdiff.models.sources import model_of
-from fastdiff.options import default_options, option_files
-from fastdiff.outlook import notices_of, planned
 from fastdiff.passes.base import Option, Pass, Stage
 from fastdiff.passes.compile.inductor import Inductor
-from fastdiff.planning import Plan, Step
-from fastdiff.recipe.using import words_of
-from fastdiff.result import Effect
-from fastdiff.undoing import flags_put_back, undone
+from fastdiff.passes.effects import Effect
+from fastdiff.planning.build import Built, build
+from fastdiff.planning.outlook import notices_of, planned
+from fastdiff.planning.plan import Plan, Step
+from fastdiff.planning.undo import flags_put_back, undone
 
 if TYPE_CHECKING:
     import torch

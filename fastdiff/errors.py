@@ -19,6 +19,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True)
@@ -194,3 +195,16 @@ def first_line(error: BaseException, most: int = 160) -> str:
 def named_line(error: BaseException) -> str:
     """An error's class and what it says, in one line."""
     return f"{type(error).__name__}: {first_line(error)}"
+
+
+class Status(StrEnum):
+    """How a run ended."""
+
+    OK = "ok"
+    INCOMPATIBLE = "incompatible"
+    FAILED = "failed"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    INVALID_OUTPUT = "invalid_output"
+    INTERRUPTED = "interrupted"

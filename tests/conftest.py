@@ -35,8 +35,8 @@ settings.register_profile(
 settings.load_profile("shared machine")
 
 if TYPE_CHECKING:
-    from fastdiff.forking import Forks
-    from fastdiff.process import Worker
+    from fastdiff.runs.forking import Forks
+    from fastdiff.runs.process import Worker
 
 TESTS = Path(__file__).parent
 
@@ -91,10 +91,10 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 def plan_of(*overrides: str) -> Any:
     """The plan of a run on this machine, as the command line makes it. Raises PlanError."""
-    from fastdiff.composition import compose
-    from fastdiff.environment import this_machine
+    from fastdiff.choices.compose import compose
+    from fastdiff.machine.environment import this_machine
     from fastdiff.models.sources import model_of
-    from fastdiff.planning import make_plan
+    from fastdiff.planning.plan import make_plan
 
     run = compose(list(overrides))
     return make_plan(run, this_machine(), model_of(run).facts())
@@ -124,8 +124,8 @@ class Ran:
     """A built pipeline after its first call: pictures, and what every pass is known to have done."""
 
     def __init__(self, plan: Any) -> None:
-        from fastdiff.bench.pictures import draw, float32_noise
-        from fastdiff.engine import build
+        from fastdiff.models.pictures import draw, float32_noise
+        from fastdiff.planning.build import build
 
         self.plan = plan
         self.built = build(plan)
@@ -136,14 +136,14 @@ class Ran:
 
     def kernels(self) -> dict[str, int]:
         """Attention kernels of one profiled denoiser call."""
-        from fastdiff.bench.observing import attention_kernels
+        from fastdiff.measuring.observing import attention_kernels
 
         denoiser = self.plan.setting.denoiser.name
         return attention_kernels(self.pipeline, denoiser, self.generation).kernels
 
     def effects(self, **observed: Any) -> dict[str, Any]:
         """Effects by the name of their pass; what was observed of the run may be given."""
-        from fastdiff.result import Observed
+        from fastdiff.passes.effects import Observed
 
         run = self.plan.setting.run
         found = self.built.effects(Observed(**observed), allow_no_effect=run.allow_no_effect)
@@ -151,7 +151,7 @@ class Ran:
 
     def psnr_db(self, reference: Ran) -> float:
         """Against another run's pictures; infinite if they are identical."""
-        from fastdiff.bench.quality import compare
+        from fastdiff.measuring.quality import compare
 
         psnr = compare(self.pictures, reference.pictures).psnr_db
         return float("inf") if psnr is None else psnr
@@ -230,7 +230,7 @@ class TorchServer:
         variables: Mapping[str, str],
         stdin: int = subprocess.DEVNULL,
     ) -> Worker:
-        from fastdiff import forking
+        from fastdiff.runs import forking
 
         late = forking._READ_LATE.match
         environment = {name: value for name, value in self._environment.items() if not late(name)}
@@ -247,7 +247,7 @@ def torch_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServ
 
     tests/test_forking.py shows that they report what fresh processes report. Modules in tests/ can be started too.
     """
-    from fastdiff.forking import Forks
+    from fastdiff.runs.forking import Forks
 
     environment = {**os.environ, **TWO_THREADS, "PYTHONPATH": str(TESTS)}
     environment.pop("PYTEST_CURRENT_TEST", None)

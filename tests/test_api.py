@@ -20,9 +20,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 
 import fastdiff
 from fastdiff import api
-from fastdiff.bench.pictures import float32_noise
 from fastdiff.config import SLOTS
-from fastdiff.environment import Gpu, this_machine
 from fastdiff.errors import (
     ModelError,
     NoEffectError,
@@ -31,7 +29,9 @@ from fastdiff.errors import (
     RunError,
     UsageError,
 )
+from fastdiff.machine.environment import Gpu, this_machine
 from fastdiff.models.hub import Hub
+from fastdiff.models.pictures import float32_noise
 from fastdiff.models.sources import SHAPES_DIR, Local, Shapes, SingleFile
 
 PACKAGE = Path(fastdiff.__file__).parent
@@ -749,7 +749,7 @@ def test_its_own_device_is_what_is_planned_for(
 ) -> None:
     """On a machine with a GPU, a pipeline on the CPU stays there."""
     gpu = replace(this_machine(), gpus=(Gpu("GPU", (9, 0), 2**30),), torch_cuda="12.8")
-    monkeypatch.setattr("fastdiff.environment.this_machine", lambda: gpu)
+    monkeypatch.setattr("fastdiff.machine.environment.this_machine", lambda: gpu)
     with fastdiff.applied(from_folder(sd_folder), qkv="fused") as found:
         assert found.plan.device == "cpu"
     assert fastdiff.plan().device == "cuda"
@@ -862,7 +862,7 @@ def test_a_loaded_pipeline_can_be_given_too(sd_folder: Path) -> None:
 
 def test_every_slot_can_be_named(sd_folder: Path) -> None:
     """Neither function has a list of slots of its own that could go stale."""
-    from fastdiff.options import default_options
+    from fastdiff.choices.options import default_options
 
     defaults = default_options()
     choices = {slot: defaults[slot] for slot in SLOTS if slot not in ("model", "bench", "quality")}

@@ -29,11 +29,11 @@ def measuring() -> ModuleType:
 
 
 def test_ratios_and_orders_are_fastdiffs_own(measuring: ModuleType) -> None:
-    from fastdiff import ratios
+    from fastdiff import latency
 
-    assert measuring.Ratio is ratios.Ratio
-    assert measuring.paired_ratio is ratios.paired_ratio
-    assert measuring.counterbalanced is ratios.counterbalanced
+    assert measuring.Ratio is latency.Ratio
+    assert measuring.paired_ratio is latency.paired_ratio
+    assert measuring.counterbalanced is latency.counterbalanced
 
 
 def test_a_command_is_shown_as_typed_at_the_top_of_the_checkout(measuring: ModuleType) -> None:
@@ -53,7 +53,7 @@ def test_a_command_that_ends_otherwise_than_expected_ends_the_benchmark(
 def test_results_hold_the_command_and_the_machine_and_no_path(
     measuring: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastdiff.result import read_json
+    from fastdiff.machine.files import read_json
 
     monkeypatch.setattr(measuring, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / "parity.py"), "--pairs", "2"])
@@ -133,7 +133,7 @@ def test_a_start_that_needs_too_much_memory_is_a_goal_missed(startup: ModuleType
 
 
 def test_the_planned_grid_of_the_benchmark_has_50_cells(startup: ModuleType) -> None:
-    from fastdiff.grid import read_grid
+    from fastdiff.choices.grid import read_grid
 
     words = startup.COMMANDS["plan -m, 50 cells"].words
     assert words[:4] == ("-m", "fastdiff", "plan", "-m")

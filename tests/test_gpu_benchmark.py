@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from fastdiff.environment import TOOLS, Environment, Gpu
+from fastdiff.machine.environment import TOOLS, Environment, Gpu
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -82,11 +82,11 @@ def machine(**facts: Any) -> Environment:
 
 def problems(words: list[str], here: Environment) -> str | None:
     """Why a run can't work on a machine; None if it can."""
-    from fastdiff.composition import compose
+    from fastdiff.choices.compose import compose
     from fastdiff.errors import PlanError
     from fastdiff.models.reading import Component, ModelFacts
     from fastdiff.models.sources import model_of
-    from fastdiff.planning import make_plan
+    from fastdiff.planning.plan import make_plan
 
     run = compose(words)
     classes = {"transformer": "FluxTransformer2DModel", "vae": "AutoencoderKL"}

@@ -14,7 +14,7 @@ from typing import Any
 import huggingface_hub.errors as hub_errors
 import pytest
 
-from fastdiff.composition import compose
+from fastdiff.choices.compose import compose
 from fastdiff.errors import ModelError
 from fastdiff.models.hub import Hub, hub_cache, refused_by_hub
 from fastdiff.models.sources import SHAPES_DIR, Model

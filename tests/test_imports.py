@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fastdiff.composition import compose
-from fastdiff.protocol import Request
+from fastdiff.choices.compose import compose
+from fastdiff.measuring.protocol import Request
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ import atexit, sys
 from pathlib import Path
 told = Path(sys.argv[1]) / "modules.txt"
 atexit.register(lambda: told.write_text("\\n".join(sys.modules)))
-from fastdiff.worker import main
+from fastdiff.measuring.worker import main
 sys.exit(main())
 """
 
@@ -38,12 +38,12 @@ NEVER = (
     "torchmetrics",
     "torch._inductor.compile_fx",
     "fastdiff.__main__",
-    "fastdiff.compare",
-    "fastdiff.doctor",
-    "fastdiff.ladder",
-    "fastdiff.pages",
-    "fastdiff.running",
-    "fastdiff.screen",
+    "fastdiff.runs.compare",
+    "fastdiff.commands.doctor",
+    "fastdiff.runs.ladder",
+    "fastdiff.display",
+    "fastdiff.runs.single",
+    "fastdiff.display.layout",
 )
 """What no run needs that isn't compiled and is compared with nothing."""
 

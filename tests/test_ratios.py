@@ -9,7 +9,7 @@ from collections import Counter
 import numpy
 import pytest
 
-from fastdiff.ratios import Ratio, clustered_ratio, counterbalanced, paired_ratio
+from fastdiff.latency import Ratio, clustered_ratio, counterbalanced, paired_ratio
 
 
 def test_a_constant_ratio_has_an_interval_of_no_width() -> None:

@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from fastdiff.scripting import WIDTH, Script, ScriptError, bracketed, call, literal, predicate
+from fastdiff.script import WIDTH, Script, ScriptError, bracketed, call, literal, predicate
 
 
 def script() -> Script:

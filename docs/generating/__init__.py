@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastdiff.result import write_text
+from fastdiff.machine.files import write_text
 from generating import commands, experiments, options, recipe, report, settings
 
 REFERENCE = Path(__file__).parent.parent / "reference"

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 
-from fastdiff.composition import compose
+from fastdiff.choices.compose import compose
+from fastdiff.choices.options import shipped_files
 from fastdiff.config import RunConfig, Slot
-from fastdiff.environment import TOOLS, Environment, Gpu
 from fastdiff.errors import MachineProblem, PlanError, Problem
+from fastdiff.machine.environment import TOOLS, Environment, Gpu
 from fastdiff.models.facts import ModelFacts
 from fastdiff.models.sources import model_of
-from fastdiff.options import shipped_files
 from fastdiff.passes import OPTIONS
-from fastdiff.planning import make_plan
+from fastdiff.planning.plan import make_plan
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 import fastdiff
-from fastdiff.compare.how import How as Compare
+from fastdiff.choices.docstrings import key_texts
+from fastdiff.commands.recipe.verbs import VERBS
+from fastdiff.commands.recipe.verify import How as Verify
 from fastdiff.config import CONF_DIR
-from fastdiff.docstrings import key_texts
-from fastdiff.ladder.climb import How as Ladder
-from fastdiff.sharing.commands import VERBS
-from fastdiff.sharing.verify import How as Verify
-from fastdiff.sweep.how import How as Sweep
+from fastdiff.runs.compare.how import How as Compare
+from fastdiff.runs.ladder.climb import How as Ladder
+from fastdiff.runs.sweep.how import How as Sweep
 from generating.docstrings import type_words
 from generating.markdown import anchor, code, definition, marked, sentence, table, text
 from generating.options import as_typed

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from fastdiff.docstrings import one_line, own_text, split
+from fastdiff.choices.docstrings import one_line, own_text, split
 
 
 def whole_text(schema: type) -> str:

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastdiff.experiments import ExperimentFile, ladder, ladders
-from fastdiff.pages import words
-from fastdiff.pages.ladder import HEADINGS, cells, notes, reasons, title
-from fastdiff.result import read_json
+from fastdiff.choices.experiments import ExperimentFile, ladder, ladders
+from fastdiff.display import words
+from fastdiff.display.ladder import HEADINGS, cells, notes, reasons, title
+from fastdiff.machine.files import read_json
 from generating.markdown import anchor, code, fence, sentence, table, text
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"

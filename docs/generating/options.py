@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, get_type_hints
 
-from fastdiff.docstrings import key_texts, one_line, split
-from fastdiff.options import OptionFile, default_options, keys_of, shipped_files
+from fastdiff.choices.docstrings import key_texts, one_line, split
+from fastdiff.choices.options import OptionFile, default_options, keys_of, shipped_files
 from fastdiff.passes.base import Fidelity, Option, Pass, Requirement
 from generating.combinations import Clash, clashes
 from generating.docstrings import comments, type_words, whole_text

@@ -7,13 +7,13 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from fastdiff.choices.docstrings import key_texts
+from fastdiff.choices.options import default_options
+from fastdiff.choices.recipe.format import CHOOSABLE, FORMAT, RecipeFile
+from fastdiff.choices.recipe.reading import MOST_BYTES, MOST_LEVELS, MOST_VALUES
+from fastdiff.choices.recipe.writing import recipe_of, recipe_text
 from fastdiff.config import Generation
-from fastdiff.docstrings import key_texts
-from fastdiff.options import default_options
-from fastdiff.recipe.format import CHOOSABLE, FORMAT, RecipeFile
-from fastdiff.recipe.reading import MOST_BYTES, MOST_LEVELS, MOST_VALUES
-from fastdiff.recipe.writing import recipe_of, recipe_text
-from fastdiff.result import read_json, sha256_of
+from fastdiff.machine.files import read_json, sha256_of
 from generating.docstrings import type_words, whole_text
 from generating.markdown import anchor, code, definition, fence, marked, sentence, text
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
-from fastdiff import machine
-from fastdiff.bench.conditions import Moment, Room, host_report
-from fastdiff.bench.exactness import Verdict
-from fastdiff.bench.gpu_state import GpuState
-from fastdiff.composition import compose
-from fastdiff.outlook import planned
-from fastdiff.report import blank_report
-from fastdiff.result import Effect
+from fastdiff.choices.compose import compose
+from fastdiff.machine import hardware
+from fastdiff.measuring.conditions import Moment, Room, host_report
+from fastdiff.measuring.exactness import Verdict
+from fastdiff.measuring.gpu_state import GpuState
+from fastdiff.measuring.report import blank_report
+from fastdiff.passes.effects import Effect
+from fastdiff.planning.outlook import planned
 from generating.markdown import anchor, definition, marked, sentence, text
 
 MEANINGS = Path(__file__).parent / "report_fields.yaml"
@@ -71,12 +71,12 @@ def example() -> dict[str, Any]:
     }
     report["effects"] = [Effect("quant.int8", 63, "linears").to_dict()]
     report["exactness"] |= {"denoiser": asdict(Verdict()), "decode": asdict(Verdict())}
-    files = machine.Files()
+    files = hardware.Files()
     report["environment"] |= {
-        "system": machine.system(files, {}),
-        "processor": machine.processor(files),
-        "host_memory": machine.host_memory(files),
-        "gpu": machine.gpu(None, []),
+        "system": hardware.system(files, {}),
+        "processor": hardware.processor(files),
+        "host_memory": hardware.host_memory(files),
+        "gpu": hardware.gpu(None, []),
     }
     return report
 

@@ -6,8 +6,8 @@ from typing import get_type_hints
 
 from omegaconf import OmegaConf
 
+from fastdiff.choices.docstrings import key_texts
 from fastdiff.config import CONF_DIR, SCALARS, Generation, RunConfig
-from fastdiff.docstrings import key_texts
 from generating.docstrings import comments, type_words
 from generating.markdown import anchor, definition, marked, sentence, text
 from generating.options import as_typed

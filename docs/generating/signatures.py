@@ -7,7 +7,7 @@ import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from fastdiff.docstrings import one_line, split
+from fastdiff.choices.docstrings import one_line, split
 
 
 def as_restructured_text(

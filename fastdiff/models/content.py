@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdiff.cache_folder import cache_folder, distrust, make_private
-from fastdiff.result import read_json, sha256_of, write_json
+from fastdiff.machine.cache_folder import cache_folder, distrust, make_private
+from fastdiff.machine.files import read_json, sha256_of, write_json
 
 if TYPE_CHECKING:
     import torch

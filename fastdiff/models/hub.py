@@ -16,7 +16,7 @@ from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.reading import pipeline_config, read_folder, read_index
 from fastdiff.models.sources import Model, refuse_incomplete
 from fastdiff.models.whole import absent_shards
-from fastdiff.scripting import Script, keywords, literal
+from fastdiff.script import Script, keywords, literal
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from fastdiff.models.architectures import ARCHITECTURES, Architecture
 from fastdiff.models.facts import ModelFacts
 from fastdiff.models.hub import Hub
 from fastdiff.models.sources import Model, folder_or_name
-from fastdiff.scripting import Script, ScriptError
+from fastdiff.script import Script, ScriptError
 
 if TYPE_CHECKING:
     import torch

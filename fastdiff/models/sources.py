@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.config import PLACE, PLACE_OR_NAME, RunConfig, Slot
 from fastdiff.errors import ModelError, first_line
+from fastdiff.machine.files import sha256_of
 from fastdiff.models.architectures import ORIGINAL
 from fastdiff.models.content import content_hash
 from fastdiff.models.facts import ModelFacts
@@ -27,8 +28,7 @@ from fastdiff.models.reading import (
     read_single_file,
 )
 from fastdiff.models.whole import check_against_module
-from fastdiff.result import sha256_of
-from fastdiff.scripting import Script, ScriptError, literal
+from fastdiff.script import Script, ScriptError, literal
 
 if TYPE_CHECKING:
     import torch

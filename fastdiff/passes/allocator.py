@@ -21,8 +21,8 @@ from fastdiff.passes.base import (
     Setting,
     Stage,
 )
-from fastdiff.result import Effect, Observed, Pending
-from fastdiff.scripting import Script, ScriptError
+from fastdiff.passes.effects import Effect, Observed, Pending
+from fastdiff.script import Script, ScriptError
 
 VARIABLE = "GLIBC_TUNABLES"
 TUNABLES = ("glibc.malloc.hugetlb=1", "glibc.malloc.mxfast=0")

@@ -20,9 +20,9 @@ from fastdiff.passes.base import (
     Setting,
     Stage,
 )
+from fastdiff.passes.effects import Effect, Observed, Pending
 from fastdiff.passes.wrapping import around_forward
-from fastdiff.result import Effect, Observed, Pending
-from fastdiff.scripting import Script
+from fastdiff.script import Script
 
 _SDPA = "https://pytorch.org/docs/stable/generated/torch.nn.attention.sdpa_kernel.html"
 _RULES = "https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp"

@@ -12,11 +12,11 @@ from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from fastdiff.config import RunConfig, Slot
-from fastdiff.environment import Environment
 from fastdiff.errors import MachineProblem, NoGpuProblem, Problem
+from fastdiff.machine.environment import Environment
 from fastdiff.models.facts import Component, ModelFacts
-from fastdiff.result import Effect, Pending
-from fastdiff.scripting import Script
+from fastdiff.passes.effects import Effect, Pending
+from fastdiff.script import Script
 
 if TYPE_CHECKING:
     import torch

@@ -30,8 +30,8 @@ from fastdiff.passes.base import (
     Setting,
     Stage,
 )
-from fastdiff.result import Effect, Observed, Pending
-from fastdiff.scripting import Script, ScriptError, call, keywords
+from fastdiff.passes.effects import Effect, Observed, Pending
+from fastdiff.script import Script, ScriptError, call, keywords
 
 if TYPE_CHECKING:
     from torch import nn

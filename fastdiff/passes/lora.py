@@ -38,8 +38,8 @@ from fastdiff.passes.base import (
     Setting,
     Stage,
 )
-from fastdiff.result import Effect
-from fastdiff.scripting import Script, call, literal
+from fastdiff.passes.effects import Effect
+from fastdiff.script import Script, call, literal
 
 _LCM = "https://huggingface.co/docs/diffusers/using-diffusers/inference_with_lcm_lora"
 _PEFT = "https://huggingface.co/docs/diffusers/tutorials/using_peft_for_inference"

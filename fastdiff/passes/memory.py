@@ -26,9 +26,9 @@ from fastdiff.passes.base import (
     Setting,
     Stage,
 )
+from fastdiff.passes.effects import Effect
 from fastdiff.passes.precision import Precision
-from fastdiff.result import Effect
-from fastdiff.scripting import Script, ScriptError, call, keywords, literal
+from fastdiff.script import Script, ScriptError, call, keywords, literal
 
 if TYPE_CHECKING:
     from torch import nn

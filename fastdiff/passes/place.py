@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fastdiff.passes.base import Context, Fidelity, Pass, Setting, Stage
-from fastdiff.result import Effect
-from fastdiff.scripting import Script, literal
+from fastdiff.passes.effects import Effect
+from fastdiff.script import Script, literal
 
 
 class Place(Pass):

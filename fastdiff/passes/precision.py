@@ -19,8 +19,8 @@ from fastdiff.passes.base import (
     Setting,
     Stage,
 )
-from fastdiff.result import Effect
-from fastdiff.scripting import Script
+from fastdiff.passes.effects import Effect
+from fastdiff.script import Script
 
 _GUIDE = "https://huggingface.co/docs/diffusers/optimization/fp16"
 _TF32_NEEDS = Requirement(

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from fastdiff.errors import Problem
 from fastdiff.passes.base import Context, Fidelity, Notice, Option, Pass, Setting, Stage
-from fastdiff.result import Effect
-from fastdiff.scripting import Script
+from fastdiff.passes.effects import Effect
+from fastdiff.script import Script
 
 
 @dataclass

@@ -24,10 +24,10 @@ from fastdiff.passes.base import (
     Setting,
     Stage,
 )
+from fastdiff.passes.effects import Effect
 from fastdiff.passes.precision import upcasts_vae
 from fastdiff.passes.rows import fewest_rows, stand_in, without_numbers, without_weights
-from fastdiff.result import Effect
-from fastdiff.scripting import Script, ScriptError, bracketed, call, literal, predicate
+from fastdiff.script import Script, ScriptError, bracketed, call, literal, predicate
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,8 +16,8 @@ from fastdiff.errors import Problem, RunError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.timesteps import HANDED, Handed
 from fastdiff.passes.base import Context, Fidelity, Notice, Option, Pass, Setting, Stage
-from fastdiff.result import Effect
-from fastdiff.scripting import Script, ScriptError, call, keywords
+from fastdiff.passes.effects import Effect
+from fastdiff.script import Script, ScriptError, call, keywords
 
 _GUIDE = "https://huggingface.co/docs/diffusers/using-diffusers/schedulers"
 

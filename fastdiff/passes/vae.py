@@ -25,8 +25,8 @@ from fastdiff.models.hub import (
 from fastdiff.models.reading import read_component
 from fastdiff.models.sources import Model, model_of
 from fastdiff.passes.base import Context, Fidelity, Loading, Notice, Option, Pass, Setting, Stage
-from fastdiff.result import Effect
-from fastdiff.scripting import Script, literal
+from fastdiff.passes.effects import Effect
+from fastdiff.script import Script, literal
 
 if TYPE_CHECKING:
     import torch

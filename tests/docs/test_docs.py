@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
+from fastdiff.choices.experiments import experiments as every_experiment
+from fastdiff.choices.experiments import ladder, ladders
+from fastdiff.choices.options import OptionFile, option_files
+from fastdiff.choices.recipe.file import read_recipe
+from fastdiff.choices.recipe.format import Measured, RecipeFile
+from fastdiff.choices.verbs import VERBS
+from fastdiff.commands.recipe.verbs import VERBS as RECIPE_VERBS
 from fastdiff.config import SCALARS, SLOTS, Generation
-from fastdiff.experiments import experiments as every_experiment
-from fastdiff.experiments import ladder, ladders
-from fastdiff.options import OptionFile, option_files
+from fastdiff.machine.files import read_json
 from fastdiff.passes import OPTIONS
-from fastdiff.recipe.file import read_recipe
-from fastdiff.recipe.format import Measured, RecipeFile
-from fastdiff.result import read_json
-from fastdiff.sharing.commands import VERBS as RECIPE_VERBS
-from fastdiff.verbs import VERBS
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 
@@ -34,7 +34,7 @@ from generating.docstrings import comments, type_words, whole_text  # noqa: E402
 from generating.markdown import code, definition, sentence, text  # noqa: E402
 from generating.signatures import as_restructured_text  # noqa: E402
 
-from fastdiff.docstrings import key_texts, split  # noqa: E402
+from fastdiff.choices.docstrings import key_texts, split  # noqa: E402
 
 PAGES = cache(generating.pages)
 
@@ -219,7 +219,7 @@ def test_every_experiment_is_there_with_its_choices_and_what_was_published() -> 
 
 
 def test_overrides_of_an_experiment_compose_to_it() -> None:
-    from fastdiff.composition import compose
+    from fastdiff.choices.compose import compose
 
     for experiment in every_experiment().values():
         typed = compose(experiments.overrides(experiment)).to_dict()
@@ -332,7 +332,7 @@ def test_every_field_of_a_committed_report_is_described(path: Path) -> None:
 
 
 def test_every_field_about_the_machine_is_described() -> None:
-    from fastdiff.report import MeasuredOn
+    from fastdiff.measuring.report import MeasuredOn
 
     assert report.missing({"environment": MeasuredOn("cpu").to_dict()}) == []
 
@@ -510,8 +510,8 @@ def written_commands() -> Iterator[Any]:
 
 @pytest.mark.parametrize("words", written_commands())
 def test_a_command_on_a_page_can_be_read(words: list[str]) -> None:
-    from fastdiff.composition import compose
-    from fastdiff.grid import read_grid
+    from fastdiff.choices.compose import compose
+    from fastdiff.choices.grid import read_grid
 
     verb = words[0] if "=" not in words[0] and not words[0].startswith("-") else None
     assert verb is None or verb in VERBS

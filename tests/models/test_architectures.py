@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fastdiff.composition import compose
+from fastdiff.choices.compose import compose
+from fastdiff.choices.options import option_files
 from fastdiff.errors import ModelError
 from fastdiff.models.architectures import (
     ARCHITECTURES,
@@ -17,7 +18,6 @@ from fastdiff.models.architectures import (
 )
 from fastdiff.models.random_weights import empty_component
 from fastdiff.models.sources import model_of
-from fastdiff.options import option_files
 
 COMPONENTS = [
     (name, part, blueprint)

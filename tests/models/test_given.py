@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from fastdiff.composition import compose
+from fastdiff.choices.compose import compose
 from fastdiff.models.given import (
     Done,
     Given,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdiff.composition import compose
+from fastdiff.choices.compose import compose
 from fastdiff.models.architectures import Architecture, Blueprint
 from fastdiff.models.random_weights import (
     CLIP_VOCABULARY,
@@ -148,8 +148,8 @@ def test_tokenizers_have_the_published_size_and_spell_any_text() -> None:
 def test_a_pipeline_of_random_weights_draws_a_picture_that_is_no_plain_colour() -> None:
     import torch
 
-    from fastdiff.bench.pictures import draw, what_is_wrong
     from fastdiff.config import Generation
+    from fastdiff.models.pictures import draw, what_is_wrong
 
     generation = Generation(prompt="a cat", steps=2, height=32, width=32)
     pictures = []
@@ -187,7 +187,7 @@ def test_the_student_of_a_random_model_is_random_too() -> None:
 
 _MEASURE = """
 import torch, diffusers
-from fastdiff.bench.memory import host_peak_bytes
+from fastdiff.measuring.memory import host_peak_bytes
 from fastdiff.models.architectures import ARCHITECTURES
 from fastdiff.models.random_weights import build_component
 from pathlib import Path

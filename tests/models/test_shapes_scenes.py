@@ -10,6 +10,7 @@ import numpy
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
+from benchmarks.shapes.score import BATCH, contact_sheet, score
 from fastdiff.models.shapes.judging import Score, Verdict, judge
 from fastdiff.models.shapes.scenes import (
     PALETTE,
@@ -22,7 +23,6 @@ from fastdiff.models.shapes.scenes import (
     random_scene,
     training_scenes,
 )
-from fastdiff.models.shapes.score import BATCH, contact_sheet, score
 
 TWO = Scene((Thing("green", "square"), Thing("purple", "ring")), "black")
 ONE = Scene((Thing("red", "circle"),), "white")

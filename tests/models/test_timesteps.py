@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastdiff.composition import compose
-from fastdiff.environment import this_machine
+from fastdiff.choices.compose import compose
+from fastdiff.machine.environment import this_machine
 from fastdiff.models.timesteps import HANDED, Handed
 from fastdiff.passes.base import Context, Setting
 from fastdiff.passes.scheduler import OPTIONS, FlowScheduler

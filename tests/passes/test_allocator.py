@@ -13,7 +13,7 @@ from conftest import MakePlan, Ran
 from fastdiff.errors import PlanError, RunError
 from fastdiff.passes import allocator
 from fastdiff.passes.allocator import TUNABLES, VARIABLE, HugePages, SeenPages, lacks
-from fastdiff.result import Observed
+from fastdiff.passes.effects import Observed
 
 here = pytest.mark.skipif(lacks() is not None, reason=f"no huge pages here: {lacks()}")
 

@@ -18,11 +18,12 @@ import conftest
 import pytest
 import torch
 
-from fastdiff.bench.observing import compile_counters
-from fastdiff.bench.pictures import draw
-from fastdiff.cache_folder import VARIABLE, cache_folder
-from fastdiff.environment import Gpu, this_machine
 from fastdiff.errors import PlanError, RunError
+from fastdiff.machine.cache_folder import VARIABLE, cache_folder
+from fastdiff.machine.environment import Gpu, this_machine
+from fastdiff.machine.files import read_json, write_json
+from fastdiff.measuring.observing import compile_counters
+from fastdiff.models.pictures import draw
 from fastdiff.passes.compile import packages as aot
 from fastdiff.passes.compile.packages import (
     MANIFEST,
@@ -33,7 +34,7 @@ from fastdiff.passes.compile.packages import (
     attention_in,
     weights_digest,
 )
-from fastdiff.result import Observed, read_json, write_json
+from fastdiff.passes.effects import Observed
 
 AOT = ("compile=aot", "compile.targets=[denoiser]")
 
@@ -130,7 +131,7 @@ def test_another_size_is_another_package(built: Any, eager: Any, local_plan: Any
     first, second = packages_of(built).loaded
     assert second.inputs[0] == "(2, 4, 16, 24) float32"
     assert first.folder != second.folder
-    from fastdiff.bench.quality import compare
+    from fastdiff.measuring.quality import compare
 
     psnr = compare([picture], draw(eager.pipeline, generation)).psnr_db
     assert psnr is None or psnr > 45
@@ -490,7 +491,7 @@ def test_xformers_cannot_be_exported() -> None:
 def test_kernels_are_tried_out_only_where_that_is_asked_for(
     folder: Path, local_plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastdiff.engine import build
+    from fastdiff.planning.build import build
 
     def inductors(*overrides: str) -> Any:
         """The options that a package would be built with, and what it is made for."""
@@ -549,8 +550,8 @@ def test_on_a_gpu_torchs_peaks_hold_a_packages_weights(
 ) -> None:
     from conftest import Ran, plan_of
 
-    from fastdiff.bench.memory import weight_bytes
-    from fastdiff.bench.parts import modules_of
+    from fastdiff.measuring.memory import weight_bytes
+    from fastdiff.measuring.parts import modules_of
 
     monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
     words = ("device=cuda", "generation.steps=2", "compile=aot", "compile.targets=[denoiser]")

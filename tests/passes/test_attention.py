@@ -13,7 +13,7 @@ from fastdiff.models.facts import Component
 from fastdiff.models.sources import Shapes
 from fastdiff.passes.attention import SdpaCudnn, SdpaEfficient, SeenKernels
 from fastdiff.passes.base import Context
-from fastdiff.result import Observed
+from fastdiff.passes.effects import Observed
 
 BLOCKS = {"unet": 14, "vae": 2}
 """Attention modules of the embedded model. Its UNet has 1 transformer block in each of 2 down, 1 middle and 4 up
@@ -80,8 +80,8 @@ def test_a_backend_is_forced_around_each_denoiser_call_and_nowhere_else(
 ) -> None:
     from torch.backends import cuda
 
-    from fastdiff.bench.pictures import draw
-    from fastdiff.engine import build
+    from fastdiff.models.pictures import draw
+    from fastdiff.planning.build import build
 
     plan = shapes_plan("attention=sdpa_math", "generation.steps=2")
     pipeline = build(plan).pipeline
@@ -104,7 +104,7 @@ def test_a_backend_that_was_forced_is_given_back_when_the_denoiser_fails(
 ) -> None:
     from torch.backends import cuda
 
-    from fastdiff.engine import build
+    from fastdiff.planning.build import build
 
     pipeline = build(shapes_plan("attention=sdpa_math")).pipeline
     with pytest.raises(TypeError):
@@ -261,8 +261,8 @@ def test_a_kernel_that_takes_none_of_the_models_inputs_is_told_with_a_way_out(
     shapes_plan: Callable[..., Any],
 ) -> None:
     """A CPU has no such kernel: it says the same of every input."""
-    from fastdiff.bench.pictures import draw
-    from fastdiff.engine import build
+    from fastdiff.models.pictures import draw
+    from fastdiff.planning.build import build
 
     plan = shapes_plan()
     for option, kernel in ((SdpaCudnn(), "cudnn"), (SdpaEfficient(), "efficient")):
@@ -280,7 +280,7 @@ def test_a_kernel_that_takes_none_of_the_models_inputs_is_told_with_a_way_out(
 def test_other_errors_inside_a_forced_kernel_stay_as_they_are(
     shapes_plan: Callable[..., Any],
 ) -> None:
-    from fastdiff.engine import build
+    from fastdiff.planning.build import build
 
     pipeline = build(shapes_plan("attention=sdpa_math")).pipeline
     with pytest.raises(TypeError, match="missing 3 required positional arguments"):

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import fastdiff
-from fastdiff.composition import compose
-from fastdiff.environment import this_machine
+from fastdiff.choices.compose import compose
 from fastdiff.errors import NoEffectError, PlanError
+from fastdiff.machine.environment import this_machine
 from fastdiff.models.facts import KEEPS_ATTENTION, Component, ModelFacts
-from fastdiff.planning import make_plan
-from fastdiff.result import Observed
+from fastdiff.passes.effects import Observed
+from fastdiff.planning.plan import make_plan
 
 LAYERS = 22
 """Of the embedded UNet's blocks. Down: residual block and downsampler; residual block, transformer, downsampler;
@@ -38,7 +38,7 @@ def cached(ran: Any) -> Any:
 
 
 def again(ran: Any) -> list[Any]:
-    from fastdiff.bench.pictures import draw, float32_noise
+    from fastdiff.models.pictures import draw, float32_noise
 
     with float32_noise(ran.pipeline):
         return draw(ran.pipeline, ran.generation)
@@ -116,10 +116,10 @@ def test_a_solver_that_visits_timesteps_twice_is_cached_by_steps(shapes_plan: An
     """Heun's: ten steps are nineteen calls of the UNet, ten of them in full."""
     from diffusers import HeunDiscreteScheduler
 
-    from fastdiff.bench.pictures import draw
-    from fastdiff.engine import build
+    from fastdiff.models.pictures import draw
     from fastdiff.passes.base import Context
     from fastdiff.passes.cache import DeepCache
+    from fastdiff.planning.build import build
 
     plan = shapes_plan("generation.steps=10")
     pipeline = build(plan).pipeline

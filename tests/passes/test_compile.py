@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from fastdiff.bench.observing import compile_counters
-from fastdiff.bench.pictures import draw
-from fastdiff.composition import compose
-from fastdiff.environment import this_machine
+from fastdiff.choices.compose import compose
 from fastdiff.errors import NoEffectError, PlanError, RunError, UsageError
+from fastdiff.machine.environment import this_machine
+from fastdiff.measuring.observing import compile_counters
 from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.models.pictures import draw
 from fastdiff.passes.base import Setting
 from fastdiff.passes.compile.regional import Regional
 from fastdiff.passes.compile.whole import (
@@ -29,8 +29,8 @@ from fastdiff.passes.compile.whole import (
     MaxAutotune,
     ReduceOverhead,
 )
-from fastdiff.planning import make_plan
-from fastdiff.result import Observed
+from fastdiff.passes.effects import Observed
+from fastdiff.planning.plan import make_plan
 
 GPU_ONLY = "CUDA graphs don't exist on a CPU; the rest of the mode holds"
 
@@ -233,8 +233,8 @@ SIZES = ((64, 64, 1), (96, 64, 1), (64, 96, 1), (128, 96, 1), (64, 64, 2))
 
 def drawn_like_eager(folder: Path, local_plan: Any, sizes: Any) -> Any:
     """compile=dynamic called with each size, and every picture compared with the eager one."""
-    from fastdiff.bench.quality import compare
-    from fastdiff.engine import build
+    from fastdiff.measuring.quality import compare
+    from fastdiff.planning.build import build
 
     eager, built = build(local_plan(folder)), build(local_plan(folder, "compile=dynamic"))
     for height, width, pictures in sizes:
@@ -420,10 +420,10 @@ def test_regions_refuse_what_an_earlier_pass_put_around_a_part(
 ) -> None:
     from contextlib import nullcontext
 
-    from fastdiff.engine import build
     from fastdiff.errors import RunError
     from fastdiff.passes.base import Context
     from fastdiff.passes.wrapping import around_forward
+    from fastdiff.planning.build import build
 
     plan = local_plan(flux_folder, "compile=regions")
     pipeline = build(local_plan(flux_folder)).pipeline
@@ -475,9 +475,9 @@ def test_each_folder_is_cold_once_and_inductors_own_stays_empty(tmp_path: Path) 
     code = """if True:
         import sys, torch, torch._inductor.config
         torch._inductor.config.cpp_cache_precompile_headers = False  # they take long, and have their own place
-        from fastdiff.bench.observing import compile_counters
-        from fastdiff.composition import compose
-        from fastdiff.environment import this_machine
+        from fastdiff.measuring.observing import compile_counters
+        from fastdiff.choices.compose import compose
+        from fastdiff.machine.environment import this_machine
         from fastdiff.passes.base import Setting
         run = compose(["compile=default", "compile.freezing=false", f"compile.cache_dir={sys.argv[1]}"])
         setting = Setting(run, this_machine(), "cpu", None)
@@ -757,7 +757,7 @@ def test_every_flag_that_a_mode_sets_is_known_to_inductor(choice: str) -> None:
 
 
 def test_nothing_compiled_is_an_error(sd_folder: Path, local_plan: Any) -> None:
-    from fastdiff.engine import build
+    from fastdiff.planning.build import build
 
     built = build(local_plan(sd_folder, "compile=regional"))
     with pytest.raises(NoEffectError) as refused:
@@ -805,7 +805,7 @@ def test_cuda_graphs_that_were_left_out_are_said(observed: dict[str, Any], said:
 def test_a_mode_that_is_nothing_but_cuda_graphs_and_has_none_had_no_effect(
     sd_folder: Path, local_plan: Any
 ) -> None:
-    from fastdiff.engine import Built
+    from fastdiff.planning.build import Built
 
     pending = WITH_GRAPHS(nothing_else=True)
     built = Built(None, outcomes=[pending])
@@ -838,7 +838,7 @@ def test_a_mode_that_is_nothing_but_cuda_graphs_and_has_none_had_no_effect(
 def test_cuda_graphs_are_recorded_in_the_second_call_and_nothing_else_is(
     choice: str, device: str, calls: int, shapes_plan: Any
 ) -> None:
-    from fastdiff.measuring import settling
+    from fastdiff.measuring.measure import settling
 
     plan = shapes_plan(f"compile={choice}")
     found = settling(replace(plan, setting=replace(plan.setting, device=device)))

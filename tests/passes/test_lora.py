@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from fastdiff.composition import compose
-from fastdiff.environment import this_machine
+from fastdiff.choices.compose import compose
 from fastdiff.errors import ModelError, NoEffectError, PlanError
+from fastdiff.machine.environment import this_machine
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.passes.lora import left_out
-from fastdiff.planning import make_plan
+from fastdiff.planning.plan import make_plan
 
 pytest.importorskip("peft")
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from fastdiff.bench.pictures import draw
-from fastdiff.bench.quality import compare
-from fastdiff.composition import compose
-from fastdiff.engine import build
-from fastdiff.environment import TOOLS, Gpu, this_machine
+from fastdiff.choices.compose import compose
 from fastdiff.errors import NoEffectError, PlanError, RunError
+from fastdiff.machine.environment import TOOLS, Gpu, this_machine
+from fastdiff.measuring.quality import compare
 from fastdiff.models.facts import CLASSES, Component, ModelFacts
+from fastdiff.models.pictures import draw
 from fastdiff.models.sources import model_of
 from fastdiff.passes.base import Context
+from fastdiff.passes.effects import Effect
 from fastdiff.passes.memory import (
     _TILES_OF_TAESD,
     _UNDIVIDED,
@@ -33,8 +33,8 @@ from fastdiff.passes.memory import (
     VaeSplitting,
 )
 from fastdiff.passes.wrapping import around_forward
-from fastdiff.planning import make_plan
-from fastdiff.result import Effect
+from fastdiff.planning.build import build
+from fastdiff.planning.plan import make_plan
 
 GPU = replace(
     this_machine(),

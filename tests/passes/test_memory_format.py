@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from fastdiff.composition import compose
-from fastdiff.environment import this_machine
+from fastdiff.choices.compose import compose
 from fastdiff.errors import PlanError
+from fastdiff.machine.environment import this_machine
 from fastdiff.models.facts import Component, ModelFacts
-from fastdiff.planning import make_plan
+from fastdiff.planning.plan import make_plan
 
 
 def test_every_4d_weight_of_denoiser_and_vae_lies_channels_last(

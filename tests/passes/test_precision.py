@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from fastdiff.bench.pictures import draw, float32_noise
-from fastdiff.engine import build
 from fastdiff.errors import PlanError
 from fastdiff.models.facts import PIPELINES
+from fastdiff.models.pictures import draw, float32_noise
 from fastdiff.models.sources import SHAPES_DIR
 from fastdiff.passes.precision import _UPCASTS, Tf32Flag
+from fastdiff.planning.build import build
 
 # Against fp32; the embedded model gave 49 dB in bf16 and 59 dB in fp16.
 LEAST_PSNR_DB = {"fp32": float("inf"), "bf16": 25.0, "fp16": 30.0}

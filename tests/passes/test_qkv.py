@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from fastdiff.composition import compose
-from fastdiff.environment import this_machine
+from fastdiff.choices.compose import compose
 from fastdiff.errors import NoEffectError, PlanError
+from fastdiff.machine.environment import this_machine
 from fastdiff.models.facts import Component, ModelFacts
-from fastdiff.planning import make_plan
+from fastdiff.planning.plan import make_plan
 
 
 def test_every_attention_block_of_denoiser_and_vae_is_fused(
@@ -41,8 +41,8 @@ def test_the_joined_projections_are_called_and_the_old_ones_are_not(
     shapes_plan: Callable[..., Any],
 ) -> None:
     """Self-attention joins three projections, cross-attention two, one of each in every block."""
-    from fastdiff.bench.pictures import draw
-    from fastdiff.engine import build
+    from fastdiff.models.pictures import draw
+    from fastdiff.planning.build import build
 
     plan = shapes_plan("qkv=fused", "generation.steps=1")
     pipeline = build(plan).pipeline

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from fastdiff.bench.pictures import draw
-from fastdiff.composition import compose
-from fastdiff.engine import build
+from fastdiff.choices.compose import compose
 from fastdiff.errors import NoEffectError, PlanError, RunError
+from fastdiff.models.pictures import draw
 from fastdiff.passes.base import Context
+from fastdiff.passes.effects import Effect
 from fastdiff.passes.memory import ModelOffload
 from fastdiff.passes.quant import Int8, dead_projections
-from fastdiff.result import Effect
+from fastdiff.planning.build import build
 
 SKIPPED_BY_THE_DOCUMENTS = [
     (1280, 640),

@@ -12,13 +12,13 @@ import torch
 from conftest import Ran, _autoencoder_kl, _flux
 from torch import nn, zeros
 
-from fastdiff.bench.pictures import draw
-from fastdiff.composition import compose
-from fastdiff.engine import build
+from fastdiff.choices.compose import compose
 from fastdiff.models.architectures import ARCHITECTURES
+from fastdiff.models.pictures import draw
 from fastdiff.models.random_weights import empty_component
 from fastdiff.passes import rows
 from fastdiff.passes.rows import fewest_rows
+from fastdiff.planning.build import build
 
 
 @contextmanager

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from fastdiff.composition import compose
-from fastdiff.environment import this_machine
+from fastdiff.choices.compose import compose
 from fastdiff.errors import PlanError, RunError
+from fastdiff.machine.environment import this_machine
 from fastdiff.models.architectures import ARCHITECTURES
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.passes.base import Context, Notice, Setting
 from fastdiff.passes.scheduler import FAMILY, FLOW_FAMILY, OPTIONS, FlowScheduler, Scheduler
-from fastdiff.planning import make_plan
+from fastdiff.planning.plan import make_plan
 
 FOREIGN = (
     "this model's FlowMatchEulerDiscreteScheduler follows another kind of noise schedule (flow matching, for "
@@ -211,7 +211,7 @@ def test_flow_matching_that_is_only_known_once_loaded_is_refused_in_the_same_wor
     flux_folder: Path,
 ) -> None:
     """A single file says nothing of its scheduler."""
-    from fastdiff.engine import build
+    from fastdiff.planning.build import build
 
     overrides = ["device=cpu", "model=local", f"model.path={flux_folder}", "scheduler=ddim"]
     run = compose(overrides)

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from fastdiff.bench.pictures import draw
-from fastdiff.composition import compose
-from fastdiff.engine import build
-from fastdiff.environment import this_machine
+from fastdiff.choices.compose import compose
 from fastdiff.errors import ModelError, NoEffectError, PlanError
+from fastdiff.machine.environment import this_machine
 from fastdiff.models.architectures import ARCHITECTURES, TAEF1, TAESD
 from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.models.pictures import draw
 from fastdiff.models.sources import SHAPES_DIR, SHAPES_TINY_VAE
 from fastdiff.passes.base import Loading
 from fastdiff.passes.precision import upcasts_vae
-from fastdiff.planning import make_plan
+from fastdiff.planning.build import build
+from fastdiff.planning.plan import make_plan
 
 TINY_PARAMETERS = 290_663
 """Convolutions of 32 channels: 19 in the encoder (159,204 numbers), 16 in the decoder (131,459)."""
@@ -77,8 +77,8 @@ def test_the_tiny_autoencoder_is_there_and_draws_nearly_the_same_picture(
 
 @pytest.mark.slow
 def test_its_picture_still_shows_what_the_caption_says(shapes_run: Callable[..., Any]) -> None:
+    from fastdiff.models.shapes.judging import judge
     from fastdiff.models.shapes.scenes import Scene
-    from fastdiff.models.shapes.score import judge
 
     ran = shapes_run("vae=tiny", "generation.steps=25")
     scene = Scene.parse(ran.generation.prompt)

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fastdiff.cache_folder import VARIABLE, cache_folder, distrust, unwritable
 from fastdiff.config import PROVENANCE
 from fastdiff.errors import MachineProblem, Problem
+from fastdiff.machine.cache_folder import VARIABLE, cache_folder, distrust, unwritable
 from fastdiff.models.sources import model_of
 from fastdiff.passes.base import Conflict, Context, Notice, Setting
 from fastdiff.passes.compile.inductor import Inductor
 from fastdiff.passes.compile.packages import Packages, packages_folder
-from fastdiff.result import Pending
-from fastdiff.scripting import Script
+from fastdiff.passes.effects import Pending
+from fastdiff.script import Script
 
 
 @dataclass
@@ -140,7 +140,7 @@ def _made_for(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from fastdiff import __version__
+    from fastdiff.machine.environment import FASTDIFF_VERSION
 
     machine, run = setting.environment, setting.run
     without = (
@@ -170,6 +170,6 @@ def _made_for(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
             **machine.versions,
             "python": machine.python,
             "cuda": machine.torch_cuda,
-            "fastdiff": __version__,
+            "fastdiff": FASTDIFF_VERSION,
         },
     }

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fastdiff.cache_folder import unwritable
 from fastdiff.config import CODE_PLACE
-from fastdiff.environment import requirement_of_torch
 from fastdiff.errors import MachineProblem, Problem, RunError, nearest
+from fastdiff.machine.cache_folder import unwritable
+from fastdiff.machine.environment import requirement_of_torch
 from fastdiff.models.facts import Component
 from fastdiff.passes.base import Fidelity, Notice, Option, Pass, Setting, Stage
 from fastdiff.passes.precision import upcasts_vae
-from fastdiff.scripting import Script, bracketed, literal
+from fastdiff.script import Script, bracketed, literal
 
 GUIDE = "https://huggingface.co/docs/diffusers/optimization/fp16#torchcompile"
 TARGETS = ("denoiser", "vae_decode")

@@ -27,11 +27,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdiff.cache_folder import cache_folder, distrust, make_private
 from fastdiff.config import fingerprint
 from fastdiff.errors import RunError
+from fastdiff.machine.cache_folder import cache_folder, distrust, make_private
+from fastdiff.machine.files import read_json, sha256_of, write_json
 from fastdiff.models.content import plain_tensors
-from fastdiff.result import Effect, Observed, Pending, read_json, sha256_of, write_json
+from fastdiff.passes.effects import Effect, Observed, Pending
 
 if TYPE_CHECKING:
     import torch

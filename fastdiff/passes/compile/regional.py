@@ -10,9 +10,9 @@ from fastdiff.errors import Problem
 from fastdiff.passes.base import Context, Notice, Setting
 from fastdiff.passes.compile.inductor import GUIDE
 from fastdiff.passes.compile.whole import Compile, CompiledGraphs
+from fastdiff.passes.effects import Pending
 from fastdiff.passes.wrapping import around_forward
-from fastdiff.result import Pending
-from fastdiff.scripting import Script, call
+from fastdiff.script import Script, call
 
 
 @dataclass

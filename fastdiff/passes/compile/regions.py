@@ -12,9 +12,9 @@ from fastdiff.errors import NoEffectError, Problem, RunError
 from fastdiff.passes.base import Context, Notice, Setting
 from fastdiff.passes.compile.inductor import parts_of
 from fastdiff.passes.compile.whole import Compile, CompiledGraphs
+from fastdiff.passes.effects import Pending
 from fastdiff.passes.wrapping import around_forward
-from fastdiff.result import Pending
-from fastdiff.scripting import Script, call
+from fastdiff.script import Script, call
 
 
 @dataclass

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from fastdiff.errors import Problem
 from fastdiff.passes.base import Context, Notice, Setting, Settling
 from fastdiff.passes.compile.inductor import Inductor
-from fastdiff.result import Effect, Observed, Pending
-from fastdiff.scripting import Script, call, literal
+from fastdiff.passes.effects import Effect, Observed, Pending
+from fastdiff.script import Script, call, literal
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from fastdiff.errors import Problem
 from fastdiff.passes.base import Context, Fidelity, Notice, Option, Pass, Setting, Stage
-from fastdiff.result import Effect
+from fastdiff.passes.effects import Effect
 
 
 @dataclass

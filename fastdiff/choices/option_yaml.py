@@ -1,0 +1,127 @@
+"""An option's YAML: what it says, and what is wrong with one that doesn't ship with fastdiff."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+from fastdiff.choices.folder_contents import SCHEMA
+from fastdiff.config import CONF_DIR, Slot
+from fastdiff.errors import first_line, nearest
+
+
+@cache
+def content(path: Path) -> dict[str, Any]:
+    """What a YAML of an option or an experiment says, as plain data. Not to be changed: it is read once.
+
+    Raises ValueError where it holds no keys, and what OmegaConf raises for what is no YAML.
+    """
+    from omegaconf import OmegaConf
+
+    found = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(found, dict):
+        raise ValueError("it holds no keys")
+    return cast(dict[str, Any], found)
+
+
+def why_unreadable(path: Path) -> str | None:
+    """Why nothing can be read in a YAML, and the way out; None if it can."""
+    import yaml
+
+    try:
+        content(path)
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        return f"{path}{where}: {error.problem or error.context}\n  instead: mend that line"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return f"{path} can't be read: {first_line(error, 1000)}\n  instead: a YAML like those in {CONF_DIR}"
+    return None
+
+
+def fault(path: Path, slot: str, known: Mapping[str, type[Slot]]) -> str | None:
+    """Why a file of a team's folder can't be an option of a slot, and the way out; None if it can.
+
+    known: the slot's schemas by name.
+    """
+    unreadable = why_unreadable(path) or _schema_fault(path, slot, known)
+    if unreadable:
+        return unreadable
+    said = dict(content(path))
+    found = SCHEMA.fullmatch(said.pop("defaults")[0])
+    assert found is not None
+    schema = known[found[2]]
+    if interpolation := foreign_interpolation(said):
+        return (
+            f"{path}: {interpolation} can't be used: an option knows no keys but its own\n"
+            "  instead: the value itself, or ${oc.env:NAME} for an environment variable"
+        )
+    for key, hint in _unknown_keys(said, schema):
+        return f"{path}: {slot}={path.stem} has no key '{key}'\n  {hint}"
+    return _value_fault(path, schema, said)
+
+
+def foreign_interpolation(value: object) -> str | None:
+    """The first interpolation among values that isn't of an environment variable: what it means depends on who composes."""
+    if isinstance(value, str):
+        found = re.search(r"\$\{(?!oc\.env:)[^}]*\}?", value)
+        return found[0] if found else None
+    inside: Iterable[object] = ()
+    if isinstance(value, Mapping):
+        inside = value.values()
+    elif isinstance(value, list):
+        inside = value
+    return next(filter(None, map(foreign_interpolation, inside)), None)
+
+
+def _value_fault(path: Path, schema: type[Slot], said: dict[str, Any]) -> str | None:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), said))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        key = getattr(error, "full_key", None)
+        where = f"{path}: {key}" if key else f"{path}"
+        return f"{where}: {first_line(error, 1000)}\n  instead: a value of that key's type"
+    return None
+
+
+def _schema_fault(path: Path, slot: str, known: Mapping[str, type[Slot]]) -> str | None:
+    """What is wrong with how a file names its schema."""
+    names = f"{slot} has the schemas {', '.join(known)}"
+    line = f"defaults: [/schema/{slot}/{next(iter(known))}@_here_, _self_]"
+    if re.search(r"^#\s*@package", path.read_text(encoding="utf-8"), re.MULTILINE):
+        return f"{path}: an option can't say @package\n  instead: leave that line out"
+    defaults = content(path).get("defaults")
+    first, *others = defaults if isinstance(defaults, list) and defaults else [None]
+    named = SCHEMA.fullmatch(first) if isinstance(first, str) else None
+    if named is None or others != ["_self_"]:
+        return f"{path}: its `defaults` must name its schema, and nothing else\n  for example: {line}; {names}"
+    if named[1] != slot:
+        return (
+            f"{path}: it lies in {slot}/, and its schema is one of {named[1]}\n"
+            f"  instead: {line}, or the folder {named[1]}/"
+        )
+    if named[2] not in known:
+        near = nearest(named[2], known)
+        hint = f"did you mean: /schema/{slot}/{near}@_here_" if near else names
+        return f"{path}: {slot} has no schema '{named[2]}'\n  {hint}"
+    return None
+
+
+def _unknown_keys(
+    values: Mapping[str, Any], schema: type, above: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Keys that a schema hasn't got, those of nested ones with dots, each with what may have been meant."""
+    hints, known = get_type_hints(schema), [f.name for f in fields(schema)]
+    for key, value in values.items():
+        if key not in known:
+            near = nearest(str(key), known)
+            hint = f"did you mean: {above}{near}" if near else f"it has: {', '.join(known)}"
+            yield f"{above}{key}", hint if known else "it has no keys"
+        elif isinstance(value, Mapping) and is_dataclass(hints[key]):
+            yield from _unknown_keys(value, cast(type, hints[key]), f"{above}{key}.")

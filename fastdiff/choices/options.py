@@ -1,0 +1,214 @@
+"""Every option that can be chosen: those that ship (a YAML in `conf/` each), those of plug-ins, and those of a team's folders."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from textwrap import indent
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
+
+from fastdiff.choices.folder_contents import SCHEMA, contents
+from fastdiff.choices.folders import config_dirs
+from fastdiff.choices.option_yaml import content, fault
+from fastdiff.choices.plugins import Found, Plugin, plugins
+from fastdiff.config import CONF_DIR, SLOTS, Bench, NoQuality, Reference, Slot
+from fastdiff.errors import UsageError
+from fastdiff.machine.files import sha256_of
+from fastdiff.models import MODELS
+from fastdiff.passes import OPTIONS
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def schemas() -> dict[str, dict[str, type[Slot]]]:
+    """Every schema by slot and name, as the YAML files refer to them: `/schema/<slot>/<name>`."""
+    known: dict[str, dict[str, type[Slot]]] = {
+        "model": dict(MODELS),
+        **{slot: dict(options) for slot, options in OPTIONS.items()},
+        "bench": {"bench": Bench},
+        "quality": {"reference": Reference, "none": NoQuality},
+    }
+    for plugin in plugins().plugins:
+        known[plugin.slot][plugin.option] = plugin.kind
+    return known
+
+
+@dataclass(frozen=True)
+class OptionFile:
+    """One option, described by a YAML: its slot, name, comment, and the schema that it pulls in."""
+
+    slot: str
+    name: str
+    path: Path
+
+    @property
+    def comment(self) -> str:
+        """The comment at its top, as one line."""
+        lines = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                break
+            lines.append(line.lstrip("# ").rstrip())
+        return " ".join(lines)
+
+    @property
+    def schema(self) -> type[Slot] | None:
+        found = SCHEMA.search(self.path.read_text(encoding="utf-8"))
+        return schemas()[found.group(1)].get(found.group(2)) if found else None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What it says of its keys."""
+        return {key: value for key, value in content(self.path).items() if key != "defaults"}
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Where it comes from, for a report."""
+        return {"file": str(self.path), "sha256": sha256_of(self.path)}
+
+    def node(self, changed: Mapping[str, Any]) -> DictConfig:
+        """The option as it is described, typed by its schema, with some keys changed."""
+        from omegaconf import OmegaConf
+
+        whole = OmegaConf.merge(OmegaConf.structured(self.schema), self.values, dict(changed))
+        return cast("DictConfig", whole)
+
+    def option(self, **changed: Any) -> Slot:
+        """The same as an object. Costs no composition."""
+        from omegaconf import OmegaConf
+
+        option = OmegaConf.to_object(self.node(changed))
+        assert isinstance(option, Slot)
+        return option
+
+
+@dataclass(frozen=True)
+class PluginOption(OptionFile):
+    """One that a plug-in's class describes, without a YAML. path: of the module that the class is in."""
+
+    plugin: Plugin
+
+    @property
+    def comment(self) -> str:
+        return self.plugin.comment
+
+    @property
+    def schema(self) -> type[Slot]:
+        return self.plugin.kind
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def origin(self) -> dict[str, str]:
+        return {"distribution": self.plugin.distribution, "version": self.plugin.version}
+
+
+def option_files() -> dict[str, dict[str, OptionFile]]:
+    """Every option by slot and name. Raises UsageError if a folder or a plug-in brings one that can't be chosen."""
+    found = available()
+    if found.problems:
+        raise UsageError(said_together(found.problems))
+    return found.files
+
+
+@dataclass(frozen=True)
+class Available:
+    """Options by slot and name; problems: what is wrong with others of folders and plug-ins, each with its way out."""
+
+    files: dict[str, dict[str, OptionFile]]
+    problems: tuple[str, ...]
+
+
+def available() -> Available:
+    """What `option_files` looks at, with problems instead of an error."""
+    return _available(config_dirs(), plugins())
+
+
+@cache
+def _available(folders: tuple[Path, ...], found: Found) -> Available:
+    files = {slot: dict(options) for slot, options in shipped_files().items()}
+    problems = list(found.problems)
+    for plugin in found.plugins:
+        module = getattr(sys.modules.get(plugin.kind.__module__), "__file__", None)
+        path = Path(module or plugin.kind.__module__)
+        option = PluginOption(plugin.slot, plugin.option, path, plugin)
+        files[plugin.slot][plugin.option] = option
+    for folder in folders:
+        problems += contents(folder).wrong
+        for slot, path in contents(folder).options:
+            file, other = OptionFile(slot, path.stem, path), files[slot].get(path.stem)
+            if other is not None:
+                problems.append(twice(f"{slot}={file.name}", path, other.path))
+            elif wrong := fault(path, slot, schemas()[slot]):
+                problems.append(wrong)
+            else:
+                files[slot][file.name] = file
+    return Available(files, tuple(problems))
+
+
+@cache
+def shipped_files() -> dict[str, dict[str, OptionFile]]:
+    """Every option that ships, by slot and name."""
+    return {
+        slot: {
+            path.stem: OptionFile(slot, path.stem, path)
+            for path in sorted((CONF_DIR / slot).glob("*.yaml"))
+        }
+        for slot in SLOTS
+    }
+
+
+def added_files() -> list[OptionFile]:
+    """Those that plug-ins and folders bring, without those that have problems."""
+    files, shipped = available().files, shipped_files()
+    return [f for slot in SLOTS for name, f in files[slot].items() if name not in shipped[slot]]
+
+
+def origins(choices: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Where chosen options come from that don't ship, by choice: a distribution and its version, or a file and its hash."""
+    return {
+        f"{file.slot}={file.name}": file.origin
+        for file in added_files()
+        if choices.get(file.slot) == file.name
+    }
+
+
+def twice(choice: str, path: Path, other: Path) -> str:
+    """Two of one name: neither is silently taken for the other."""
+    name = path.with_stem(f"{path.stem}_ours").name
+    return f"{choice} is there already\n  it stands in {other}\n  and in {path}\n  instead: another name for the second, such as {name}"
+
+
+def said_together(problems: tuple[str, ...]) -> str:
+    """One message as it stands, several below a line that counts them."""
+    if len(problems) == 1:
+        return problems[0]
+    each = "\n".join(indent(text, "  ") for text in problems)
+    return f"{len(problems)} things are wrong with options that folders and plug-ins bring\n{each}"
+
+
+@cache
+def default_options() -> dict[str, str]:
+    """The option that each slot has when nobody chooses one, by `config.yaml`."""
+    text = (CONF_DIR / "config.yaml").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^  - (\w+): (\w+)$", text, re.MULTILINE))
+    return {slot: found[slot] for slot in SLOTS}
+
+
+def keys_of(schema: type) -> dict[str, Any]:
+    """Keys of a dataclass with their types, those of nested dataclasses with dots."""
+    found: dict[str, Any] = {}
+    hints = get_type_hints(schema)
+    for f in fields(schema):
+        kind = hints[f.name]
+        found[f.name] = kind
+        if is_dataclass(kind) and isinstance(kind, type):
+            found |= {f"{f.name}.{inner}": t for inner, t in keys_of(kind).items()}
+    return found

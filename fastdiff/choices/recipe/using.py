@@ -1,0 +1,131 @@
+"""A recipe → overrides, beside those that were typed; what was typed wins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from fastdiff.choices.options import option_files
+from fastdiff.choices.overrides import written
+from fastdiff.choices.recipe.file import read_recipe
+from fastdiff.choices.recipe.format import Recipe, as_mapping
+from fastdiff.config import SLOTS, UsedRecipe
+from fastdiff.errors import UsageError, nearest
+
+KEY = "recipe"
+"""What names a recipe among overrides: `recipe=team.yaml`."""
+
+
+def words_of(choices: Mapping[str, Any]) -> list[str]:
+    """Choices as overrides in Hydra's grammar.
+
+    choices: by slot, an option's name, or a mapping with `option` and its keys; keys beside slots (`device`,
+    `generation`) with their values, or a mapping of them; or single keys with their dots.
+    """
+    return [word for key, choice in choices.items() for word in _words(key, choice)]
+
+
+def with_recipe(words: Sequence[str]) -> tuple[list[str], UsedRecipe]:
+    """The words without `recipe=FILE`, and what that recipe brings beside them. Raises UsageError, RecipeError."""
+    named = [word.partition("=")[2] for word in words if word.startswith(f"{KEY}=")]
+    others = [word for word in words if not word.startswith(f"{KEY}=")]
+    if not named:
+        return others, UsedRecipe()
+    if len(named) > 1:
+        raise UsageError(
+            f"a run takes one recipe, not {len(named)}\n"
+            f"  instead: recipe={named[-1]}, or -m recipe={','.join(named)} for a run of each"
+        )
+    for word in others:
+        if word.startswith("experiment=") and word != "experiment=none":
+            raise UsageError(
+                f"recipe={named[0]} and {word} both make choices\n  instead: one of them"
+            )
+    return others, used(read_recipe(_unquoted(named[0])), others)
+
+
+def _unquoted(text: str) -> str:
+    """A file's name; quotes around it are the shell's or Hydra's."""
+    if not text:
+        raise UsageError("recipe= names no file\n  instead: recipe=FILE, a YAML")
+    return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def used(recipe: Recipe, typed: Sequence[str] = ()) -> UsedRecipe:
+    """What a recipe brings to a run beside typed overrides: where one picks another option, the recipe's keys of that
+    slot go with its option. Raises UsageError if its model can't be had and nobody named another one.
+    """
+    options = dict(word.partition("=")[::2] for word in typed if word.partition("=")[0] in SLOTS)
+    found: list[str] = []
+    replaced: list[list[str]] = []
+    model = recipe.model or {"option": None}
+    if "model" not in options and model["option"] is not None:
+        _check_model(recipe, str(model["option"]))
+        found += words_of({"model": _anchored(recipe, "model", model)})
+    for slot, choice in recipe.choices.items():
+        name, option = choice["option"], options.get(slot)
+        if option is None or option == name:
+            found += words_of({slot: _anchored(recipe, slot, choice)})
+            continue
+        keys = [key for key in choice if key != "option"]
+        gone = f", and with it {', '.join(keys)}" if keys else ""
+        text = f"takes the place of the recipe's {slot}={name}{gone}"
+        replaced.append([f"{slot}={option}", text])
+    if recipe.generation:
+        found += words_of({"generation": recipe.generation})
+    option = model["option"] and str(model["option"])
+    return UsedRecipe(recipe.name, recipe.sha256, option, recipe.device, found, replaced)
+
+
+def spelled_out(words: Sequence[str], recipe: UsedRecipe) -> list[str]:
+    """Overrides with what a recipe brought in its place: they mean the same where the file isn't."""
+    return [*recipe.overrides, *(word for word in words if not word.startswith(f"{KEY}="))]
+
+
+def _check_model(recipe: Recipe, name: str) -> None:
+    models = option_files()["model"]
+    if name in models:
+        return
+    near = nearest(name, models)
+    hint = f"model={near}" if near else "model=..., the one that it is to be used for"
+    raise UsageError(
+        f"recipe '{recipe.name}' was made for model={name}, which isn't among the options here\n"
+        f"  instead: {hint}, or --config-dir DIR with the folder that has {name}.yaml"
+    )
+
+
+def _anchored(recipe: Recipe, slot: str, choice: Mapping[str, Any]) -> dict[str, Any]:
+    """A choice whose paths begin at the recipe's folder, wherever the command is typed."""
+    file = option_files()[slot].get(str(choice["option"]))
+    folder = recipe.place.parent if recipe.place else None
+    return _with_places(choice, file.schema if file else None, folder)
+
+
+def _with_places(keys: Mapping[str, Any], schema: Any, folder: Path | None) -> dict[str, Any]:
+    if schema is None or folder is None:
+        return dict(keys)
+    hints = get_type_hints(schema)
+    places = {f.name: f.metadata.get("place") for f in fields(schema)}
+    found: dict[str, Any] = {}
+    for key, value in keys.items():
+        if isinstance(value, Mapping) and is_dataclass(hints.get(key)):
+            found[key] = _with_places(value, hints[key], folder)
+        elif places.get(key) and isinstance(value, str) and (folder / value).exists() and value:
+            found[key] = str(folder / value)
+        else:
+            found[key] = value
+    return found
+
+
+def _words(key: str, choice: Any) -> Iterator[str]:
+    if key in SLOTS:
+        mapping = as_mapping(choice)
+        yield f"{key}={mapping['option']}"
+        choice = {name: value for name, value in mapping.items() if name != "option"}
+    if not isinstance(choice, Mapping):
+        yield f"{key}={written(choice)}"
+        return
+    for name, value in choice.items():
+        yield from _words(f"{key}.{name}", value)

@@ -1,0 +1,82 @@
+"""`plan`: what would happen, and why not; with -m of every combination."""
+
+from __future__ import annotations
+
+from fastdiff.choices.verbs import SWEEPS
+from fastdiff.errors import FastdiffError, PlanError, UsageError
+from fastdiff.planning.outlook import planned
+
+
+def run(words: list[str]) -> int:
+    """`plan`: what would happen, and why not; with -m of every combination."""
+    flags = [word for word in words if word.startswith("-")]
+    overrides = [word for word in words if not word.startswith("-")]
+    unknown = [flag for flag in flags if flag not in (*SWEEPS, "--json")]
+    if unknown:
+        raise UsageError(
+            f"plan has no option {unknown[0]}\n  there are: -m (every combination), --json"
+        )
+    as_json = "--json" in flags
+    if set(flags) & set(SWEEPS):
+        return _plan_grid(overrides, as_json)
+    return _plan_json(overrides) if as_json else _plan_text(overrides)
+
+
+def _plan_text(overrides: list[str]) -> int:
+    from fastdiff.choices.compose import compose
+    from fastdiff.display.plan import plan_text
+
+    print(plan_text(planned(compose(overrides))))
+    return 0
+
+
+def _plan_json(overrides: list[str]) -> int:
+    import json
+    from dataclasses import asdict
+
+    from fastdiff.choices.compose import compose
+    from fastdiff.planning.outlook import notices_of
+    from fastdiff.planning.plan import ModelAndPlanError
+
+    try:
+        plan = planned(compose(overrides))
+    except ModelAndPlanError as error:
+        found = {"error": error.model, "problems": [asdict(p) for p in error.problems]}
+        print(json.dumps(found, indent=2))
+        return error.exit_code
+    except PlanError as error:
+        print(json.dumps({"problems": [asdict(p) for p in error.problems]}, indent=2))
+        return error.exit_code
+    except FastdiffError as error:
+        print(json.dumps({"error": str(error)}, indent=2))
+        return error.exit_code
+    run = plan.setting.run
+    notices = [asdict(notice) for notice in notices_of(plan)]
+    found = {"device": plan.device, "plan": plan.to_dict(), "notices": notices, "problems": []}
+    print(json.dumps(found | {"config": run.to_dict()}, indent=2, default=str))
+    return 0
+
+
+def _plan_grid(overrides: list[str], as_json: bool) -> int:
+    """Every combination's row; exit code 2 if none of them can run."""
+    from fastdiff.choices.grid import read_grid
+    from fastdiff.choices.hydras_keys import hydras_own
+    from fastdiff.planning.outlook import as_data, outlooks
+    from fastdiff.runs.sweep.how import read_how
+    from fastdiff.runs.sweep.launching import check_launcher
+
+    _, overrides = read_how(overrides)
+    # A launcher's name may be ours, and none of Hydra's; its keys are read where it is made.
+    check_launcher(hydras_own(overrides))
+    of_launcher = ("hydra/launcher=", "hydra.launcher.")
+    grid = read_grid([o for o in overrides if not o.lstrip("+~").startswith(of_launcher)])
+    rows = [outlook.to_dict() for outlook in outlooks(grid)]
+    if as_json:
+        import json
+
+        print(json.dumps(as_data(rows), indent=2))
+    else:
+        from fastdiff.display.plan import grid_text
+
+        print(grid_text(rows, grid.varied))
+    return 0 if any(row["status"] == "ok" for row in rows) else UsageError.exit_code

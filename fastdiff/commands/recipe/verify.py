@@ -1,0 +1,166 @@
+"""`recipe verify`: measure again what a recipe says was measured, and compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from fastdiff.choices.command_keys import read_own_keys
+from fastdiff.choices.recipe.format import Recipe
+from fastdiff.display import words
+from fastdiff.display.layout import labelled
+from fastdiff.errors import UsageError
+
+
+@dataclass(frozen=True)
+class How:
+    """How far measured figures may be from what a recipe says.
+
+    tolerance: of times and memory, as a part of them: 0.1 lets them be a tenth more. tolerance_db: of PSNR, in dB less.
+    """
+
+    tolerance: float = 0.1
+    tolerance_db: float = 1.0
+
+
+def read_how(typed: Sequence[str]) -> tuple[How, list[str]]:
+    """`verify.key=value` words, and the others. Raises UsageError."""
+    given, others = read_own_keys(
+        "verify", [f.name for f in fields(How)], lambda key, _, text: _number(key, text), typed
+    )
+    return How(**given), others
+
+
+def _number(key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        example = "1.0" if key.endswith("_db") else "0.1"
+        raise UsageError(
+            f"{key}={text} is not a number of at least 0\n  for example: {key}={example}"
+        )
+    return value
+
+
+def work_words(recipe: Recipe, typed: Sequence[str]) -> list[str]:
+    """Overrides that repeat the work that was measured, where nobody asked for other work. Raises UsageError if nothing was."""
+    if "latency_s" not in recipe.measured:
+        raise UsageError(
+            f"recipe '{recipe.name}' says nothing of what was measured, so there is nothing to verify\n"
+            "  instead: run it, and save it with its figures: python -m fastdiff recipe save RUN_DIR"
+        )
+    work = dict(recipe.measured.get("work") or {})
+    work.pop("images", None)
+    asked = {word.partition("=")[0] for word in typed}
+    given = {f"generation.{key}": value for key, value in work.items() if value is not None}
+    return [f"{key}={value}" for key, value in given.items() if key not in asked]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: what the recipe says, what was measured now, and whether it holds; None where that can't be said."""
+
+    name: str
+    said: Any
+    measured: Any
+    holds: bool | None
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def figures(recipe: Recipe, report: Mapping[str, Any], how: How) -> list[Figure]:
+    """Every figure of a recipe beside the same of a run's report."""
+    return [
+        *_times_and_memory(recipe.measured, report, how),
+        *_quality(recipe.measured, report, how),
+    ]
+
+
+def _times_and_memory(
+    said: Mapping[str, Any], report: Mapping[str, Any], how: How
+) -> Iterator[Figure]:
+    memory = report["peak_memory_bytes"]
+    now = {
+        "latency_s": report["latency_s"]["median"],
+        "step_latency_s": report["step_latency_s"]["median"],
+        "compile_s": report["compile_s"],
+        "peak_memory_bytes": memory["device_allocated"] or memory["host"],
+    }
+    for name, value in now.items():
+        before = said.get(name)
+        if before is None:
+            continue
+        if name == "compile_s" and report["compile"]["cache"] != "cold":
+            warm = report["compile"]["cache"] == "warm"
+            reason = "the compile cache was warm" if warm else "nothing was compiled"
+            yield Figure(name, before, value, None, reason)
+        elif value is None:
+            yield Figure(name, before, None, False, "wasn't measured")
+        else:
+            yield Figure(name, before, value, value <= before * (1 + how.tolerance))
+
+
+def _quality(said: Mapping[str, Any], report: Mapping[str, Any], how: How) -> Iterator[Figure]:
+    before, now = said.get("quality") or {}, report["quality"]
+    if before.get("identical") is not None:
+        holds = not before["identical"] or now["identical"]
+        yield Figure("identical", before["identical"], now["identical"], holds)
+    if before.get("psnr_db") is not None:
+        value = math.inf if now["identical"] else now["psnr_db"]
+        if value is None:
+            yield Figure("psnr_db", before["psnr_db"], None, False, "wasn't measured")
+        else:
+            shown = now["psnr_db"]
+            reason = "now identical" if now["identical"] else ""
+            holds = value >= before["psnr_db"] - how.tolerance_db
+            yield Figure("psnr_db", before["psnr_db"], shown, holds, reason)
+
+
+def another_machine(recipe: Recipe, report: Mapping[str, Any]) -> str | None:
+    """What to know before times are compared; None where the recipe was measured on the same."""
+    before, now = recipe.measured.get("environment") or {}, report["environment"]
+    others = [
+        f"{name} {before[name]}, here {now.get(name)}"
+        for name in before
+        if name in now and before[name] != now[name]
+    ]
+    return f"measured with {'; '.join(others)}" if others else None
+
+
+_WORDS = {
+    "latency_s": ("latency", words.seconds),
+    "step_latency_s": ("one step", words.seconds),
+    "compile_s": ("compile", words.seconds),
+    "peak_memory_bytes": ("peak memory", words.size),
+    "identical": ("identical", lambda value: "yes" if value else "no"),
+    "psnr_db": ("PSNR", lambda value: f"{value:.1f} dB"),
+}
+
+
+def figures_text(found: Sequence[Figure], how: How, notice: str | None) -> str:
+    """The table: said, measured, holds."""
+    lines = [f"  {'figure':<14}{'recipe':>10}{'here':>12}"]
+    for figure in found:
+        label, word = _WORDS[figure.name]
+        said, now = ("-" if v is None else word(v) for v in (figure.said, figure.measured))
+        ratio = ""
+        if figure.name.endswith(("_s", "_bytes")) and figure.measured and figure.said:
+            ratio = f"{figure.measured / figure.said:.2f}x"
+        verdict = {True: "holds", False: "does not hold", None: "not compared"}[figure.holds]
+        verdict += f" ({figure.reason})" if figure.reason else ""
+        lines.append(f"  {label:<14}{said:>10}{now:>12}  {ratio:>6}  {verdict}")
+    lines.append(
+        labelled(
+            "tolerance",
+            f"{how.tolerance:.0%} more time or memory, {how.tolerance_db:g} dB less PSNR",
+        )
+    )
+    if notice:
+        lines.append(labelled("notice", notice))
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""What a sweep and its rows are called, the same in the table, in charts and on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from fastdiff.display import words
+
+NOT_RUN = "not run"
+_SILENT = ("none", "default")
+"""Values that a short label leaves out: they choose nothing."""
+_SLOTS_END = "."
+
+
+def label(row: Mapping[str, Any], varied: Sequence[str]) -> str:
+    """`bf16, sdpa, int8`: what a row chooses; what chooses nothing is left out, and a key's own value has its name."""
+    said = [
+        f"{key.rpartition(_SLOTS_END)[2]} {row['values'][key]}"
+        if _SLOTS_END in key
+        else row["values"][key]
+        for key in varied
+        if row["values"].get(key) not in (None, *_SILENT)
+    ]
+    return ", ".join(said) or "nothing chosen"
+
+
+def status(row: Mapping[str, Any]) -> str:
+    """`ok`, `invalid output`, `not run`."""
+    return str(row["status"] or NOT_RUN).replace("_", " ")
+
+
+def first_line(text: str | None) -> str:
+    """The first line of a reason."""
+    return (text or "").strip().partition("\n")[0].strip()
+
+
+def counts(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`24 cells: 18 ok, 4 incompatible, 2 not run; 3 are the same run as another`."""
+    found: dict[str, int] = {}
+    for row in rows:
+        found[status(row)] = found.get(status(row), 0) + 1
+    each = ", ".join(f"{count} {name}" for name, count in found.items())
+    again = sum(row["same_as"] is not None for row in rows)
+    same = f"; {again} {'is' if again == 1 else 'are'} the same run as another" if again else ""
+    return f"{words.counted(len(rows), 'cell')}: {each or 'none'}{same}"
+
+
+def moment(at: str) -> str:
+    """A time of ISO 8601 to the minute: `2026-11-21 02:00 UTC`."""
+    return f"{datetime.fromisoformat(at):%Y-%m-%d %H:%M %Z}".strip()
+
+
+def on(data: Mapping[str, Any]) -> str:
+    """` on cpu, 2 threads`, or ` on cuda, NVIDIA H200`: where rows were measured; what to say where none was."""
+    environment = data["environment"]
+    if not environment:
+        return ", nothing measured" + (" yet" if data["state"] == "running" else "")
+    return f" on {_device(environment)}"
+
+
+def _device(environment: Mapping[str, Any]) -> str:
+    device = str(environment["device"])
+    if device == "cpu":
+        return f"{device}, {words.counted(environment['threads'], 'thread')}"
+    return f"{device}, {environment['device_name']}"
+
+
+def state(data: Mapping[str, Any]) -> str | None:
+    """What a sweep that isn't complete lacks, in a sentence; None for a complete one."""
+    if data["state"] == "complete":
+        return None
+    done = sum(row["status"] not in (None, "interrupted") for row in data["rows"])
+    told = {
+        "running": "This was written while the sweep was running",
+        "interrupted": "The sweep was interrupted",
+        "stopped": "The sweep stopped",
+    }[data["state"]]
+    return f"{told}: {done} of {words.counted(len(data['rows']), 'cell')} have ended."
+
+
+def baseline(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The row that speed-ups are measured against; None before one was measured."""
+    return next((row for row in data["rows"] if row["cell"] == data["baseline"]), None)

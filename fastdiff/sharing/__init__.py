@@ -1,1 +1,0 @@
-"""What `python -m fastdiff recipe ...` does with a shared file."""
