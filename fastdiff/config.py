@@ -29,12 +29,33 @@ class Slot:
     slot: ClassVar[str] = ""
 
 
+LARGEST_INT = 2**31 - 1
+LARGEST_SEED = 2**63 - 1
+LARGEST_FLOAT = 3.4e38
+
+# What a field's metadata may say of its key; `choices/keys.py` reads it.
+
+LITERAL = {"literal": True}
+"""Of a key whose value is taken as it stands, commas, quotes and dollars included."""
 PLACE = {"place": "path"}
-"""Metadata of a key that names a file or a folder."""
+"""Of one that names a file or a folder."""
 PLACE_OR_NAME = {"place": "path or name"}
 """Of one that names a folder, or a repository on the hub."""
 CODE_PLACE = {"place": "code"}
 """Of one that names a folder whose content is run."""
+
+
+def limits(most: float, why: str, **others: Any) -> dict[str, Any]:
+    """Of a number: its most, and why no more; one without takes what 32 bits hold.
+
+    others: least, above: bounds below, where no check of the run's says them better. example: a value that makes sense.
+    """
+    return {"most": (most, why), **others}
+
+
+SEED = limits(LARGEST_SEED, "the largest that a generator takes")
+_WARMUP = limits(100_000, "nothing gets faster after so many")
+_SIDE = limits(16_384, "no model draws such a picture", example="512")
 
 
 @dataclass
@@ -47,9 +68,9 @@ class Bench(Slot):
     """
 
     slot: ClassVar[str] = "bench"
-    warmup: int = 1
-    runs: int = 5
-    most_warmup: int = 10
+    warmup: int = field(default=1, metadata=_WARMUP)
+    runs: int = field(default=5, metadata=limits(100_000, "more say nothing more of a median"))
+    most_warmup: int = field(default=10, metadata=_WARMUP)
 
 
 @dataclass
@@ -80,8 +101,8 @@ class Reference(Quality):
     reference: str = field(default="auto", metadata=PLACE)
     exact: bool = True
     lpips: bool = False
-    captions: int = 0
-    min_psnr_db: float | None = None
+    captions: int = field(default=0, metadata=limits(10_000, "more say nothing more of a score"))
+    min_psnr_db: float | None = field(default=None, metadata={"example": "30"})
     min_ssim: float | None = None
     min_ms_ssim: float | None = None
     max_lpips: float | None = None
@@ -113,14 +134,16 @@ class Generation:
     seed: of the CPU generator that draws the starting latents; 0 is a seed like any other.
     """
 
-    prompt: Any = None
-    negative_prompt: str | None = None
-    steps: int | None = None
+    prompt: Any = field(default=None, metadata=LITERAL)
+    negative_prompt: str | None = field(default=None, metadata=LITERAL)
+    steps: int | None = field(
+        default=None, metadata=limits(10_000, "no schedule has so many noise levels")
+    )
     guidance_scale: float | None = None
-    height: int | None = None
-    width: int | None = None
-    images_per_prompt: int = 1
-    seed: int = 0
+    height: int | None = field(default=None, metadata=_SIDE)
+    width: int | None = field(default=None, metadata=_SIDE)
+    images_per_prompt: int = field(default=1, metadata=limits(1_000, "they are drawn as one batch"))
+    seed: int = field(default=0, metadata=SEED)
 
     @property
     def prompts(self) -> list[str]:
@@ -198,7 +221,7 @@ class RunConfig:
         """Plain data: every slot's keys with the option's name as `option`."""
         data: dict[str, Any] = {}
         for slot, option, values in self.options():
-            keys = {key: _plain(value) for key, value in asdict(values).items()}
+            keys = {key: plain(value) for key, value in asdict(values).items()}
             data[slot] = {"option": option, **keys}
         data["generation"] = asdict(self.generation)
         data["device"] = self.device
@@ -210,7 +233,7 @@ class RunConfig:
         return data
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Enumerations by name, as YAML spells them."""
     return value.name if isinstance(value, Enum) else value
 

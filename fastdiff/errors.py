@@ -75,7 +75,7 @@ class RecipeProblem:
         line = f"line {self.line}" if self.line else ""
         place = ", ".join(filter(None, (line, self.key)))
         said = f"{place}: {self.reason}" if place else f"it {self.reason}"
-        leads = self.instead.startswith(("did you mean: ", "there are: ", "for example "))
+        leads = self.instead.startswith(("did you mean: ", "there are: ", "for example: "))
         return f"{said}\n  {self.instead if leads else f'instead: {self.instead}'}"
 
 
@@ -179,6 +179,19 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like `word`; None when none is near."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.62)
     return found[0] if found else None
+
+
+def did_you_mean(
+    word: str, known: Iterable[str], form: str = "{}", otherwise: str | None = None
+) -> str:
+    """The second line of a refusal: the nearest right spelling, or what there is.
+
+    form: how a spelling is typed, as in `quant={}`. otherwise: what is said where none is near.
+    """
+    names = list(known)
+    if near := nearest(word, names):
+        return f"did you mean: {form.format(near)}"
+    return f"there are: {', '.join(names)}" if otherwise is None else otherwise
 
 
 def listed(names: Sequence[str]) -> str:

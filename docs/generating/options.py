@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any
 
-from fastdiff.choices.docstrings import key_texts, one_line, split
+from fastdiff.choices.docstrings import one_line, split
 from fastdiff.choices.options import OptionFile, default_options, keys_of, shipped_files
 from fastdiff.passes.base import Fidelity, Option, Pass, Requirement
 from generating.combinations import Clash, clashes
@@ -211,14 +211,9 @@ def keys_of_option(file: OptionFile) -> list[Key]:
 
 def keys_of_schema(schema: type, prefix: str = "") -> list[Key]:
     """The keys of a dataclass, those of nested ones with dots."""
-    texts, hints, found = key_texts(schema), get_type_hints(schema), []
-    for name, kind in keys_of(schema).items():
-        if "." in name:
-            continue
-        said = texts.get(name, "")
-        found.append(Key(f"{prefix}{name}", type_words(kind), said))
-        if found[-1].kind == "keys of its own":
-            found += keys_of_schema(hints[name], f"{prefix}{name}.")
+    found = []
+    for key in keys_of(schema).values():
+        found.append(Key(f"{prefix}{key.name}", type_words(key.type), key.text))
     return found
 
 

@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
-from fastdiff.errors import UsageError, nearest
+from fastdiff import config
+from fastdiff.choices.keys import keys_of
+from fastdiff.errors import UsageError, did_you_mean
 
-
-def read_own_keys(
-    command: str,
-    known: Collection[str],
-    read: Callable[[str, str, str], Any],
-    words: Sequence[str],
-) -> tuple[dict[str, Any], list[str]]:
-    """Values of the `command.name=value` words by name, and the other words. Raises UsageError for a name that isn't known.
-
-    read: a value, of the whole key, the name and the text.
-    """
-    given: dict[str, Any] = {}
-    others = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not key.startswith(f"{command}."):
-            others.append(word)
-            continue
-        name = key.removeprefix(f"{command}.")
-        if name not in known or not equals:
-            near = nearest(name, known)
-            hint = f"did you mean: {command}.{near}" if near else f"it has: {', '.join(known)}"
-            raise UsageError(f"{command} has no key '{name}'\n  {hint}")
-        given[name] = read(key, name, value)
-    return given, others
+FOLDER = {"words": "a folder", "example": "DIR"}
+"""Metadata of a key that names where results are kept."""
+SEED = {**config.SEED, "least": 0}
 
 
-def read_folder(key: str, value: str) -> str | None:
-    """A folder's name; None for null."""
-    if not value:
-        raise UsageError(f"{key}= names no folder\n  instead: {key}=DIR, or {key}=null")
-    return None if value == "null" else value
+@dataclass(frozen=True)
+class CommandKeys:
+    """Base of the dataclasses whose fields are a command's own keys. command: what is typed before their dot."""
+
+    command: ClassVar[str] = ""
+
+    @classmethod
+    def read(cls, words: Sequence[str]) -> tuple[Self, list[str]]:
+        """Those that `command.name=value` words set, and the other words. Raises UsageError."""
+        found = cls.given(words)
+        return cls(**found), [w for w in words if not w.startswith(f"{cls.command}.")]
+
+    @classmethod
+    def given(cls, words: Sequence[str]) -> dict[str, Any]:
+        """The values that words set, by name; of a key that is set twice the last one. Raises UsageError."""
+        found, known = {}, keys_of(cls)
+        for word in words:
+            typed, equals, value = word.partition("=")
+            command, _, name = typed.partition(".")
+            if command != cls.command or "." not in typed:
+                continue
+            if name not in known or not equals:
+                it_has = f"it has: {', '.join(known)}"
+                hint = did_you_mean(name, known, f"{command}.{{}}", it_has)
+                raise UsageError(f"{command} has no key '{name}'\n  {hint}")
+            found[name] = known[name].read(typed, value)
+        return found

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 from fastdiff.choices.folder_contents import SCHEMA
+from fastdiff.choices.keys import flat, keys_of
 from fastdiff.config import CONF_DIR, Slot
-from fastdiff.errors import first_line, nearest
+from fastdiff.errors import did_you_mean, first_line
 
 
 @cache
@@ -107,21 +107,17 @@ def _schema_fault(path: Path, slot: str, known: Mapping[str, type[Slot]]) -> str
             f"  instead: {line}, or the folder {named[1]}/"
         )
     if named[2] not in known:
-        near = nearest(named[2], known)
-        hint = f"did you mean: /schema/{slot}/{near}@_here_" if near else names
+        hint = did_you_mean(named[2], known, f"/schema/{slot}/{{}}@_here_", names)
         return f"{path}: {slot} has no schema '{named[2]}'\n  {hint}"
     return None
 
 
-def _unknown_keys(
-    values: Mapping[str, Any], schema: type, above: str = ""
-) -> Iterator[tuple[str, str]]:
-    """Keys that a schema hasn't got, those of nested ones with dots, each with what may have been meant."""
-    hints, known = get_type_hints(schema), [f.name for f in fields(schema)]
-    for key, value in values.items():
-        if key not in known:
-            near = nearest(str(key), known)
-            hint = f"did you mean: {above}{near}" if near else f"it has: {', '.join(known)}"
-            yield f"{above}{key}", hint if known else "it has no keys"
-        elif isinstance(value, Mapping) and is_dataclass(hints[key]):
-            yield from _unknown_keys(value, cast(type, hints[key]), f"{above}{key}.")
+def _unknown_keys(values: Mapping[str, Any], schema: type) -> Iterator[tuple[str, str]]:
+    """Keys that a schema hasn't got, each with what may have been meant."""
+    known = keys_of(schema)
+    for name, _ in flat(values, schema):
+        if name not in known:
+            held, dot, bare = name.rpartition(".")
+            beside = [k.bare for k in known.values() if k.name == f"{held}{dot}{k.bare}"]
+            it_has = f"it has: {', '.join(beside)}" if beside else "it has no keys"
+            yield name, did_you_mean(bare, beside, f"{held}{dot}{{}}", it_has)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, cast
 
 from fastdiff.choices.folder_contents import SCHEMA, contents
 from fastdiff.choices.folders import config_dirs
+from fastdiff.choices.keys import Key, keys_of
 from fastdiff.choices.option_yaml import content, fault
 from fastdiff.choices.plugins import Found, Plugin, plugins
-from fastdiff.config import CONF_DIR, SLOTS, Bench, NoQuality, Reference, Slot
+from fastdiff.config import CONF_DIR, SLOTS, Bench, Generation, NoQuality, Reference, Slot
 from fastdiff.errors import UsageError
 from fastdiff.machine.files import sha256_of
 from fastdiff.models import MODELS
@@ -202,13 +203,21 @@ def default_options() -> dict[str, str]:
     return {slot: found[slot] for slot in SLOTS}
 
 
-def keys_of(schema: type) -> dict[str, Any]:
-    """Keys of a dataclass with their types, those of nested dataclasses with dots."""
-    found: dict[str, Any] = {}
-    hints = get_type_hints(schema)
-    for f in fields(schema):
-        kind = hints[f.name]
-        found[f.name] = kind
-        if is_dataclass(kind) and isinstance(kind, type):
-            found |= {f"{f.name}.{inner}": t for inner, t in keys_of(kind).items()}
-    return found
+@cache
+def _every_key(found: Found) -> dict[str, tuple[Key, ...]]:
+    every: dict[str, list[Key]] = {}
+    for slot, kinds in {"generation": {"": Generation}, **schemas()}.items():
+        for kind in kinds.values():
+            for name, key in keys_of(kind).items():
+                every.setdefault(f"{slot}.{name}", []).append(key)
+    return {name: tuple(keys) for name, keys in every.items()}
+
+
+def every_key() -> dict[str, tuple[Key, ...]]:
+    """Every key that can be typed, such as `quant.min_in_features`, as each schema that has it declares it."""
+    return _every_key(plugins())
+
+
+def is_literal(typed: str) -> bool:
+    """Whether a key's value is taken as it stands."""
+    return any(key.literal for key in every_key().get(typed, ()))

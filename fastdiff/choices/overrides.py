@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fastdiff.choices.options import is_literal
+
 
 def quoted(text: str) -> str:
     """A text in double quotes, as Hydra's grammar and OmegaConf after it read it back."""
@@ -33,37 +35,22 @@ def written(value: Any) -> str:
 
 
 def quote_literal(override: str) -> str:
-    """An override whose value Hydra's grammar will take as it stands, if its key is one of LITERAL_KEYS.
+    """An override whose value Hydra's grammar will take as it stands, if its key takes texts so.
 
     A value that is quoted already, `null`, and a [list, of, texts] keep their meaning.
     """
     match = ASSIGNMENT.match(override)
-    if match is None or match["key"] not in LITERAL_KEYS:
+    if match is None or not is_literal(match["key"]):
         return override
     value = match["value"]
-    is_list = value.startswith("[") and value.endswith("]") and match["key"] == LITERAL_KEYS[0]
+    is_list = value.startswith("[") and value.endswith("]") and match["key"] == PROMPT
     if value == "null" or is_list or re.fullmatch(r"'[^'\\]*'|\"[^\"\\]*\"", value):
         return override
     return f"{match['key']}={quoted(value)}"
 
 
-LITERAL_KEYS = (
-    "generation.prompt",
-    "generation.negative_prompt",
-    "model.path",
-    "model.config",
-    "model.student_path",
-    "model.tiny_vae",
-    "model.fp16_vae",
-    "model.lcm_lora",
-    "vae.path",
-    "lora.id",
-    "lora.path",
-    "compile.cache_dir",
-    "quality.reference",
-)
-"""Keys whose value is taken as it stands, commas, quotes and dollars included."""
-
+PROMPT = "generation.prompt"
+"""The one literal key that also takes a list of texts."""
 
 ASSIGNMENT = re.compile(r"^(?P<key>[+~]{0,2}[^=]+)=(?P<value>.*)$", re.DOTALL)
 """An override, in two parts."""

@@ -8,28 +8,22 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import fields
 from textwrap import indent
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, get_origin
 
 from fastdiff.choices.experiments import check_experiment, names, read_experiment
 from fastdiff.choices.grid_values import names_of, single_overrides, why_not_one
 from fastdiff.choices.hydras_keys import hydras_own, refused_by_name, unread
-from fastdiff.choices.options import default_options, keys_of, option_files, schemas
-from fastdiff.choices.overrides import ASSIGNMENT, LITERAL_KEYS, quoted
+from fastdiff.choices.keys import keys_of
+from fastdiff.choices.options import default_options, every_key, is_literal, option_files
+from fastdiff.choices.overrides import ASSIGNMENT, PROMPT, quoted
 from fastdiff.config import SCALARS, SLOTS, Generation, RunConfig
-from fastdiff.errors import UsageError, nearest
+from fastdiff.errors import UsageError, did_you_mean, nearest
 
 MOST_DIGITS = 300
 """Of a number; the largest that a computer calculates with has 309."""
-
-
-_SCALAR_TYPES: dict[str, type] = {
-    f.name: hint
-    for f in fields(RunConfig)
-    if f.name in SCALARS and isinstance(hint := get_type_hints(RunConfig)[f.name], type)
-}
 
 
 def refusals(overrides: Sequence[str]) -> list[str]:
@@ -72,7 +66,7 @@ def refuse_early(override: str, of_a_grid: bool = False) -> None:
     if match is None:
         raise UsageError(_not_an_assignment(override))
     key, value = match["key"], match["value"]
-    if key not in LITERAL_KEYS and (number := re.search(rf"\d{{{MOST_DIGITS + 1},}}", value)):
+    if not is_literal(key) and (number := re.search(rf"\d{{{MOST_DIGITS + 1},}}", value)):
         raise UsageError(
             f"{key} holds a number of {len(number[0])} digits, and none takes more than {MOST_DIGITS}\n"
             "  instead: a smaller number"
@@ -143,8 +137,7 @@ def _not_an_assignment(word: str) -> str:
         return f"'{word}' is a command, and a command comes first\n  instead: python -m fastdiff {word} ..."
     if word.startswith("-"):
         return f"there is no option {word} here\n  instead: python -m fastdiff --help shows what there is"
-    near = nearest(word, VERBS)
-    way_out = f"did you mean: {near}" if near else f"commands: {', '.join(VERBS)}; or slot=option"
+    way_out = did_you_mean(word, VERBS, "{}", f"commands: {', '.join(VERBS)}; or slot=option")
     return f"'{word}' is neither a command nor an override of the form key=value\n  {way_out}"
 
 
@@ -152,33 +145,19 @@ def _unknown_root(key: str) -> str:
     if key.startswith("sweep."):
         return f"{key} is about a sweep, and this is a single run\n  instead: -m makes a sweep of what follows it"
     known = (*SLOTS, "experiment", "recipe", "generation", *SCALARS)
-    near = nearest(key.split(".")[0].lower(), known)
-    if near is None:
-        owners = [k for k in _all_keys() if k.split(".")[-1] == key]
-        near = owners[0] if owners else None
-    hint = f"did you mean: {near}" if near else f"there are: {', '.join(known)}"
-    return f"there is no key '{key}'\n  {hint}"
-
-
-def _all_keys() -> list[str]:
-    keys = [f"generation.{key}" for key in keys_of(Generation)]
-    for slot, options in schemas().items():
-        for schema in options.values():
-            keys += [f"{slot}.{key}" for key in keys_of(schema)]
-    return list(dict.fromkeys(keys))
+    root = key.split(".")[0].lower()
+    owners = [typed for typed in every_key() if typed.split(".")[-1] == key]
+    hint = f"did you mean: {owners[0]}" if owners and not nearest(root, known) else None
+    return f"there is no key '{key}'\n  {hint or did_you_mean(root, known)}"
 
 
 def _check_option(slot: str, option: str) -> None:
     options = list(option_files()[slot])
     if option in options:
         return
-    near = nearest(option, options)
+    hint = did_you_mean(option, options, f"{slot}={{}}")
     if option in ("null", ""):
         hint = f"choose one of: {', '.join(options)}"
-    elif near:
-        hint = f"did you mean: {slot}={near}"
-    else:
-        hint = f"there are: {', '.join(options)}"
     raise UsageError(f"{slot} has no option '{option}'\n  {hint}")
 
 
@@ -199,7 +178,7 @@ def explain(overrides: Sequence[str], error: Exception) -> str:
             continue
         if match["key"] in SCALARS:
             if f"override {override}" in str(error):
-                return _wrong_type(match["key"], match["value"], _SCALAR_TYPES[match["key"]])
+                return keys_of(RunConfig)[match["key"]].refusal(match["key"], match["value"])
             continue
         root, key = match["key"].split(".", 1)
         schema = _chosen_schema(root, overrides)
@@ -209,7 +188,7 @@ def explain(overrides: Sequence[str], error: Exception) -> str:
         if key not in known:
             return _unknown_slot_key(root, key, match["value"], known, overrides)
         if f"override {override}" in str(error) or f"'{match['key']}'" in str(error):
-            return _wrong_type(match["key"], match["value"], known[key])
+            return known[key].refusal(match["key"], match["value"])
     said = _grammar(overrides) or _experiments_key(overrides, error)
     return said[0] if said else (unread(overrides, error) or _in_one_line(error))
 
@@ -230,7 +209,9 @@ def _no_such_key(override: str, overrides: Sequence[str]) -> str | None:
         return None
     known = keys_of(schema)
     parents = [key.rsplit(".", n)[0] for n in range(1, key.count(".") + 1)]
-    if key in known or any(get_origin(known.get(parent)) is dict for parent in parents):
+    if key in known or any(
+        parent in known and get_origin(known[parent].kind) is dict for parent in parents
+    ):
         return None
     return _unknown_slot_key(root, key, match["value"], known, overrides)
 
@@ -272,12 +253,12 @@ def _unreadable(override: str, of_a_grid: bool = False) -> str | None:
 def _unread_grammar(override: str, error: Exception, of_a_grid: bool) -> str:
     """A way out for what Hydra's grammar stops at."""
     key, _, value = override.partition("=")
-    if override.startswith(f"{LITERAL_KEYS[0]}=["):
+    if override.startswith(f"{PROMPT}=["):
         return (
             f"{override} can't be read as a list of texts\n"
             '  instead: put each text in double quotes: \'generation.prompt=["a cat", "a dog"]\''
         )
-    if of_a_grid and key in LITERAL_KEYS:
+    if of_a_grid and is_literal(key):
         return (
             f"{override} can't be read in a sweep, where commas part values and brackets mean something\n"
             f"  instead: {_in_quotes(key, value)}"
@@ -336,26 +317,20 @@ def _chosen_option(slot: str, overrides: Sequence[str]) -> str:
 
 
 def _unknown_slot_key(
-    root: str, key: str, value: str, known: dict[str, Any], overrides: Sequence[str]
+    root: str, key: str, value: str, known: Collection[str], overrides: Sequence[str]
 ) -> str:
     name = f"{root}={_chosen_option(root, overrides)}" if root != "generation" else root
-    near = nearest(key, known)
     owners = [
         f"{root}={option}"
         for option, file in (option_files().get(root) or {}).items()
         if file.schema and key in keys_of(file.schema)
     ]
-    option = _option_meant(root, key, value)
-    if option:
+    if option := _option_meant(root, key, value):
         hint = f"did you mean: {root}={option}"
-    elif near:
-        hint = f"did you mean: {root}.{near}"
-    elif owners:
-        hint = f"it belongs to: {', '.join(owners)}"
-    elif known:
-        hint = f"it has: {', '.join(known)}"
     else:
-        hint = "it has no keys"
+        it_has = f"it has: {', '.join(known)}" if known else "it has no keys"
+        belongs = f"it belongs to: {', '.join(owners)}" if owners else it_has
+        hint = did_you_mean(key, known, f"{root}.{{}}", belongs)
     return f"{name} has no key '{key}'\n  {hint}"
 
 
@@ -366,53 +341,3 @@ def _option_meant(root: str, key: str, value: str) -> str | None:
     if name in options:
         return name
     return nearest(name, options) if key == "mode" else None
-
-
-def _wrong_type(key: str, value: str, kind: Any) -> str:
-    """`generation.steps=abc` is not a whole number."""
-    members = getattr(kind, "__members__", None)
-    if members:
-        near = nearest(value, members)
-        hint = f"did you mean: {key}={near}" if near else f"there are: {', '.join(members)}"
-        return f"{key} can't be '{value}'\n  {hint}"
-    optional = type(None) in get_args(kind)
-    kind = next((k for k in get_args(kind) if k is not type(None)), kind) if optional else kind
-    if is_dataclass(kind):
-        inner = ", ".join(f"{key}.{name}" for name in keys_of(cast(type, kind)))
-        return f"{key} has keys, not a value\n  there are: {inner}"
-    words, example = form(get_origin(kind) if get_origin(kind) is dict else kind)
-    shown = _EXAMPLES.get(key.split(".")[-1], example)
-    return (
-        f"{key} can't be '{value}': it must be {words}{' or null' if optional else ''}\n"
-        f"  for example: {key}={shown}"
-    )
-
-
-_FORMS = {
-    int: ("a whole number", "30"),
-    float: ("a number", "5.0"),
-    bool: ("true or false", "true"),
-    str: ("a text", "text"),
-    list[int]: ("a list of whole numbers", "[128]"),
-    list[str]: ("a list of texts", "[text]"),
-    dict: ("a mapping", "{}"),
-    list[list[int]]: ("a list of pairs of whole numbers", "[[640, 640]]"),
-}
-_EXAMPLES = {
-    "device": "auto",
-    "seed": "0",
-    "images_per_prompt": "1",
-    "height": "512",
-    "width": "512",
-    "runs": "5",
-    "warmup": "1",
-    "min_psnr_db": "30",
-    "min_in_features": "17",
-    "targets": "[denoiser]",
-}
-"""Values that make sense, for keys where the form's own example doesn't."""
-
-
-def form(kind: Any) -> tuple[str, str]:
-    """A type in words, and an example of it."""
-    return _FORMS.get(kind, ("of another form", "null"))

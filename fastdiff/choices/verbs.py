@@ -6,7 +6,7 @@ VERBS = {
     "compare": "two quoted lists of overrides or run folders, their calls taking turns",
     "resume": "go on with a sweep: its folder in outputs/sweeps/",
     "report": "a sweep's table, figures and page made anew from its folder",
-    "recipe": "a shared file: check, show, diff, verify, export, upgrade, save, schema",
+    "recipe": "a shared file: check, show, diff, verify, export, save, schema",
     "diff-env": "two reports: what differs in machine, software, settings, choices",
     "doctor": "what this machine can and can't do",
 }

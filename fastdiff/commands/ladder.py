@@ -13,7 +13,7 @@ def run(words: list[str]) -> int:
     from fastdiff.display.ladder import ladder_text
     from fastdiff.display.progress import progress
     from fastdiff.runs.folders import check_folder
-    from fastdiff.runs.ladder.climb import Climb, exit_code, folder_of, read_how
+    from fastdiff.runs.ladder.climb import Climb, How, exit_code, folder_of
     from fastdiff.runs.ladder.rungs import rungs_of
 
     name, *others = words or [""]
@@ -21,7 +21,7 @@ def run(words: list[str]) -> int:
         raise UsageError(
             "ladder needs the name of a ladder first\n  there are: " + ", ".join(ladders())
         )
-    how, overrides = read_how(others)
+    how, overrides = How.read(others)
     for word in overrides:
         if word.startswith(("experiment=", "hydra.")):
             raise UsageError(

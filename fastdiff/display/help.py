@@ -9,11 +9,10 @@ from fastdiff.choices.options import (
     added_files,
     available,
     default_options,
-    keys_of,
-    schemas,
+    every_key,
 )
 from fastdiff.choices.verbs import VERBS
-from fastdiff.config import Generation
+from fastdiff.config import SLOTS
 from fastdiff.display.layout import WIDTH, labelled, shown
 
 
@@ -41,12 +40,10 @@ def help_text() -> str:
         rungs.setdefault(experiment.ladder, []).append(experiment.short)
     lines += [labelled(f"{ladder}/", ", ".join(short)) for ladder, short in rungs.items()]
     lines += ["", "keys, as in quant.min_in_features=64 (not every option of a slot has each)"]
-    owners: dict[str, list[type]] = {slot: list(own.values()) for slot, own in schemas().items()}
-    owners["generation"] = [Generation]
-    for slot, kinds in owners.items():
-        keys = [key for kind in kinds for key in keys_of(kind) if "." not in key]
-        if keys:
-            lines.append(labelled(f"{slot}.", ", ".join(dict.fromkeys(keys))))
+    for slot in (*SLOTS, "generation"):
+        keys = [key.partition(".")[2] for key in every_key() if key.startswith(f"{slot}.")]
+        if bare := [key for key in keys if "." not in key]:
+            lines.append(labelled(f"{slot}.", ", ".join(bare)))
     lines += [
         "",
         "also",

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdiff.config import PLACE_OR_NAME
+from fastdiff.config import PLACE_OR_NAME, SEED
 from fastdiff.errors import ModelError, nearest
 from fastdiff.models.architectures import ARCHITECTURES, Architecture
 from fastdiff.models.facts import ModelFacts
@@ -50,7 +50,7 @@ class Published(Hub):
     """
 
     weights: Weights = Weights.hub
-    weights_seed: int = 0
+    weights_seed: int = field(default=0, metadata=SEED)
     architecture: str | None = None
     fp16_vae: str | None = field(default=None, metadata=PLACE_OR_NAME)
     student: Student = field(default_factory=Student)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fastdiff.config import PLACE, RunConfig
+from fastdiff.config import LITERAL, PLACE, RunConfig
 from fastdiff.errors import ModelError, Problem, RunError, first_line, listed, nearest
 from fastdiff.models.hub import (
     Hub,
@@ -505,7 +505,7 @@ class Lcm(Adapter):
     key: ClassVar[str] = "lora.lcm"
     source: ClassVar[str | None] = _LCM
 
-    id: str | None = None
+    id: str | None = field(default=None, metadata=LITERAL)
 
     def explain(self, setting: Setting) -> str:
         name = Path(self.path).name if self.path else self._wanted(setting.run)

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from fastdiff.choices.assembling import assembled
 from fastdiff.choices.compose import compose, composed_by_hydra, restore, with_option
 from fastdiff.choices.experiments import experiments
-from fastdiff.choices.options import keys_of, option_files, schemas
-from fastdiff.choices.overrides import LITERAL_KEYS, quote_literal
+from fastdiff.choices.options import every_key, is_literal, keys_of, option_files, schemas
+from fastdiff.choices.overrides import quote_literal
 from fastdiff.config import SLOTS, Generation, RunConfig, fingerprint
 from fastdiff.errors import UsageError, nearest
 from fastdiff.machine.files import write_json
@@ -250,7 +250,10 @@ def as_hydra_reads(override: str) -> str:
 
 
 @settings(max_examples=400, deadline=None)
-@given(text=st.one_of(signs, st.text(max_size=30)), key=st.sampled_from(LITERAL_KEYS))
+@given(
+    text=st.one_of(signs, st.text(max_size=30)),
+    key=st.sampled_from([*filter(is_literal, every_key())]),
+)
 def test_any_text_survives_hydras_grammar(text: str, key: str) -> None:
     quoted = quote_literal(f"{key}={text}")
     if quoted == f"{key}={text}":  # quoted by the user, null, or a list of prompts

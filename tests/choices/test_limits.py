@@ -11,19 +11,19 @@ import yaml
 
 from fastdiff.__main__ import main
 from fastdiff.choices.compose import compose
-from fastdiff.choices.limits import LARGEST_INT, LARGEST_SEED, most_of
-from fastdiff.choices.options import keys_of, option_files
+from fastdiff.choices.keys import keys_of
+from fastdiff.choices.options import every_key, option_files
 from fastdiff.choices.recipe.checking import problems_of
 from fastdiff.choices.recipe.format import FORMAT
 from fastdiff.choices.recipe.reading import parse
-from fastdiff.config import Generation
+from fastdiff.config import LARGEST_INT, LARGEST_SEED, Generation
 from fastdiff.errors import PlanError, Problem, UsageError
 from fastdiff.machine.environment import this_machine
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.sources import Shapes
 from fastdiff.planning.plan import make_plan
 from fastdiff.runs.compare.how import read_how as read_compare
-from fastdiff.runs.ladder.climb import read_how as read_ladder
+from fastdiff.runs.ladder.climb import How as Ladder
 from fastdiff.runs.sweep.how import read_how as read_sweep
 
 SHAPES = Shapes().facts()
@@ -31,24 +31,22 @@ SHAPES = Shapes().facts()
 
 def numeric() -> Iterator[tuple[tuple[str, ...], str, Any]]:
     """Every numeric key with an option that has it, and its type."""
-    seen = set()
     for slot, files in option_files().items():
         for name, file in files.items():
             assert file.schema is not None
-            for key, kind in keys_of(file.schema).items():
-                if _is_numeric(kind) and (slot, key) not in seen:
-                    seen.add((slot, key))
-                    yield (f"{slot}={name}",), f"{slot}.{key}", kind
-    for key, kind in keys_of(Generation).items():
-        if _is_numeric(kind):
-            yield (), f"generation.{key}", kind
+            for key in keys_of(file.schema).values():
+                if _is_numeric(key.type):
+                    yield (f"{slot}={name}",), f"{slot}.{key.name}", key.type
+    for key in keys_of(Generation).values():
+        if _is_numeric(key.type):
+            yield (), f"generation.{key.name}", key.type
 
 
 def _is_numeric(kind: Any) -> bool:
     return kind in (int, float) or any(_is_numeric(each) for each in get_args(kind))
 
 
-NUMERIC = {key: (choices, kind) for choices, key, kind in numeric()}
+NUMERIC = {key: (choices, kind) for choices, key, kind in reversed([*numeric()])}
 
 
 def typed(key: str, value: str) -> str:
@@ -215,13 +213,13 @@ def test_seeds_are_as_large_as_a_generator_takes() -> None:
             "ratio\n  instead: compare.pairs=100000",
         ),
         (
-            read_ladder,
+            Ladder.read,
             "ladder.rounds=99999999999999999999",
             "ladder.rounds=99999999999999999999 must be at most 10000: more say nothing more of a median\n"
             "  instead: ladder.rounds=10000",
         ),
         (
-            read_ladder,
+            Ladder.read,
             "ladder.limit_s=1e308",
             "ladder.limit_s=1e+308 must be at most 1000000000: that is thirty years\n"
             "  instead: ladder.limit_s=1000000000",
@@ -248,12 +246,12 @@ def test_a_recipe_with_such_a_number_is_none(tmp_path: Path, capsys: Any) -> Non
         (
             "choices.quant.min_in_features",
             f"must be at most {LARGEST_INT}: the largest that 32 bits hold",
-            f"for example min_in_features: {LARGEST_INT}",
+            f"for example: min_in_features: {LARGEST_INT}",
         ),
         (
             "generation.steps",
             "must be at most 10000: no schedule has so many noise levels",
-            "for example steps: 10000",
+            "for example: steps: 10000",
         ),
     ]
     file = tmp_path / "much.yaml"
@@ -269,11 +267,9 @@ def test_a_cell_of_a_grid_is_refused_by_itself(capsys: pytest.CaptureFixture[str
     assert "2 combinations: 1 ok, 1 incompatible" in said
 
 
-def test_every_limit_is_a_keys() -> None:
-    """A row of a key that is gone, or misspelled, would limit nothing."""
-    from fastdiff.choices.limits import _LIMITS
-
-    own = {"compare.", "ladder.", "sweep."}
-    rows = [key for key in _LIMITS if not any(key.startswith(each) for each in own)]
-    assert set(rows) <= set(NUMERIC)
-    assert most_of("quant.min_in_features") == (LARGEST_INT, "the largest that 32 bits hold")
+def test_a_limit_is_its_keys_own() -> None:
+    assert every_key()["generation.height"][0].beyond(16_385) == (
+        "must be at most 16384: no model draws such a picture",
+        "16384",
+    )
+    assert every_key()["quant.min_in_features"][0].beyond(LARGEST_INT) is None

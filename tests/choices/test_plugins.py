@@ -115,7 +115,9 @@ def test_a_plugin_is_an_option_of_its_slot_with_its_keys_and_comment(example: Pa
         "Weights of the denoiser's linear layers rounded to a few bits, one scale a row."
     )
     assert file.schema is schemas()["quant"]["example_rounded"]
-    assert keys_of(schemas()["quant"]["example_rounded"]) == {"bits": int}
+    assert [(k.name, k.type) for k in keys_of(schemas()["quant"]["example_rounded"]).values()] == [
+        ("bits", int)
+    ]
     run = compose(["quant=example_rounded", "quant.bits=3"])
     assert run.to_dict()["quant"] == {"option": "example_rounded", "bits": 3}
     assert restore(run.to_dict()) == run

@@ -16,7 +16,7 @@ import pytest
 from fastdiff.choices.experiments import experiments as every_experiment
 from fastdiff.choices.experiments import ladder, ladders
 from fastdiff.choices.options import OptionFile, option_files
-from fastdiff.choices.recipe.file import read_recipe
+from fastdiff.choices.recipe.checking import read_recipe
 from fastdiff.choices.recipe.format import Measured, RecipeFile
 from fastdiff.choices.verbs import VERBS
 from fastdiff.commands.recipe.verbs import VERBS as RECIPE_VERBS

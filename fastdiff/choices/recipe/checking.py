@@ -1,16 +1,16 @@
-"""A parsed file against what a recipe may say: every problem at once, each with its line."""
+"""A recipe's file → the recipe, or every problem at once, each with its line."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import MISSING, fields, is_dataclass
-from enum import Enum
+from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, get_args, get_origin, get_type_hints
 
-from fastdiff.choices.limits import beyond, numbers_in
-from fastdiff.choices.options import OptionFile, option_files
+from fastdiff.choices.keys import Key, direct_keys, numbers_in
+from fastdiff.choices.options import option_files
 from fastdiff.choices.recipe.format import (
     CHOOSABLE,
     FORMAT,
@@ -19,9 +19,40 @@ from fastdiff.choices.recipe.format import (
     RecipeFile,
     as_mapping,
 )
-from fastdiff.choices.recipe.reading import Node, shown
-from fastdiff.choices.refusals import form
-from fastdiff.errors import RecipeProblem, nearest
+from fastdiff.choices.recipe.reading import Node, parse, read_bytes, shown
+from fastdiff.errors import RecipeError, RecipeProblem, did_you_mean
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe in a file. Raises RecipeError with every problem: nothing of it was used."""
+    place = _place_of(path)
+    try:
+        state = place.stat()
+    except (OSError, ValueError):
+        return _recipe(str(path), 0, 0)
+    return _recipe(str(path), state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _recipe(path: str, size: int, mtime_ns: int) -> Recipe:
+    """Read once as long as the file stays the same: a grid asks for it in every cell."""
+    recipe, problems = look_at(path)
+    if problems:
+        raise RecipeError(path, problems)
+    return recipe
+
+
+def look_at(path: str | Path) -> tuple[Recipe, list[RecipeProblem]]:
+    """The recipe in a file as far as it is right, and what isn't. Raises RecipeError if it is no YAML that could be one."""
+    place = _place_of(path)
+    content = read_bytes(place, str(path))
+    document = parse(content, str(path))
+    problems = problems_of(document, place.parent)
+    return recipe_from(document, place, hashlib.sha256(content).hexdigest(), problems), problems
+
+
+def _place_of(path: str | Path) -> Path:
+    return Path(os.path.expanduser(path)).absolute()
 
 
 def problems_of(document: Node, folder: Path | None) -> list[RecipeProblem]:
@@ -36,43 +67,52 @@ def problems_of(document: Node, folder: Path | None) -> list[RecipeProblem]:
     return sorted(found, key=lambda problem: problem.line or 0)
 
 
-def recipe_from(document: Node, place: Path | None, sha256: str) -> Recipe:
+def recipe_from(
+    document: Node, place: Path, sha256: str, problems: Iterable[RecipeProblem]
+) -> Recipe:
     """The recipe in a document, as far as it is right: a part with a problem is left out."""
-    folder = place.parent if place else None
-    wrong = {problem.key.partition("[")[0] for problem in problems_of(document, folder)}
+    wrong = {problem.key.partition("[")[0] for problem in problems}
 
     def right(key: str) -> bool:
         return not any(each == key or each.startswith(f"{key}.") for each in wrong)
 
-    said = {key: node for key, node in _items(document) if right(key)}
-    made_for, choices = (
-        dict(_items(dict(_items(document)).get(key))) for key in ("made_for", "choices")
-    )
-    plain = {key: node.plain for key, node in said.items()}
+    plain = document.plain
+    said = {key: value for key, value in plain.items() if right(key)}
+    made_for, choices = (plain.get(key) for key in ("made_for", "choices"))
+    made_for, choices = (d if isinstance(d, dict) else {} for d in (made_for, choices))
     model = made_for.get("model") if right("made_for.model") else None
-    device = made_for.get("device") if right("made_for.device") else None
     return Recipe(
-        name=str(plain.get("name") or (place.stem if place else "recipe")),
+        name=str(said.get("name") or place.stem),
         place=place,
         sha256=sha256,
-        description=plain.get("description"),
-        model=as_mapping(model.plain) if model else None,
-        device=device.plain if device else None,
+        description=said.get("description"),
+        model=None if model is None else as_mapping(model),
+        device=made_for.get("device") if right("made_for.device") else None,
         choices={
-            slot: as_mapping(choice.plain)
+            slot: as_mapping(choice)
             for slot, choice in choices.items()
             if slot in CHOOSABLE and right(f"choices.{slot}")
         },
-        generation=plain.get("generation") or {},
-        measured=plain.get("measured") or {},
+        generation=said.get("generation") or {},
+        measured=said.get("measured") or {},
     )
 
 
 # What a recipe can't say, wherever it stands ----------------------------------------------------------
 
 
-_HYDRAS_KEYS = ("hydra", "defaults")
-_REMOTE_CODE = ("trust_remote_code", "custom_pipeline", "custom_revision")
+_HYDRA = "is Hydra's own, and Hydra never composes a recipe"
+_FORBIDDEN_NAMES = (
+    (r"_\w+_", "would name code, and a recipe is data", "an option's name and its keys"),
+    (r"hydra|defaults|.*@.*", _HYDRA, "choices: one line a slot"),
+    (
+        "trust_remote_code|custom_pipeline|custom_revision",
+        "would run code that comes with a model, which fastdiff never does",
+        "a model whose classes are in diffusers",
+    ),
+)
+"""Names of keys, why no recipe has one, and the way out; the first that fits counts."""
+_INTERPOLATION = ("holds ${...}, and nothing is looked up for a recipe", "the value itself")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TEXTS = re.compile(r"name|description|generation\.(negative_)?prompt(\[\d+\])?|measured\..*")
 """Keys whose values are words for people, or for the model."""
@@ -80,42 +120,20 @@ _TEXTS = re.compile(r"name|description|generation\.(negative_)?prompt(\[\d+\])?|
 
 def _forbidden(document: Node) -> Iterator[RecipeProblem]:
     for key, node in document.walk():
-        name = key.rpartition(".")[2]
+        name, key = key.rpartition(".")[2], shown(key)
         line = node.key_line or node.line
-        key = shown(key)
-        if re.fullmatch(r"_\w+_", name):
-            yield RecipeProblem(
-                line, key, "would name code, and a recipe is data", "an option's name and its keys"
-            )
-        elif name in _HYDRAS_KEYS or "@" in name:
-            yield RecipeProblem(
-                line,
-                key,
-                "is Hydra's own, and Hydra never composes a recipe",
-                "choices: one line a slot",
-            )
-        elif name in _REMOTE_CODE:
-            yield RecipeProblem(
-                line,
-                key,
-                "would run code that comes with a model, which fastdiff never does",
-                "a model whose classes are in diffusers",
-            )
+        for pattern, reason, instead in _FORBIDDEN_NAMES:
+            if re.fullmatch(pattern, name, re.DOTALL):
+                yield RecipeProblem(line, key, reason, instead)
+                break
         if "${" in name:
-            yield _interpolates(line, key)
+            yield RecipeProblem(line, key, *_INTERPOLATION)
         if isinstance(node.value, str):
             if "${" in node.value:
-                yield _interpolates(node.line, key)
+                yield RecipeProblem(node.line, key, *_INTERPOLATION)
             elif not _TEXTS.fullmatch(key) and (reason := outside(node.value)):
-                yield RecipeProblem(
-                    node.line, key, reason, "a name, or a path below the recipe's own folder"
-                )
-
-
-def _interpolates(line: int, key: str) -> RecipeProblem:
-    return RecipeProblem(
-        line, key, "holds ${...}, and nothing is looked up for a recipe", "the value itself"
-    )
+                instead = "a name, or a path below the recipe's own folder"
+                yield RecipeProblem(node.line, key, reason, instead)
 
 
 def outside(text: str) -> str | None:
@@ -135,10 +153,6 @@ def outside(text: str) -> str | None:
 # What its schema says -----------------------------------------------------------------------------------
 
 
-def _items(node: Node | None) -> list[tuple[str, Node]]:
-    return list(node.value.items()) if node is not None and isinstance(node.value, dict) else []
-
-
 def _fields(
     node: Node, schema: type, key: str, folder: Path | None, owner: str = "a recipe"
 ) -> Iterator[RecipeProblem]:
@@ -146,35 +160,27 @@ def _fields(
 
     owner: whose keys they are, in words.
     """
+    known = direct_keys(schema)
     if not isinstance(node.value, dict):
-        names = ", ".join(f.name for f in fields(schema))
-        yield RecipeProblem(node.line, key, "must be a mapping of keys", f"there are: {names}")
+        there_are = f"there are: {', '.join(known)}"
+        yield RecipeProblem(node.line, key, "must be a mapping of keys", there_are)
         return
-    hints = get_type_hints(schema)
-    places = {f.name: f.metadata.get("place") for f in fields(schema)}
+    above = f"{key}." if key else ""
     for name, inner in node.value.items():
-        whole = f"{key}.{name}" if key else name
-        if name not in hints or name not in places:
-            yield _unknown(inner, whole, name, list(places), f"{owner} has no such key")
+        whole = f"{above}{name}"
+        if name not in known:
+            yield _unknown(inner, whole, name, known, f"{owner} has no such key")
         elif whole in _OF_THEIR_OWN:
             yield from _OF_THEIR_OWN[whole](inner, whole, folder)
-        elif places[name] == "code":
-            yield RecipeProblem(
-                inner.key_line,
-                whole,
-                "is a folder of code that is run, which a recipe can't bring",
-                "leave it out; whoever trusts such a folder types it",
-            )
+        elif known[name].place == "code":
+            reason = "is a folder of code that is run, which a recipe can't bring"
+            instead = "leave it out; whoever trusts such a folder types it"
+            yield RecipeProblem(inner.key_line, whole, reason, instead)
         else:
-            problems = list(_value(inner, hints[name], whole, folder))
-            yield from problems
-            if (kind := places[name]) and not problems and inner.value:
-                yield from _place(inner, whole, kind, folder)
-    for each in fields(schema):
-        needed = each.default is MISSING and each.default_factory is MISSING
-        if needed and each.name not in node.value:
-            whole = f"{key}.{each.name}" if key else each.name
-            yield RecipeProblem(node.line, whole, "is missing", _EXAMPLES[whole])
+            yield from _value(inner, known[name], whole, folder)
+    for name, each in known.items():
+        if each.needed and name not in node.value:
+            yield RecipeProblem(node.line, above + name, "is missing", _EXAMPLES[above + name])
 
 
 _EXAMPLES = {
@@ -191,12 +197,11 @@ _EXAMPLES = {
 def _format(node: Node, key: str, folder: Path | None) -> Iterator[RecipeProblem]:
     if isinstance(node.value, bool) or not isinstance(node.value, int):
         yield RecipeProblem(node.line, key, "must be a whole number", f"format: {FORMAT}")
-    elif node.value > FORMAT:
-        reason = f"is {node.value}, and this fastdiff reads up to {FORMAT}"
-        yield RecipeProblem(node.line, key, reason, "a newer fastdiff")
-    elif node.value < FORMAT:
-        reason = f"is {node.value}, and today's is {FORMAT}"
-        yield RecipeProblem(node.line, key, reason, "python -m fastdiff recipe upgrade FILE")
+    elif node.value != FORMAT:
+        reason = f"is {shown(str(node.value))}, and this fastdiff reads {FORMAT}"
+        older = "the recipe saved anew: python -m fastdiff recipe save RUN_DIR -o FILE"
+        instead = "a newer fastdiff" if node.value > FORMAT else older
+        yield RecipeProblem(node.line, key, reason, instead)
 
 
 def _name(node: Node, key: str, folder: Path | None) -> Iterator[RecipeProblem]:
@@ -226,7 +231,7 @@ def _choices(node: Node, key: str, folder: Path | None) -> Iterator[RecipeProble
 
 def _model(node: Node, key: str, folder: Path | None) -> Iterator[RecipeProblem]:
     """A model that isn't among the options here may be a team's own; it matters only where nobody names another."""
-    named = dict(_items(node)).get("option", node).value
+    named = node.value.get("option", node).value if isinstance(node.value, dict) else node.value
     known = not isinstance(named, str) or named in option_files()["model"]
     if known or not re.fullmatch(r"\w{1,100}", str(named)):
         yield from _choice(node, key, folder)
@@ -234,30 +239,21 @@ def _model(node: Node, key: str, folder: Path | None) -> Iterator[RecipeProblem]
 
 def _choice(node: Node, key: str, folder: Path | None) -> Iterator[RecipeProblem]:
     slot = key.rpartition(".")[2]
-    options = option_files()[slot]
-    option = node
-    if isinstance(node.value, dict):
-        if "option" not in node.value:
-            reason, example = "names no option", next(iter(options))
-            yield RecipeProblem(node.line, key, reason, f"{{option: {example}, ...}}")
-            return
-        option = node.value["option"]
-    if not isinstance(option.value, str) or option.value not in options:
-        yield _no_option(option, key, options)
-    elif isinstance(node.value, dict) and (schema := options[option.value].schema) is not None:
-        keys = {name: inner for name, inner in node.value.items() if name != "option"}
-        owner = f"{slot}={option.value}"
-        yield from _fields(Node(node.line, keys), schema, key, folder, owner)
-
-
-def _no_option(node: Node, key: str, options: dict[str, OptionFile]) -> RecipeProblem:
-    there_are = f"there are: {', '.join(options)}"
-    if not isinstance(node.value, str):
+    options, keys = option_files()[slot], node.value if isinstance(node.value, dict) else {}
+    if keys and "option" not in keys:
+        reason, example = "names no option", next(iter(options))
+        yield RecipeProblem(node.line, key, reason, f"{{option: {example}, ...}}")
+        return
+    option = keys.get("option", node)
+    if not isinstance(option.value, str):
         reason = "must be an option's name, or a mapping with `option` and its keys"
-        return RecipeProblem(node.line, key, reason, there_are)
-    near = nearest(node.value, options)
-    hint = f"did you mean: {near}" if near else there_are
-    return RecipeProblem(node.line, key, f"has no option '{shown(node.value)}'", hint)
+        yield RecipeProblem(option.line, key, reason, f"there are: {', '.join(options)}")
+    elif option.value not in options:
+        reason = f"has no option '{shown(option.value)}'"
+        yield RecipeProblem(option.line, key, reason, did_you_mean(option.value, options))
+    elif schema := options[option.value].schema:
+        others = Node(node.line, {name: each for name, each in keys.items() if name != "option"})
+        yield from _fields(others, schema, key, folder, f"{slot}={option.value}")
 
 
 _OF_THEIR_OWN: dict[str, Callable[[Node, str, Path | None], Iterable[RecipeProblem]]] = {
@@ -269,12 +265,26 @@ _OF_THEIR_OWN: dict[str, Callable[[Node, str, Path | None], Iterable[RecipeProbl
 """Keys whose values no type describes."""
 
 
+def _value(node: Node, key: Key, whole: str, folder: Path | None) -> Iterator[RecipeProblem]:
+    """A value against its key: its type, its limits, and whether it stays where it may."""
+    form = f"{key.bare}: {{}}"
+    if node.value is None and key.optional:
+        return
+    if key.inside:
+        yield from _fields(node, key.inside, whole, folder, whole)
+    elif not key.fits(node.plain) or any(map(key.too_little, numbers_in(node.plain))):
+        yield RecipeProblem(node.line, whole, *key.misfit(shown(str(node.plain)), form))
+    elif beyond := list(filter(None, map(key.beyond, numbers_in(node.plain)))):
+        for reason, instead in dict.fromkeys(beyond):
+            example = f"for example: {form.format(instead)}"
+            yield RecipeProblem(node.line, whole, reason, example)
+    elif key.place and node.value and outside(str(node.value)) is None:  # else told already
+        yield from _place(node, whole, key.place, folder)
+
+
 def _place(node: Node, key: str, kind: str, folder: Path | None) -> Iterator[RecipeProblem]:
     """A path must stay below the recipe's folder, also after following links."""
-    text = str(node.value)
-    if outside(text) is not None:
-        return  # told wherever it stands
-    inside = folder / text if folder else None
+    inside = folder / str(node.value) if folder else None
     try:
         if inside and inside.exists() and folder:
             if not inside.resolve().is_relative_to(folder.resolve()):
@@ -284,68 +294,13 @@ def _place(node: Node, key: str, kind: str, folder: Path | None) -> Iterator[Rec
     except (OSError, ValueError, RuntimeError):
         yield RecipeProblem(node.line, key, "is no path", "a path below the recipe's own folder")
         return
-    if kind == "path or name" and re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+    if kind == "path or name" and re.fullmatch(r"[\w.-]+/[\w.-]+", str(node.value)):
         return
     what = "nothing below the recipe's folder"
     what += ", and no name on the hub" if kind == "path or name" else ""
     yield RecipeProblem(node.line, key, f"names {what}", "a file or folder beside the recipe")
 
 
-def _value(node: Node, kind: Any, key: str, folder: Path | None) -> Iterator[RecipeProblem]:
-    kinds = [each for each in get_args(kind) if each is not type(None)]
-    optional = type(None) in get_args(kind)
-    if node.value is None and optional:
-        return
-    kind = kinds[0] if optional and len(kinds) == 1 else kind
-    if is_dataclass(kind) and isinstance(kind, type):
-        yield from _fields(node, kind, key, folder, key or "a recipe")
-    elif isinstance(kind, type) and issubclass(kind, Enum):
-        if node.value not in kind.__members__:
-            near = nearest(str(node.value), kind.__members__)
-            hint = f"did you mean: {near}" if near else f"there are: {', '.join(kind.__members__)}"
-            yield RecipeProblem(node.line, key, f"can't be '{shown(str(node.plain))}'", hint)
-    elif not fits(node.plain, kind):
-        words, example = form(dict if get_origin(kind) is dict else kind)
-        reason = f"can't be {shown(str(node.plain))!r}: it must be {words}"
-        reason += " or null" if optional else ""
-        name = key.rpartition(".")[2]
-        yield RecipeProblem(node.line, key, reason, f"for example {name}: {example}")
-    else:
-        yield from _beyond(node, key)
-
-
-def _beyond(node: Node, key: str) -> Iterator[RecipeProblem]:
-    """Numbers that no run would take, or give, as far as a file tells."""
-    if key.startswith("measured.") and key.endswith(("_s", "_bytes")) and node.plain < 0:
-        name = key.rpartition(".")[2]
-        yield RecipeProblem(node.line, key, "can't be negative", f"no {name} at all")
-    of_a_run = key.removeprefix("choices.").removeprefix("made_for.")
-    found = (beyond(name, value) for name, value in numbers_in(of_a_run, node.plain))
-    for reason, instead in dict.fromkeys(each for each in found if each):
-        name = key.rpartition(".")[2]
-        yield RecipeProblem(node.line, key, reason, f"for example {name}: {instead}")
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether plain data is of a type that a key is declared to be."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any:  # the option's own check says what it may be
-        return not isinstance(value, dict)
-    if kind is bool or kind is str:
-        return isinstance(value, kind)
-    if kind is int or kind is float:
-        number = (int, float) if kind is float else int
-        return isinstance(value, number) and not isinstance(value, bool)
-    if origin is list:
-        return isinstance(value, list) and all(fits(each, inner[0]) for each in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(fits(each, inner[1]) for each in value.values())
-    return any(value is None if each is type(None) else fits(value, each) for each in inner)
-
-
 def _unknown(node: Node, key: str, name: str, known: Iterable[str], reason: str) -> RecipeProblem:
-    names = list(known)
-    near = nearest(name, names)
-    hint = f"did you mean: {near}" if near else f"there are: {', '.join(names)}"
-    hint = hint if names else "leave it out: it has no keys"
+    hint = did_you_mean(name, known) if known else "leave it out: it has no keys"
     return RecipeProblem(node.key_line or node.line, shown(key), reason, hint)

@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from fastdiff.config import SLOTS, Generation
+from fastdiff.config import SLOTS, Generation, limits
 
 FORMAT = 2
 
@@ -87,10 +87,12 @@ class Measured:
     report_sha256: of the run's report.json.
     """
 
-    latency_s: float
-    step_latency_s: float | None = None
-    compile_s: float | None = None
-    peak_memory_bytes: int | None = None
+    latency_s: float = field(metadata={"least": 0})
+    step_latency_s: float | None = field(default=None, metadata={"least": 0})
+    compile_s: float | None = field(default=None, metadata={"least": 0})
+    peak_memory_bytes: int | None = field(
+        default=None, metadata=limits(10**15, "no machine has so much", least=0)
+    )
     quality: MeasuredQuality | None = None
     work: MeasuredWork | None = None
     environment: MeasuredOn | None = None
@@ -101,7 +103,7 @@ class Measured:
 class RecipeFile:
     """A recipe.
 
-    format: of the file; `recipe upgrade` writes an older one anew. name: what people call it. description: why and when.
+    format: of the file. name: what people call it. description: why and when.
     choices: slot by slot, an option's name, or a mapping with `option` and the keys changed in it; other slots keep their defaults.
     generation: defaults of what is drawn, for whoever names nothing else. measured: what it did where it was made.
     """

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
+from fastdiff.choices.keys import anchored
 from fastdiff.choices.options import option_files
 from fastdiff.choices.overrides import written
-from fastdiff.choices.recipe.file import read_recipe
+from fastdiff.choices.recipe.checking import read_recipe
 from fastdiff.choices.recipe.format import Recipe, as_mapping
 from fastdiff.config import SLOTS, UsedRecipe
 from fastdiff.errors import UsageError, nearest
@@ -99,24 +98,9 @@ def _check_model(recipe: Recipe, name: str) -> None:
 def _anchored(recipe: Recipe, slot: str, choice: Mapping[str, Any]) -> dict[str, Any]:
     """A choice whose paths begin at the recipe's folder, wherever the command is typed."""
     file = option_files()[slot].get(str(choice["option"]))
-    folder = recipe.place.parent if recipe.place else None
-    return _with_places(choice, file.schema if file else None, folder)
-
-
-def _with_places(keys: Mapping[str, Any], schema: Any, folder: Path | None) -> dict[str, Any]:
-    if schema is None or folder is None:
-        return dict(keys)
-    hints = get_type_hints(schema)
-    places = {f.name: f.metadata.get("place") for f in fields(schema)}
-    found: dict[str, Any] = {}
-    for key, value in keys.items():
-        if isinstance(value, Mapping) and is_dataclass(hints.get(key)):
-            found[key] = _with_places(value, hints[key], folder)
-        elif places.get(key) and isinstance(value, str) and (folder / value).exists() and value:
-            found[key] = str(folder / value)
-        else:
-            found[key] = value
-    return found
+    if file is None or file.schema is None or recipe.place is None:
+        return dict(choice)
+    return anchored(choice, file.schema, recipe.place.parent)
 
 
 def _words(key: str, choice: Any) -> Iterator[str]:

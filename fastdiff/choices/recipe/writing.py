@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
-from enum import Enum
+from dataclasses import asdict
 from functools import cache
 from pathlib import PurePath
 from typing import Any
 
+from fastdiff.choices.keys import direct_keys
 from fastdiff.choices.options import default_options, option_files
 from fastdiff.choices.recipe.format import CHOOSABLE, FORMAT
-from fastdiff.config import Generation, Slot
+from fastdiff.config import Generation, Slot, plain
 
 _COMMENTS = {
     "format": "Use: python -m fastdiff recipe=FILE; look first: python -m fastdiff recipe check FILE",
@@ -97,27 +97,21 @@ def _choice(slot: str, config: Mapping[str, Any]) -> str | dict[str, Any]:
     return {"option": option, **changed} if changed else option
 
 
-def _changed(own: object, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    written = {key: _named(value) for key, value in asdict(own).items()}  # type: ignore[call-overload]
-    places = {f.name: f.metadata.get("place") for f in fields(own)}  # type: ignore[arg-type]
-    for key, value in values.items():
-        if key == "option" or value == written.get(key) or key not in written:
+def _changed(own: Any, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, key in direct_keys(type(own)).items():
+        if name not in values:
             continue
-        if isinstance(value, Mapping) and isinstance(written[key], Mapping):
-            inner = dict(_changed(getattr(own, key), value))
-            if inner:
-                yield key, inner
-        elif not (places[key] and _is_a_place(value, places[key])):
-            yield key, value
+        value, before = values[name], getattr(own, name)
+        if key.inside and isinstance(value, Mapping):
+            if inner := dict(_changed(before, value)):
+                yield name, inner
+        elif value != plain(before) and not (key.place and _is_a_place(value, key.place)):
+            yield name, value
 
 
 @cache
 def _option(slot: str, option: str) -> Slot:
     return option_files()[slot][option].option()
-
-
-def _named(value: object) -> object:
-    return value.name if isinstance(value, Enum) else value
 
 
 def _is_a_place(value: object, kind: str | None) -> bool:

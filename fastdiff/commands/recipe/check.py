@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastdiff.choices.compose import compose
-from fastdiff.choices.recipe.file import look_at
+from fastdiff.choices.recipe.checking import look_at
 from fastdiff.choices.recipe.format import Recipe
 from fastdiff.choices.recipe.using import used
 from fastdiff.display.layout import headline, labelled

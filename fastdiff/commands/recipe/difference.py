@@ -8,9 +8,9 @@ from textwrap import wrap
 from typing import Any
 
 from fastdiff.choices.options import default_options, option_files
-from fastdiff.choices.recipe.file import read_recipe
+from fastdiff.choices.recipe.checking import read_recipe
 from fastdiff.choices.recipe.format import CHOOSABLE, Recipe
-from fastdiff.config import Generation
+from fastdiff.config import Generation, plain
 from fastdiff.display import words
 
 
@@ -59,11 +59,7 @@ def _value(side: Mapping[str, Any], other: Mapping[str, Any], key: str) -> Any:
     if option is None or option != other[slot] or option not in option_files()[slot]:
         return None
     value = getattr(option_files()[slot][option].option(), name)
-    return (
-        asdict(value)
-        if is_dataclass(value) and not isinstance(value, type)
-        else getattr(value, "name", value)
-    )
+    return asdict(value) if is_dataclass(value) else plain(value)
 
 
 def difference_text(a: str, b: str, found: Mapping[str, Any]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
-from fastdiff.choices.command_keys import read_own_keys
+from fastdiff.choices.command_keys import CommandKeys
 from fastdiff.choices.recipe.format import Recipe
 from fastdiff.display import words
 from fastdiff.display.layout import labelled
@@ -15,35 +15,15 @@ from fastdiff.errors import UsageError
 
 
 @dataclass(frozen=True)
-class How:
+class How(CommandKeys):
     """How far measured figures may be from what a recipe says.
 
     tolerance: of times and memory, as a part of them: 0.1 lets them be a tenth more. tolerance_db: of PSNR, in dB less.
     """
 
-    tolerance: float = 0.1
-    tolerance_db: float = 1.0
-
-
-def read_how(typed: Sequence[str]) -> tuple[How, list[str]]:
-    """`verify.key=value` words, and the others. Raises UsageError."""
-    given, others = read_own_keys(
-        "verify", [f.name for f in fields(How)], lambda key, _, text: _number(key, text), typed
-    )
-    return How(**given), others
-
-
-def _number(key: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        example = "1.0" if key.endswith("_db") else "0.1"
-        raise UsageError(
-            f"{key}={text} is not a number of at least 0\n  for example: {key}={example}"
-        )
-    return value
+    command: ClassVar[str] = "verify"
+    tolerance: float = field(default=0.1, metadata={"least": 0})
+    tolerance_db: float = field(default=1.0, metadata={"least": 0})
 
 
 def work_words(recipe: Recipe, typed: Sequence[str]) -> list[str]:

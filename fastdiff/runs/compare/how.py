@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
-from fastdiff.choices.command_keys import read_folder, read_own_keys
-from fastdiff.choices.limits import check_own_key
+from fastdiff.choices.command_keys import FOLDER, SEED, CommandKeys
+from fastdiff.config import limits
 from fastdiff.errors import UsageError
 from fastdiff.runs.compare.lives import most_lives
 
+_WHY = "more say nothing more of a ratio"
+
 
 @dataclass(frozen=True)
-class How:
+class How(CommandKeys):
     """How a comparison is measured.
 
     pairs: calls of each side, every one beside a call of the other; a verdict needs six.
@@ -21,36 +23,19 @@ class How:
     seed: of the order within the rounds. dir: where results are kept; null names a folder by what is compared.
     """
 
-    pairs: int = 20
-    lives: int = 5
-    seed: int = 0
-    dir: str | None = None
+    command: ClassVar[str] = "compare"
+    pairs: int = field(default=20, metadata=limits(100_000, _WHY, least=1))
+    lives: int = field(default=5, metadata=limits(10_000, _WHY, least=1))
+    seed: int = field(default=0, metadata=SEED)
+    dir: str | None = field(default=None, metadata=FOLDER)
 
 
 def read_how(words: Sequence[str]) -> tuple[How, list[str]]:
     """`compare.key=value` words, and the others. Raises UsageError."""
-    known = [f.name for f in fields(How)]
-    given, others = read_own_keys("compare", known, _value, words)
-    how = How(**given)
-    if 2 * how.lives > how.pairs and "lives" in given and how.lives > 1:
+    how, others = How.read(words)
+    if 2 * how.lives > how.pairs and "lives" in How.given(words) and how.lives > 1:
         raise UsageError(
             f"compare.lives={how.lives} needs {2 * how.lives} pairs, two for each life, and there are {how.pairs}\n"
             f"  instead: compare.pairs={2 * how.lives}, or compare.lives={most_lives(how.pairs, how.lives)}"
         )
     return replace(how, lives=most_lives(how.pairs, how.lives)), others
-
-
-def _value(key: str, name: str, value: str) -> Any:
-    return read_folder(key, value) if name == "dir" else _count(key, value)
-
-
-def _count(key: str, value: str) -> int:
-    low = 0 if key == "compare.seed" else 1
-    number = int(value[:4000]) if value.isascii() and value.isdigit() else -1
-    if number < low:
-        raise UsageError(
-            f"{key}={value} is not a whole number of at least {low}\n"
-            f"  for example: {key}={5 if key == 'compare.lives' else 20}"
-        )
-    check_own_key(key, number)
-    return number

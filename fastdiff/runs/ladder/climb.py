@@ -6,22 +6,20 @@ the machine does meanwhile hits all of them. What is finished stays in the ladde
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from fastdiff.choices.command_keys import read_folder, read_own_keys
-from fastdiff.choices.limits import check_own_key
-from fastdiff.config import NoQuality, fingerprint
+from fastdiff.choices.command_keys import FOLDER, SEED, CommandKeys
+from fastdiff.config import NoQuality, fingerprint, limits
 from fastdiff.display.ladder import write_ladder_page
 from fastdiff.display.report import write_run_page
-from fastdiff.errors import Status, UsageError
+from fastdiff.errors import Status
 from fastdiff.machine.files import read_json, write_json
 from fastdiff.measuring.protocol import Request
 from fastdiff.measuring.quality import LATENTS
@@ -38,7 +36,7 @@ OUT_OF_TIME = 75
 
 
 @dataclass(frozen=True)
-class How:
+class How(CommandKeys):
     """How a ladder is measured: `ladder.rounds=5` and so on.
 
     rounds: processes for each rung; an interval of confidence needs two, and is useful from three on.
@@ -46,36 +44,15 @@ class How:
     seed: of the order within the rounds. dir: where results are kept; null names a folder by what is measured.
     """
 
-    rounds: int = 3
-    limit_s: float | None = None
-    seed: int = 0
-    dir: str | None = None
-
-
-def read_how(words: Sequence[str]) -> tuple[How, list[str]]:
-    """`ladder.key=value` words, and the others. Raises UsageError."""
-    known = [f.name for f in fields(How)]
-    given, others = read_own_keys("ladder", known, _value, words)
-    return How(**given), others
-
-
-def _value(key: str, name: str, value: str) -> Any:
-    if name == "dir":
-        return read_folder(key, value)
-    low = {"rounds": 1, "seed": 0, "limit_s": 0}[name]
-    if name == "limit_s" and value == "null":
-        return None
-    try:
-        number = float(value) if name == "limit_s" else int(value)
-    except ValueError:
-        number = math.nan
-    if not low <= number < math.inf:
-        kind = "a number of seconds" if name == "limit_s" else "a whole number"
-        raise UsageError(
-            f"{key}={value} is not {kind} of at least {low}\n  for example: {key}={max(low, 3)}"
-        )
-    check_own_key(key, number)
-    return number
+    command: ClassVar[str] = "ladder"
+    rounds: int = field(
+        default=3, metadata=limits(10_000, "more say nothing more of a median", least=1)
+    )
+    limit_s: float | None = field(
+        default=None, metadata=limits(10**9, "that is thirty years", least=0, example="600")
+    )
+    seed: int = field(default=0, metadata=SEED)
+    dir: str | None = field(default=None, metadata=FOLDER)
 
 
 @dataclass

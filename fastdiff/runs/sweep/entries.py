@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fastdiff.choices.compose import compose
 from fastdiff.choices.folders import as_flags, config_dirs
 from fastdiff.choices.grid import Cell, Grid
-from fastdiff.choices.overrides import LITERAL_KEYS
+from fastdiff.choices.options import is_literal
 from fastdiff.config import RunConfig, fingerprint
 from fastdiff.errors import FastdiffError, MachineProblem, NoGpuProblem
 from fastdiff.planning.outlook import Outlook
@@ -102,7 +102,7 @@ def _composed(words: Sequence[str]) -> object:
 
 def _literally(override: str, run: RunConfig | None) -> str:
     key = override.partition("=")[0]
-    if run is None or key not in LITERAL_KEYS:
+    if run is None or not is_literal(key):
         return override
     root, _, name = key.partition(".")
     value = getattr(getattr(run, root), name)

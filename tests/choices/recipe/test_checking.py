@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdiff.choices.recipe.file import look_at, read_recipe
+from fastdiff.choices.recipe.checking import look_at, read_recipe
 from fastdiff.errors import RecipeError
 
 HEAD = "format: 2\nname: team\nmade_for: {model: shapes, device: cpu}\n"
@@ -65,8 +65,8 @@ def test_what_is_missing_is_named_with_an_example(tmp_path: Path) -> None:
         ("choices:\n  quant: {min_in_features: 3}", (5, "choices.quant", "names no option", "{option: fp8, ...}")),
         ("choices:\n  quant: [int8]", (5, "choices.quant", "must be an option's name, or a mapping with `option` and its keys", "there are: fp8, fp8_weight_only, int8, int8_weight_only, none")),
         ("choices:\n  quant:\n    option: int8\n    min_in_feature: 3", (7, "choices.quant.min_in_feature", "quant=int8 has no such key", "did you mean: min_in_features")),
-        ("choices:\n  quant: {option: int8, min_in_features: many}", (5, "choices.quant.min_in_features", "can't be 'many': it must be a whole number", "for example min_in_features: 30")),
-        ("choices:\n  quant: {option: int8, min_in_features: true}", (5, "choices.quant.min_in_features", "can't be 'True': it must be a whole number", "for example min_in_features: 30")),
+        ("choices:\n  quant: {option: int8, min_in_features: many}", (5, "choices.quant.min_in_features", "can't be 'many': it must be a whole number", "for example: min_in_features: 17")),
+        ("choices:\n  quant: {option: int8, min_in_features: true}", (5, "choices.quant.min_in_features", "can't be 'True': it must be a whole number", "for example: min_in_features: 17")),
         ("choices:\n  attention: {option: sdpa, flash: true}", (5, "choices.attention.flash", "attention=sdpa has no such key", "leave it out: it has no keys")),
         ("choices: [precision]", (4, "choices", "must be a mapping of slots", "choices: {precision: bf16}, or choices: {} for the defaults")),
         ("choices: {model: sdxl}", (4, "choices.model", "is what a recipe is made for, no choice of it", "made_for: {model: ...}")),
@@ -84,8 +84,9 @@ def test_names_and_types_are_checked(
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("1", "is 1, and today's is 2"),
-        ("3", "is 3, and this fastdiff reads up to 2"),
+        ("1", "is 1, and this fastdiff reads 2"),
+        ("3", "is 3, and this fastdiff reads 2"),
+        ("-1", "is -1, and this fastdiff reads 2"),
         ("two", "must be a whole number"),
         ("true", "must be a whole number"),
     ],
@@ -175,7 +176,7 @@ def test_every_problem_is_in_the_error_in_the_order_of_lines(tmp_path: Path) -> 
         "  line 6, choices.quant: has no option 'imt8'\n"
         "    did you mean: int8\n"
         "  line 7, generation.steps: can't be 'abc': it must be a whole number or null\n"
-        "    for example steps: 30"
+        "    for example: steps: 30"
     )
     assert [p.line for p in raised.value.problems] == [5, 6, 7]
 
@@ -193,4 +194,14 @@ def test_what_is_right_beside_a_problem_is_still_known(tmp_path: Path) -> None:
 def test_what_was_measured_is_not_negative(key: str, tmp_path: Path) -> None:
     more = "" if key == "latency_s" else ", latency_s: 0.4"
     text = f"{HEAD}choices: {{}}\nmeasured: {{{key}: -1{more}}}\n"
-    assert only(tmp_path, text)[1:] == (f"measured.{key}", "can't be negative", f"no {key} at all")
+    _, named, reason, instead = only(tmp_path, text)
+    assert (named, reason.removesuffix(" or null")) == (
+        f"measured.{key}",
+        f"can't be '-1': it must be a {'whole ' * key.endswith('bytes')}number of at least 0",
+    )
+    assert instead.startswith(f"for example: {key}: ")
+
+
+def test_a_gpus_memory_is_no_number_too_large(tmp_path: Path) -> None:
+    more = "measured: {latency_s: 0.4, peak_memory_bytes: 80000000000}"
+    assert problems(tmp_path, f"{HEAD}choices: {{}}\n{more}\n") == []

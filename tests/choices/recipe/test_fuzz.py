@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 import tracemalloc
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastdiff.choices.keys import direct_keys
 from fastdiff.choices.options import option_files
 from fastdiff.choices.recipe.checking import problems_of, recipe_from
 from fastdiff.choices.recipe.format import (
@@ -62,9 +63,11 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def keys_of(schema: type, left_out: tuple[str, ...] = ()) -> st.SearchStrategy[dict[str, Any]]:
-    named = [f.name for f in fields(schema) if not f.metadata.get("place")]
-    hints = get_type_hints(schema)
-    kinds = {name: hints[name] for name in named if name not in left_out}
+    kinds = {
+        name: key.type
+        for name, key in direct_keys(schema).items()
+        if not key.place and name not in left_out
+    }
     return st.fixed_dictionaries({}, optional={name: values(kind) for name, kind in kinds.items()})
 
 
@@ -113,7 +116,7 @@ def test_a_right_recipe_is_read_as_it_was_written(data: dict[str, Any]) -> None:
     document = parse(recipe_text(data).encode(), "x")
     assert document.plain == data
     assert problems_of(document, Path("/")) == []
-    recipe = recipe_from(document, Path("/x.yaml"), "")
+    recipe = recipe_from(document, Path("/x.yaml"), "", [])
     named = {s: {"option": c} if isinstance(c, str) else c for s, c in data["choices"].items()}
     assert recipe.choices == named
     assert recipe.generation == data.get("generation", {})
@@ -126,7 +129,7 @@ def read(content: bytes) -> None:
     try:
         document = parse(content, "x")
         problems = problems_of(document, Path("/nowhere"))
-        recipe_from(document, Path("/nowhere/x.yaml"), "")
+        recipe_from(document, Path("/nowhere/x.yaml"), "", problems)
         str(RecipeError("x", problems))
     except RecipeError:
         pass

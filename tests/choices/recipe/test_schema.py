@@ -12,7 +12,7 @@ import yaml
 
 from fastdiff.choices.docstrings import key_texts
 from fastdiff.choices.options import shipped_files
-from fastdiff.choices.recipe.file import look_at
+from fastdiff.choices.recipe.checking import look_at
 from fastdiff.choices.recipe.schema import FILE, schema, schema_text
 
 HEAD = {"format": 2, "name": "x", "made_for": {"model": "shapes", "device": "cpu"}, "choices": {}}

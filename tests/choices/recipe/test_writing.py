@@ -8,7 +8,7 @@ from typing import Any
 from conftest import plan_of
 
 from fastdiff.choices.compose import compose
-from fastdiff.choices.recipe.file import read_recipe
+from fastdiff.choices.recipe.checking import read_recipe
 from fastdiff.choices.recipe.writing import recipe_of, recipe_text
 from fastdiff.latency import Latency
 from fastdiff.measuring.report import blank_report

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastdiff.__main__ import main
-from fastdiff.choices.recipe.file import read_recipe
+from fastdiff.choices.recipe.checking import read_recipe
 
 TEXT = """\
 format: 2
@@ -131,18 +131,6 @@ def test_diff_compares_choices_and_not_texts(
     assert "    quant.min_in_features  - -> 64\n" in out
     code, out, _ = typed(capsys, "diff", "team.yaml", "other.yaml", "--json")
     assert json.loads(out)["choices"]["precision"] == {"a": "bf16", "b": "fp32"}
-
-
-def test_upgrade_writes_the_file_anew_once(team: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    team.write_text(TEXT.replace("format: 2", "format: 1"))
-    assert (
-        typed(capsys, "upgrade", "team.yaml")[1]
-        == "fastdiff  team.yaml has format 2 now, it had 1\n"
-    )
-    assert read_recipe(team).choices["qkv"] == {"option": "fused"}
-    assert typed(capsys, "upgrade", "team.yaml")[1] == (
-        "fastdiff  team.yaml has today's format already: 2\n"
-    )
 
 
 @pytest.mark.parametrize(
