@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import fastdiff
 from fastdiff.choices.docstrings import key_texts
-from fastdiff.commands.recipe.verbs import VERBS
+from fastdiff.commands.recipe import VERBS
 from fastdiff.commands.recipe.verify import How as Verify
 from fastdiff.config import CONF_DIR
 from fastdiff.runs.compare.how import How as Compare

@@ -11,7 +11,8 @@ from functools import cache
 from typing import Any
 
 from fastdiff.choices.docstrings import one_line, split
-from fastdiff.choices.options import OptionFile, default_options, keys_of, shipped_files
+from fastdiff.choices.keys import keys_of
+from fastdiff.choices.options import OptionFile, default_options, shipped_files
 from fastdiff.passes.base import Fidelity, Option, Pass, Requirement
 from generating.combinations import Clash, clashes
 from generating.docstrings import comments, type_words, whole_text

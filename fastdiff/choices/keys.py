@@ -214,7 +214,7 @@ class Key:
 
 
 @cache
-def keys_of(schema: type) -> dict[str, Key]:
+def keys_of(schema: Any) -> dict[str, Key]:
     """Keys of a dataclass by name, those of nested dataclasses with dots. Not to be changed: made once."""
     hints, found = get_type_hints(schema), {}
     for f in fields(schema):
@@ -226,7 +226,7 @@ def keys_of(schema: type) -> dict[str, Key]:
 
 
 @cache
-def direct_keys(schema: type) -> dict[str, Key]:
+def direct_keys(schema: Any) -> dict[str, Key]:
     """The same without those of nested dataclasses."""
     return {name: key for name, key in keys_of(schema).items() if name == key.bare}
 

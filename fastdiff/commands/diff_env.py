@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fastdiff.commands.words import print_json, read_words
 from fastdiff.errors import UsageError
 from fastdiff.machine.files import SCHEMA, read_json
 
@@ -195,22 +196,13 @@ def _at(report: Mapping[str, Any], path: tuple[str, ...]) -> Any:
 
 def run(words: list[str]) -> int:
     """`diff-env A B`: what two reports say differently of their machines, settings and choices."""
-    unknown = [word for word in words if word.startswith("-") and word != "--json"]
-    if unknown:
-        raise UsageError(f"diff-env has no option {unknown[0]}\n  there is: --json")
-    named = [word for word in words if word != "--json"]
-    if len(named) != 2:
-        raise UsageError(
-            f"diff-env needs two reports, not {len(named)}\n"
-            "  instead: python -m fastdiff diff-env A/report.json B/report.json"
-        )
-    found = difference(read_report(named[0]), read_report(named[1]))
-    if "--json" in words:
-        import json
-
-        print(json.dumps(found, indent=2, allow_nan=False))
+    read = read_words("diff-env", "A/report.json B/report.json [--json]", words)
+    a, b = read.files
+    found = difference(read_report(a), read_report(b))
+    if "--json" in read.flags:
+        print_json(found)
         return 0
     from fastdiff.display.environment import render
 
-    print(render(named[0], named[1], found))
+    print(render(a, b, found))
     return 0

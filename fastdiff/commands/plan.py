@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from fastdiff.choices.verbs import SWEEPS
+from fastdiff.commands.words import read_words
 from fastdiff.errors import FastdiffError, PlanError, UsageError
 from fastdiff.planning.outlook import planned
 
 
 def run(words: list[str]) -> int:
     """`plan`: what would happen, and why not; with -m of every combination."""
-    flags = [word for word in words if word.startswith("-")]
-    overrides = [word for word in words if not word.startswith("-")]
-    unknown = [flag for flag in flags if flag not in (*SWEEPS, "--json")]
-    if unknown:
-        raise UsageError(
-            f"plan has no option {unknown[0]}\n  there are: -m (every combination), --json"
-        )
-    as_json = "--json" in flags
-    if set(flags) & set(SWEEPS):
-        return _plan_grid(overrides, as_json)
-    return _plan_json(overrides) if as_json else _plan_text(overrides)
+    words = ["-m" if word in SWEEPS else word for word in words]
+    read = read_words("plan", "[-m] [--json] [overrides]", words)
+    as_json = "--json" in read.flags
+    if "-m" in read.flags:
+        return _plan_grid(read.overrides, as_json)
+    return _plan_json(read.overrides) if as_json else _plan_text(read.overrides)
 
 
 def _plan_text(overrides: list[str]) -> int:

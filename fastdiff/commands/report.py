@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastdiff.commands.sweep import pages_in
-from fastdiff.errors import UsageError
+from fastdiff.commands.words import read_words
 
 
 def run(words: list[str]) -> int:
@@ -14,12 +14,8 @@ def run(words: list[str]) -> int:
     from fastdiff.display.sweep import sweep_row, sweep_text, write_sweep_pages
     from fastdiff.runs.sweep.sweep import looked_again
 
-    if len(words) != 1 or words[0].startswith("-"):
-        raise UsageError(
-            "report needs a sweep's folder, and nothing else\n"
-            "  instead: python -m fastdiff report outputs/sweeps/NAME"
-        )
-    folder = Path(words[0])
+    (named,) = read_words("report", "outputs/sweeps/NAME", words).files
+    folder = Path(named)
     data = looked_again(folder)
     write_sweep_pages(folder, data)
     print(sweep_text(data))

@@ -244,7 +244,7 @@ MISSPELLED = {
     ),
     ("plan", "--jason"): (
         "plan has no option --jason",
-        "  there are: -m (every combination), --json",
+        "  did you mean: --json",
     ),
     ("doctor", "now"): (
         "doctor takes no arguments, not 'now'",

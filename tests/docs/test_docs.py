@@ -19,7 +19,7 @@ from fastdiff.choices.options import OptionFile, option_files
 from fastdiff.choices.recipe.checking import read_recipe
 from fastdiff.choices.recipe.format import Measured, RecipeFile
 from fastdiff.choices.verbs import VERBS
-from fastdiff.commands.recipe.verbs import VERBS as RECIPE_VERBS
+from fastdiff.commands.recipe import VERBS as RECIPE_VERBS
 from fastdiff.config import SCALARS, SLOTS, Generation
 from fastdiff.machine.files import read_json
 from fastdiff.passes import OPTIONS

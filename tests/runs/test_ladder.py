@@ -24,7 +24,7 @@ from fastdiff.display.ladder import ladder_text
 from fastdiff.errors import ModelError, PlanError, UsageError
 from fastdiff.machine.files import read_json, write_json
 from fastdiff.models.random_weights import KEPT_IN
-from fastdiff.runs.ladder.climb import OUT_OF_TIME, Climb, How, exit_code, folder_of, read_how
+from fastdiff.runs.ladder.climb import OUT_OF_TIME, Climb, How, exit_code, folder_of
 from fastdiff.runs.ladder.rows import LONGEST_REASON, ratio, rows, verdict
 from fastdiff.runs.ladder.rungs import Rung, rungs_of
 from fastdiff.runs.process import run_in_process
@@ -488,10 +488,10 @@ def test_a_key_that_only_some_rungs_have_is_left_out_for_the_others(
 
 
 def test_a_ladders_own_keys_are_taken_out_of_the_overrides() -> None:
-    how, others = read_how(["model=shapes", "ladder.rounds=5", "ladder.limit_s=90", "ladder.dir=x"])
+    how, others = How.read(["model=shapes", "ladder.rounds=5", "ladder.limit_s=90", "ladder.dir=x"])
     assert how == How(rounds=5, limit_s=90.0, seed=0, dir="x")
     assert others == ["model=shapes"]
-    assert read_how(["ladder.limit_s=null", "ladder.dir=null"])[0] == How()
+    assert How.read(["ladder.limit_s=null", "ladder.dir=null"])[0] == How()
 
 
 @pytest.mark.parametrize(
@@ -500,21 +500,21 @@ def test_a_ladders_own_keys_are_taken_out_of_the_overrides() -> None:
         ("ladder.round=3", "ladder has no key 'round'\n  did you mean: ladder.rounds"),
         (
             "ladder.rounds=0",
-            "ladder.rounds=0 is not a whole number of at least 1\n  for example: ladder.rounds=3",
+            "ladder.rounds can't be '0': it must be a whole number of at least 1\n  for example: ladder.rounds=3",
         ),
         (
             "ladder.rounds=x",
-            "ladder.rounds=x is not a whole number of at least 1\n  for example: ladder.rounds=3",
+            "ladder.rounds can't be 'x': it must be a whole number of at least 1\n  for example: ladder.rounds=3",
         ),
         (
             "ladder.limit_s=-1",
-            "ladder.limit_s=-1 is not a number of seconds of at least 0\n  for example: ladder.limit_s=3",
+            "ladder.limit_s can't be '-1': it must be a number of at least 0 or null\n  for example: ladder.limit_s=600",
         ),
     ],
 )
 def test_a_wrong_key_of_the_ladder_is_explained(word: str, text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        read_how([word])
+        How.read([word])
     assert str(caught.value) == text
 
 
@@ -574,7 +574,7 @@ def _typed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (["ladder", "sdxl"], "did you mean: sdxl_tutorial"),
         (["ladder", "guide", "experiment=guide/aot"], "a ladder chooses experiment itself"),
         (["ladder", "guide", "ladder.rouds=1"], "did you mean: ladder.rounds"),
-        (["ladder", "guide", "ladder.dir="], "ladder.dir= names no folder"),
+        (["ladder", "guide", "ladder.dir="], "ladder.dir can't be ''"),
         (["ladder", "guide", "quality.reference=x.png"], "compares with the pictures of its first"),
     ],
 )

@@ -10,6 +10,7 @@ from fastdiff.choices.compose import compose
 from fastdiff.choices.recipe.checking import look_at
 from fastdiff.choices.recipe.format import Recipe
 from fastdiff.choices.recipe.using import used
+from fastdiff.commands.words import Words, print_json
 from fastdiff.display.layout import headline, labelled
 from fastdiff.errors import FastdiffError, PlanError, RecipeError, RecipeProblem, UsageError
 from fastdiff.planning.outlook import notices_of, planned
@@ -56,6 +57,18 @@ class Checked:
             "notices": [asdict(notice) for notice in notices_of(self.plan)] if self.plan else [],
             "model_named": self.model_named,
         }
+
+
+def run(asked: Words) -> int:
+    """`recipe check FILE`."""
+    found = check(asked.files[0], asked.overrides)
+    if "--json" in asked.flags:
+        print_json(found.to_dict())
+        return 0 if found.right else UsageError.exit_code
+    if not found.right:
+        raise refusal(found)
+    print(check_text(found))
+    return 0
 
 
 def check(path: str, overrides: Sequence[str] = ()) -> Checked:

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from fastdiff.choices.compose import compose
+from fastdiff.choices.recipe.checking import read_recipe
+from fastdiff.commands.recipe.save import write_new
+from fastdiff.commands.words import Words
 from fastdiff.config import Generation
+from fastdiff.display.layout import headline
 from fastdiff.models.sources import model_of
 from fastdiff.passes.base import Pass
+from fastdiff.planning.outlook import planned
 from fastdiff.planning.plan import Plan
 from fastdiff.script import WIDTH, Script, ScriptError, bracketed, keywords, literal
 
 _NOISE = """\
 def noise_in_fp32(shape, generator=None, device=None, dtype=None, layout=None):
     return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)"""
+
+
+def run(asked: Words) -> int:
+    """`recipe export FILE --script OUT.py`."""
+    (path,) = asked.files
+    recipe = read_recipe(path)
+    plan = planned(compose([f"recipe={path}", *asked.overrides]))
+    made_for = f"{recipe.model['option'] if recipe.model else 'any model'} on {recipe.device}"
+    out = Path(asked.flags["--script"])
+    write_new(out, script_of(plan, recipe.name, made_for), "--script")
+    print(headline(f"{path} as a plain script: {out}"))
+    return 0
 
 
 def script_of(plan: Plan, title: str, made_for: str | None = None) -> str:

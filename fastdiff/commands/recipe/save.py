@@ -6,8 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.choices.recipe.writing import recipe_of, recipe_text
+from fastdiff.commands.words import Words
+from fastdiff.display.layout import headline
 from fastdiff.errors import UsageError
 from fastdiff.machine.files import read_json, sha256_of, write_text
+
+
+def run(asked: Words) -> int:
+    """`recipe save RUN_DIR -o FILE`."""
+    out = Path(asked.flags["-o"])
+    name, description = asked.flags.get("--name", out.stem), asked.flags.get("--description")
+    write_new(out, saved(Path(asked.files[0]), name, description, "--generation" in asked.flags))
+    print(headline(f"recipe '{name}' written: {out}"))
+    return 0
 
 
 def saved(folder: Path, name: str, description: str | None = None, generation: bool = False) -> str:

@@ -6,10 +6,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastdiff.choices.recipe.format import CHOOSABLE, Recipe
-from fastdiff.commands.recipe.check import Checked
+from fastdiff.commands.recipe.check import Checked, check, refusal
+from fastdiff.commands.words import Words
 from fastdiff.display import words
 from fastdiff.display.layout import labelled
 from fastdiff.display.plan import plan_text
+
+
+def run(asked: Words) -> int:
+    """`recipe show FILE`."""
+    found = check(asked.files[0], asked.overrides)
+    if not found.right:
+        raise refusal(found)
+    print(show_text(found))
+    return 0
 
 
 def show_text(found: Checked) -> str:

@@ -8,10 +8,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from fastdiff.choices.command_keys import CommandKeys
+from fastdiff.choices.compose import compose
+from fastdiff.choices.recipe.checking import read_recipe
 from fastdiff.choices.recipe.format import Recipe
+from fastdiff.choices.recipe.using import spelled_out
+from fastdiff.commands.words import Words, print_json
 from fastdiff.display import words
-from fastdiff.display.layout import labelled
-from fastdiff.errors import UsageError
+from fastdiff.display.layout import headline, labelled, shown
+from fastdiff.display.progress import progress
+from fastdiff.errors import FastdiffError, UsageError
+from fastdiff.machine.files import write_json
+from fastdiff.planning.outlook import planned
+from fastdiff.runs.single import execute, new_folder
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,42 @@ class How(CommandKeys):
     command: ClassVar[str] = "verify"
     tolerance: float = field(default=0.1, metadata={"least": 0})
     tolerance_db: float = field(default=1.0, metadata={"least": 0})
+
+
+def run(asked: Words) -> int:
+    """`recipe verify FILE`: a run of the recipe's choices, and the work that it says was measured."""
+    how, others = How.read(asked.overrides)
+    (path,) = asked.files
+    recipe = read_recipe(path)
+    overrides = [f"recipe={path}", *work_words(recipe, others), *others]
+    plan = planned(compose(overrides))
+    folder = new_folder()
+    with progress() as told:
+        report = execute(plan, spelled_out(overrides, plan.setting.run.recipe), folder, told)
+    if report["status"] == "interrupted":
+        return 130
+    if report["status"] not in ("ok", "invalid_output"):
+        message = report["error"]["message"]
+        raise FastdiffError(
+            f"recipe '{recipe.name}' could not be measured again: {report['status']}\n"
+            f"  {message}\n  instead: look into {shown(folder)}/log.txt"
+        )
+    found = figures(recipe, report, how)
+    data = {
+        "recipe": recipe.name,
+        "recipe_sha256": recipe.sha256,
+        "holds": all(figure.holds is not False for figure in found),
+        "figures": [figure.to_dict() for figure in found],
+        "another_machine": another_machine(recipe, report),
+    }
+    write_json(folder / "verify.json", data)
+    if "--json" in asked.flags:
+        print_json(data)
+    else:
+        print(headline(f"{path} {'holds' if data['holds'] else 'does not hold'} here"))
+        print(figures_text(found, how, another_machine(recipe, report)))
+        print(labelled("written", f"{shown(folder)}/verify.json, report.md"))
+    return 0 if data["holds"] else 1
 
 
 def work_words(recipe: Recipe, typed: Sequence[str]) -> list[str]:

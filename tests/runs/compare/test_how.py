@@ -41,27 +41,27 @@ def test_more_lives_than_pairs_allow_are_refused() -> None:
         ("compare.pairs", "compare has no key 'pairs'\n  did you mean: compare.pairs"),
         (
             "compare.pairs=0",
-            "compare.pairs=0 is not a whole number of at least 1\n  for example: compare.pairs=20",
+            "compare.pairs can't be '0': it must be a whole number of at least 1\n  for example: compare.pairs=20",
         ),
         (
             "compare.pairs=-3",
-            "compare.pairs=-3 is not a whole number of at least 1\n  for example: compare.pairs=20",
+            "compare.pairs can't be '-3': it must be a whole number of at least 1\n  for example: compare.pairs=20",
         ),
         (
             "compare.pairs=2.5",
-            "compare.pairs=2.5 is not a whole number of at least 1\n  for example: compare.pairs=20",
+            "compare.pairs can't be '2.5': it must be a whole number of at least 1\n  for example: compare.pairs=20",
         ),
         (
             "compare.lives=0",
-            "compare.lives=0 is not a whole number of at least 1\n  for example: compare.lives=5",
+            "compare.lives can't be '0': it must be a whole number of at least 1\n  for example: compare.lives=5",
         ),
         (
             "compare.seed=x",
-            "compare.seed=x is not a whole number of at least 0\n  for example: compare.seed=20",
+            "compare.seed can't be 'x': it must be a whole number of at least 0\n  for example: compare.seed=0",
         ),
         (
             "compare.dir=",
-            "compare.dir= names no folder\n  instead: compare.dir=DIR, or compare.dir=null",
+            "compare.dir can't be '': it must be a folder or null\n  for example: compare.dir=DIR",
         ),
     ],
 )

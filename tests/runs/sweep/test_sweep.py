@@ -173,7 +173,7 @@ def test_a_misspelling_of_the_whole_grid_is_refused_and_leaves_nothing(
         ("sweep.nam=x", "sweep has no key 'nam'\n  did you mean: sweep.name"),
         (
             "sweep.timeout_s=-1",
-            "sweep.timeout_s=-1 is not a number above 0\n  for example: sweep.timeout_s=600, or sweep.timeout_s=null",
+            "sweep.timeout_s can't be '-1': it must be a number above 0 or null\n  for example: sweep.timeout_s=3600",
         ),
         ("sweep.retry=some", "sweep.retry can't be 'some'\n  there are: failed, none, all"),
         (

@@ -36,21 +36,27 @@ def test_every_key_has_a_value_and_the_last_one_counts() -> None:
             "sweep has no key 'colour'\n  it has: name, dir, timeout_s, memory_limit_gb, retry, accept_changes",
         ),
         (["sweep.name"], "sweep has no key 'name'\n  did you mean: sweep.name"),
-        (["sweep.dir="], "sweep.dir= names no folder\n  instead: sweep.dir=DIR, or sweep.dir=null"),
+        (
+            ["sweep.dir="],
+            "sweep.dir can't be '': it must be a folder or null\n  for example: sweep.dir=DIR",
+        ),
         (
             ["sweep.name=a b"],
-            "sweep.name=a b can't be a folder's name\n  instead: letters, digits, '.', '_' and '-', or sweep.dir=DIR for another place",
+            "sweep.name can't be 'a b': it must be letters, digits, '.', '_' and '-' (sweep.dir=DIR takes any folder) or null\n  for example: sweep.name=NAME",
         ),
         (
             ["sweep.memory_limit_gb=inf"],
-            "sweep.memory_limit_gb=inf is not a number above 0\n  for example: sweep.memory_limit_gb=8, or sweep.memory_limit_gb=null",
+            "sweep.memory_limit_gb can't be 'inf': it must be a number above 0 or null\n  for example: sweep.memory_limit_gb=8",
         ),
         (
             ["sweep.timeout_s=nan"],
-            "sweep.timeout_s=nan is not a number above 0\n  for example: sweep.timeout_s=600, or sweep.timeout_s=null",
+            "sweep.timeout_s can't be 'nan': it must be a number above 0 or null\n  for example: sweep.timeout_s=3600",
         ),
         (["sweep.retry=al"], "sweep.retry can't be 'al'\n  did you mean: sweep.retry=all"),
-        (["sweep.accept_changes=1"], "sweep.accept_changes can't be '1'\n  there are: true, false"),
+        (
+            ["sweep.accept_changes=1"],
+            "sweep.accept_changes can't be '1': it must be true or false\n  for example: sweep.accept_changes=true",
+        ),
         (
             ["sweep.name=a", "sweep.dir=b"],
             "sweep.name and sweep.dir both say where the sweep is kept\n  instead: one of them",

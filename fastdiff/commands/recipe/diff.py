@@ -10,8 +10,20 @@ from typing import Any
 from fastdiff.choices.options import default_options, option_files
 from fastdiff.choices.recipe.checking import read_recipe
 from fastdiff.choices.recipe.format import CHOOSABLE, Recipe
+from fastdiff.commands.words import Words, print_json
 from fastdiff.config import Generation, plain
 from fastdiff.display import words
+
+
+def run(asked: Words) -> int:
+    """`recipe diff A B`."""
+    a, b = asked.files
+    found = difference(a, b)
+    if "--json" in asked.flags:
+        print_json(found)
+    else:
+        print(difference_text(a, b, found))
+    return 0
 
 
 def difference(a: str, b: str) -> dict[str, Any]:
