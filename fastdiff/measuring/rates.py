@@ -25,7 +25,8 @@ from fastdiff.machine.cache_folder import cache_folder, distrust, make_private, 
 from fastdiff.machine.environment import available_processors, this_machine
 from fastdiff.machine.files import read_json, write_json
 from fastdiff.machine.hardware import Files, processor
-from fastdiff.measuring.gpu_state import gpu_state_now, gpu_troubles
+from fastdiff.machine.nvml import this_gpu_state
+from fastdiff.measuring.conditions import gpu_troubles
 from fastdiff.measuring.protocol import speaks_of_memory
 from fastdiff.measuring.timing import synchronize
 
@@ -177,13 +178,13 @@ def measure(device: str, dtype: torch.dtype, wanted: Mapping[str, Any]) -> Rates
     import torch
 
     spent = Spent()
-    before = gpu_state_now() if device == "cuda" else None
+    before = this_gpu_state() if device == "cuda" else None
     with torch.no_grad():
         products = best_rate(Product(device, dtype, torch.mm), spent)
         in_int8 = _if_it_can(lambda: best_rate(Product(device, torch.int8, int8_product), spent))
         convolutions = _if_it_can(lambda: convolution_rate(device, dtype, spent))
         copies = copy_rate(device, dtype, spent)
-    after = gpu_state_now() if device == "cuda" else None
+    after = this_gpu_state() if device == "cuda" else None
     share = spent.share_of(usable_processors(torch.get_num_threads())) if device == "cpu" else None
     doubt = None
     if share is not None and share < _BUSY:
