@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_clock import Clock
 
 from fastdiff.machine import cache_folder
 from fastdiff.machine.cache_folder import VARIABLE
@@ -192,23 +193,6 @@ def test_rates_in_doubt_are_used_and_said_and_not_kept(
         "kept",
     )
     assert list(folder.iterdir()) == []
-
-
-class Clock:
-    """Time that passes only when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "perf_counter", clock)
-    return clock
 
 
 @dataclass
