@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_clock import Clock
+from conftest import Clock
 
 from fastdiff.config import Generation
 from fastdiff.measuring.parts import (

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_clock import Clock
+from conftest import Clock
 
 from fastdiff.machine import cache_folder
 from fastdiff.machine.cache_folder import VARIABLE

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from fake_clock import silent
+from conftest import silent
 from PIL import Image
 
 from fastdiff.config import Bench, Generation
