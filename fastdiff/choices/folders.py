@@ -21,6 +21,11 @@ VARIABLE = "FASTDIFF_CONFIG_DIR"
 """Environment variable with the folders, between them what the system puts between folders (`:`, on Windows `;`)."""
 
 FLAGS = ("--config-dir", "-cd")
+NAME_VARIABLE = "FASTDIFF_CONFIG_NAME"
+"""Environment variable with the name of the primary config, where it isn't fastdiff's own."""
+
+NAME_FLAGS = ("--config-name", "-cn")
+OWN_NAME = "config"
 _SEARCH_PATH = re.compile(r"\+{0,2}hydra\.searchpath=")
 
 
@@ -35,6 +40,11 @@ def _absolute(named: str, _: str) -> tuple[Path, ...]:
     """For a working directory, where relative ones begin."""
     found = (_folder(name) for name in named.split(os.pathsep) if name)
     return tuple(dict.fromkeys(found))
+
+
+def config_name() -> str:
+    """The primary config: fastdiff's own, or that of a team's folder which `--config-name` names."""
+    return os.environ.get(NAME_VARIABLE) or OWN_NAME
 
 
 @contextmanager
