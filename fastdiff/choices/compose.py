@@ -125,7 +125,8 @@ def hydras_config(overrides: Sequence[str]) -> DictConfig:
 
     with hydra_ready():
         try:
-            return hydra_compose("config", list(overrides), return_hydra_config=True)
+            found: DictConfig = hydra_compose("config", list(overrides), return_hydra_config=True)
+            return found
         except (HydraException, OmegaConfBaseException, ValueError, LookupError) as error:
             raise UsageError(explain(overrides, error)) from error
 
@@ -245,7 +246,6 @@ def _described(
     file: OptionFile | None, brought: tuple[tuple[str | None, Keys], ...]
 ) -> DictConfig | Exception:
     """An option as its file describes it, and layers change it, below its slot's name; or what is beside the slots."""
-    from hydra.errors import ConfigCompositionException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -259,6 +259,8 @@ def _described(
         try:
             node.merge_with(dict(keys))
         except (OmegaConfBaseException, ValueError) as error:
+            from hydra.errors import ConfigCompositionException
+
             kind = type(error).__name__
             said_in = f"In 'experiment/{name}': {kind} raised while composing config:"
             return ConfigCompositionException(f"{said_in}\n{error}") if name else error
@@ -312,7 +314,7 @@ def _as_hydra_says(word: str, error: Exception) -> Exception:
         said = f"Could not override '{key}'.\nTo append to your config use +{word}"
     else:
         said = f"Error merging override {word}"
-    refused = ConfigCompositionException(said)
+    refused: Exception = ConfigCompositionException(said)
     refused.__cause__ = error
     return refused
 

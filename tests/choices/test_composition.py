@@ -207,23 +207,45 @@ def compositions(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
     return counted
 
 
-def test_a_run_is_composed_once_and_restored_without_composing(
-    compositions: list[Sequence[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Where runs would begin that are typed in an empty folder; their workers only restore what they are given."""
+    begun: list[str] = []
+
     def worker(plan: Any, overrides: list[str], folder: Path, *_: Any) -> dict[str, str]:
-        restore(json.loads(json.dumps(plan.setting.run.to_dict())))
-        folder.mkdir(parents=True, exist_ok=True)
+        data = plan.setting.run.to_dict()
+        assert restore(json.loads(json.dumps(data))).to_dict() == data
+        assert folder.is_dir()
+        begun.append(str(folder))
         return {"status": "interrupted"}
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fastdiff.runs.single.execute", worker)
     monkeypatch.setattr("fastdiff.display.report.summary", lambda *_: "")
+    return begun
+
+
+def test_a_run_is_composed_once_and_its_worker_composes_nothing(
+    compositions: list[Sequence[str]], folders: list[str]
+) -> None:
     words = ["device=cpu", "quant=int8", "compile=default", "generation.steps=3"]
     assert main([*words, "hydra.run.dir=here"]) == 130
-    assert compositions == [words]
-    assert (tmp_path / "here").is_dir()
+    assert (compositions, folders) == ([words], ["here"])
+
+
+FOLDERS = {
+    "plain/a b": "plain/a b",
+    "'quoted'": "quoted",
+    "out/${hydra:runtime.choices.precision}": "out/bf16",
+    "${generation.steps}_${hydra.job.name}_${now:%%}": "3_fastdiff_%",
+}
+
+
+@pytest.mark.parametrize("named", FOLDERS)
+def test_a_runs_folder_is_where_hydra_would_make_it(named: str, folders: list[str]) -> None:
+    words = ["device=cpu", "precision=bf16", "generation.steps=3"]
+    assert main([*words, f"hydra.run.dir={named}"]) == 130
+    assert folders == [FOLDERS[named]]
 
 
 def test_a_cell_of_a_grid_is_composed_once(compositions: list[Sequence[str]]) -> None:
@@ -359,7 +381,7 @@ def test_hydras_own_keys_are_let_through() -> None:
 def test_every_key_of_every_option_can_be_overridden_as_far_as_names_go() -> None:
     run = compose(["model=sdxl", "model.student.id=a/b", "model.generation.steps=3"])
     assert run.generation.steps == 3
-    assert run.model.student.id == "a/b"
+    assert run.model.student.id == "a/b"  # type: ignore[attr-defined]
 
 
 def test_composing_leaves_nothing_behind_for_the_next_time() -> None:
