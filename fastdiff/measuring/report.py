@@ -8,7 +8,7 @@ from typing import Any
 
 from fastdiff.choices.options import origins
 from fastdiff.config import PROVENANCE, RunConfig, fingerprint
-from fastdiff.machine import hardware, software
+from fastdiff.machine import hardware, nvml, software
 from fastdiff.machine.environment import FASTDIFF_VERSION, this_machine
 from fastdiff.machine.software import git_commit
 from fastdiff.measuring.fields import MeasuredOn, PlannedPass, Report
@@ -103,7 +103,7 @@ def _gpu() -> dict[str, Any]:
     import torch
 
     properties = torch.cuda.get_device_properties()
-    names = hardware.gpu_names(properties)
+    names = nvml.gpu_names(properties)
     uuids = [name for name in names if name.startswith("GPU-")]
     addresses = [name for name in names if ":" in name]
     return {
@@ -112,5 +112,5 @@ def _gpu() -> dict[str, Any]:
         "memory_bytes": properties.total_memory,
         "multiprocessors": properties.multi_processor_count,
         "visible": torch.cuda.device_count(),
-        **hardware.gpu(hardware.load_nvml(), names),
+        **nvml.gpu_settings(names),
     }

@@ -26,7 +26,7 @@ from fastdiff.models.sources import SHAPES_DIR
 from fastdiff.runs.sweep import job
 
 ROOT = Path(__file__).parents[2]
-SWEEPING = ROOT / "tests" / "sweep"
+SWEEPING = ROOT / "tests" / "runs" / "sweep"
 sys.path.insert(0, str(SWEEPING))
 
 from sweeping import start_fake  # noqa: E402

@@ -85,7 +85,7 @@ GOOD = """
 from dataclasses import dataclass
 from typing import ClassVar
 from fastdiff.passes.base import Option, Pass, Stage
-from fastdiff.machine.files import Effect
+from fastdiff.passes.effects import Effect
 
 @dataclass
 class Ours(Option, Pass):

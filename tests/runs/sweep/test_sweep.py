@@ -712,7 +712,7 @@ def test_a_reader_that_has_seen_enough_ends_no_sweep(
     def closed(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("fastdiff.display.live.LineBoard.show", closed)
+    monkeypatch.setattr("fastdiff.display.progress.LineBoard.show", closed)
     assert sweep(seeds(1, RAISES), "sweep.name=grid") == 1
     assert statuses() == ["ok", "failed"]
     assert files(GRID) >= PAGES
