@@ -63,7 +63,8 @@ class Part:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """What a file says. What this fastdiff doesn't know is left out; what an older file lacks is None, or empty."""
-        hints = hints_of(cls)
+        kind: type = cls
+        hints = hints_of(kind)
         known = {
             f.name: _read(hints[f.name], data.get(name_of(f)))
             for f in fields(cls)
