@@ -18,7 +18,7 @@ from fastdiff.machine.files import sha256_of, write_json
 from fastdiff.machine.software import flags
 from fastdiff.measuring.memory import FIRST_CALL, IMPORT, LOAD, STEADY, PeakMemory
 from fastdiff.measuring.protocol import MEASURED, Events, Request, says_disk_full
-from fastdiff.measuring.report import MeasuredOn, blank_report
+from fastdiff.measuring.report import blank_report, measured_on
 from fastdiff.passes.base import Settling
 from fastdiff.passes.effects import Observed
 
@@ -67,7 +67,7 @@ def run(folder: Path, request: Request, events: Events) -> None:
         save_latents(folder, timed.latents)
         if request.only_pictures:
             return
-        report = blank_report(config, plan, request.overrides, started_at)
+        report = blank_report(config, plan, request.overrides, started_at).to_dict()
         report |= {
             "images": images,
             "import_s": import_s,
@@ -449,7 +449,7 @@ def _exactness(captured: Captured, plan: Plan, events: Events) -> dict[str, Any]
 def _environment(plan: Plan, report: dict[str, Any]) -> dict[str, Any]:
     """The machine as this process sees it; what planning knew of it where that can't be read, and a notice."""
     return attempted(
-        lambda: {"environment": MeasuredOn(plan.device).to_dict()},
+        lambda: {"environment": measured_on(plan.device).to_dict()},
         lambda reason: {
             "notices": [
                 *report["notices"],

@@ -908,7 +908,7 @@ def latency_line(samples: tuple[float, ...], warm_up_calls: int) -> str:
     from fastdiff.planning.plan import make_plan
 
     run = compose(["device=cpu"])
-    report = blank_report(run, make_plan(run, CPU, None), [], "now")
+    report = blank_report(run, make_plan(run, CPU, None), [], "now").to_dict()
     report |= {"status": "ok", "images": [{"path": "image-0.png"}]}
     report["environment"]["threads"] = 1
     report["latency_s"] = Latency(samples).to_dict()

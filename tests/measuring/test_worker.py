@@ -921,7 +921,7 @@ def test_nothing_that_comes_after_the_timed_calls_can_lose_them(
     no_memory = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand a long story")
     broken = [
         *LOOKS,
-        "fastdiff.measuring.measure.MeasuredOn.to_dict",
+        "fastdiff.measuring.measure.measured_on",
         "fastdiff.measuring.quality.compare",
     ]
     report = measured_with(tmp_path, monkeypatch, broken, no_memory)

@@ -57,14 +57,7 @@ def on(data: Mapping[str, Any]) -> str:
     environment = data["environment"]
     if not environment:
         return ", nothing measured" + (" yet" if data["state"] == "running" else "")
-    return f" on {_device(environment)}"
-
-
-def _device(environment: Mapping[str, Any]) -> str:
-    device = str(environment["device"])
-    if device == "cpu":
-        return f"{device}, {words.counted(environment['threads'], 'thread')}"
-    return f"{device}, {environment['device_name']}"
+    return f" on {words.device(environment)}"
 
 
 def state(data: Mapping[str, Any]) -> str | None:

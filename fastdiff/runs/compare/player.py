@@ -31,7 +31,7 @@ from fastdiff.measuring.protocol import (
     own_standard_output,
     quiet_and_safe,
 )
-from fastdiff.measuring.report import MeasuredOn
+from fastdiff.measuring.report import measured_on
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -88,7 +88,7 @@ def play(folder: Path, request: Request, events: Events, turns: Iterable[str]) -
             "latents_shape": shapes[0] if shapes else None,
             "quality": against(request.reference, timed.pictures, timed.latents),
             "peak_memory_bytes": peak_memory_bytes(device),
-            "environment": MeasuredOn(device).to_dict(),
+            "environment": measured_on(device).to_dict(),
             "room": asdict(this_room()),
             "gpu_names": _gpu_names(device),
         }
