@@ -12,10 +12,9 @@ from typing import Any
 import yaml
 
 from fastdiff.choices.compose import compose
-from fastdiff.machine import hardware
+from fastdiff.machine import hardware, nvml
 from fastdiff.measuring.conditions import Moment, Room, host_report
 from fastdiff.measuring.exactness import Verdict
-from fastdiff.measuring.gpu_state import GpuState
 from fastdiff.measuring.report import blank_report
 from fastdiff.passes.effects import Effect
 from fastdiff.planning.outlook import planned
@@ -64,7 +63,7 @@ def example() -> dict[str, Any]:
     plan = planned(compose(["model=shapes", "device=cpu"]))
     report = blank_report(plan.setting.run, plan, [], "2026-01-01T00:00:00+00:00")
     room, now = Room(1, 1, None, 1), Moment(0.0, 0.0, None)
-    gpu = GpuState(None, [])()
+    gpu = nvml.gpu_state([])
     report["conditions"] = {
         "host": host_report(room, now, now),
         "gpu": {"before": gpu, "after": gpu},
@@ -76,7 +75,7 @@ def example() -> dict[str, Any]:
         "system": hardware.system(files, {}),
         "processor": hardware.processor(files),
         "host_memory": hardware.host_memory(files),
-        "gpu": hardware.gpu(None, []),
+        "gpu": nvml.gpu_settings([]),
     }
     return report
 

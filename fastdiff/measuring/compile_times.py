@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.config import PROVENANCE, fingerprint
-from fastdiff.machine.files import read_json, write_json
+from fastdiff.machine.cache_folder import KeptFile
 from fastdiff.passes.base import Setting
 from fastdiff.passes.compile.aot import Aot
 from fastdiff.passes.compile.inductor import Inductor
@@ -161,18 +161,12 @@ def _architecture(setting: Setting) -> dict[str, Any]:
 
 def remember(record: Path, compile_s: float) -> str | None:
     """Put the seconds on record; returns why that can't be done, if so."""
-    try:
-        write_json(record, {"compile_s": compile_s})
-    except OSError as error:
-        return f"can't be put on record in {record.parent} ({error.strerror})"
-    return None
+    failed = KeptFile(record, shared=True).keep({"compile_s": compile_s})
+    return f"can't be put on record in {record.parent} ({failed})" if failed else None
 
 
 def read(record: Path) -> float | None:
     """The seconds on record; None where there are none, or none that can be read."""
-    try:
-        found = read_json(record)["compile_s"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    usable = isinstance(found, (int, float)) and not isinstance(found, bool)
+    found: Any = (KeptFile(record, shared=True).read()[0] or {}).get("compile_s")
+    usable = isinstance(found, int | float) and not isinstance(found, bool)
     return float(found) if usable and math.isfinite(found) and found > 0 else None

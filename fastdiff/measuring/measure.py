@@ -250,9 +250,9 @@ def _times(
     """The steady state, and all times and peaks up to its end."""
     from fastdiff.measuring.memory import memory_not_told
     from fastdiff.measuring.observing import compile_counters
-    from fastdiff.measuring.parts import modules_of
     from fastdiff.measuring.quality import compare
     from fastdiff.measuring.timing import steady_calls
+    from fastdiff.models.given import modules_of
 
     run = plan.setting.run
     assert isinstance(run.bench, Bench)

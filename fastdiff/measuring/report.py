@@ -10,7 +10,7 @@ from typing import Any
 from fastdiff.choices.options import origins
 from fastdiff.config import PROVENANCE, RunConfig, fingerprint
 from fastdiff.latency import Latency
-from fastdiff.machine import hardware, software
+from fastdiff.machine import hardware, nvml, software
 from fastdiff.machine.environment import FASTDIFF_VERSION, this_machine
 from fastdiff.machine.files import SCHEMA
 from fastdiff.machine.software import git_commit
@@ -173,7 +173,7 @@ def _gpu() -> dict[str, Any]:
     import torch
 
     properties = torch.cuda.get_device_properties()
-    names = hardware.gpu_names(properties)
+    names = nvml.gpu_names(properties)
     uuids = [name for name in names if name.startswith("GPU-")]
     addresses = [name for name in names if ":" in name]
     return {
@@ -182,5 +182,5 @@ def _gpu() -> dict[str, Any]:
         "memory_bytes": properties.total_memory,
         "multiprocessors": properties.multi_processor_count,
         "visible": torch.cuda.device_count(),
-        **hardware.gpu(hardware.load_nvml(), names),
+        **nvml.gpu_settings(names),
     }

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from fastdiff.config import CODE_PLACE
 from fastdiff.errors import MachineProblem, Problem, RunError, nearest
 from fastdiff.machine.cache_folder import unwritable
-from fastdiff.machine.environment import requirement_of_torch
+from fastdiff.machine.toolchain import requirement_of_torch
 from fastdiff.models.facts import Component
 from fastdiff.passes.base import Fidelity, Notice, Option, Pass, Setting, Stage
 from fastdiff.passes.precision import upcasts_vae

@@ -155,7 +155,7 @@ def _gpu_names(device: str) -> list[str]:
         return []
     import torch
 
-    from fastdiff.machine.hardware import gpu_names
+    from fastdiff.machine.nvml import gpu_names
 
     return gpu_names(torch.cuda.get_device_properties())
 
