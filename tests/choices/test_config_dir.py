@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_hydra import composed_by_hydra
 
 from fastdiff.__main__ import main
-from fastdiff.choices.compose import compose, composed_by_hydra, restore
+from fastdiff.choices.compose import compose, restore
 from fastdiff.choices.experiments import ladder, names
 from fastdiff.choices.folders import VARIABLE, config_dirs, named_in, searched
 from fastdiff.choices.options import option_files, origins, shipped_files

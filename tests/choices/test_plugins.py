@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_hydra import composed_by_hydra
 
 from fastdiff.__main__ import main
-from fastdiff.choices.compose import compose, composed_by_hydra, restore
+from fastdiff.choices.compose import compose, restore
 from fastdiff.choices.experiments import names
 from fastdiff.choices.options import keys_of, option_files, origins, schemas
 from fastdiff.choices.plugins import GROUP, plugins
