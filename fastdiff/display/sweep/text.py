@@ -43,6 +43,8 @@ def sweep_text(data: Mapping[str, Any]) -> str:
         lines.append(
             sweep_row("speed-up", f"over {base['place']}: {labels.label(base, data['varied'])}")
         )
+    if doubt := labels.doubt(data):
+        lines.append(sweep_row("disturbed", doubt))
     lines += _reasons(rows)
     if data["state"] != "complete":
         because = f": {labels.first_line(data['error'])}" if data["error"] else ""
@@ -89,7 +91,7 @@ def _figures(row: Mapping[str, Any]) -> list[str]:
     speedup = row["speedup"]
     quality = cells.figure_cells(row)[cells.FIGURES.index("quality")].text
     return [
-        labels.status(row),
+        labels.marked_status(row),
         words.seconds(latency.median_s(row)),
         f"{speedup['ratio']:.2f}x" if speedup else "-",
         quality,

@@ -35,7 +35,14 @@ from fastdiff.runs.sweep.how import How, read_how
 from fastdiff.runs.sweep.job import MOST_STARTS, Job, Task
 from fastdiff.runs.sweep.launching import HERE, Launch, prepare, runs_elsewhere
 from fastdiff.runs.sweep.made_with import MACHINE, WeightsOnce, differences, made_with
-from fastdiff.runs.sweep.rows import blank_row, completed, counts, measured_row, unmeasured_row
+from fastdiff.runs.sweep.rows import (
+    blank_row,
+    completed,
+    counts,
+    disturbed,
+    measured_row,
+    unmeasured_row,
+)
 
 _LOOK_EVERY_S = 0.5
 _GIGABYTE = 1_000_000_000
@@ -121,7 +128,10 @@ class Sweep:
         for entry in self.entries:
             if not entry.to_run or not self.folder.finished(entry.name):
                 continue
-            status = self.folder.report(entry.name)["status"]
+            report = self.folder.report(entry.name)
+            status = report["status"]
+            if self.how.retry == "disturbed" and disturbed(report):
+                continue
             done = (Status.OK.value, Status.INCOMPATIBLE.value)
             if status == Status.INTERRUPTED.value or (
                 status not in done and self.how.retry == "failed"
