@@ -233,6 +233,17 @@ def gpu_notices(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [f"{trouble}: {advice}" for trouble, advice in gpu_troubles(before, after).items()]
 
 
+def disturbances(conditions: Mapping[str, Any], device: str) -> list[str]:
+    """What of a report's `conditions` says that times are too long because of others: other programs, machines, a hot GPU.
+
+    A run's own crowding of threads, and a load that may be its own compiling, are none.
+    """
+    host, gpu = conditions.get("host"), conditions.get("gpu")
+    said = host_notices(host, device) if host else []
+    found = [text.partition(":")[0] for text in said if " took " in text]
+    return found + (list(gpu_troubles(gpu["before"], gpu["after"])) if gpu else [])
+
+
 class Watch:
     """Around the timed calls, and nothing else: what the machine did meanwhile.
 

@@ -11,7 +11,7 @@ from fastdiff.choices.command_keys import read_folder, read_own_keys
 from fastdiff.choices.limits import check_own_key
 from fastdiff.errors import UsageError, nearest
 
-RETRIES = ("failed", "none", "all")
+RETRIES = ("failed", "disturbed", "none", "all")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -24,7 +24,7 @@ class How:
     timeout_s: seconds that a process may take: a cell's run, compiling included, or the drawing of its reference; null sets
     no limit.
     memory_limit_gb: of the host, for each cell (10^9 bytes); null sets no limit. On Linux only, and not for a run on a GPU.
-    retry: what is run again beside what is missing: `failed` (whatever isn't ok), `none`, or `all`.
+    retry: what is run again beside what is missing: `failed` (whatever isn't ok), `disturbed` (what others slowed down), `none`, or `all`.
     accept_changes: go on although versions, weights or the machine aren't those of the finished cells.
     """
 
