@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
 from fastdiff.choices.folders import config_name
-from fastdiff.errors import UsageError
+from fastdiff.choices.verbs import VERBS
+from fastdiff.errors import UsageError, first_line
 
 ANSWERED = (
     *("--cfg", "-c", "--package", "-p", "--resolve", "--info", "-i"),
@@ -61,6 +63,10 @@ def run(words: list[str]) -> int:
         hydra = Hydra.create_main_hydra2("fastdiff", create_config_search_path(str(CONF_DIR)))
         _answer(hydra, parser, asked)
     except (HydraException, OmegaConfBaseException, ValueError, LookupError) as error:
+        if asked.shell_completion:
+            raise UsageError(
+                f"{first_line(error, 200)}\n  instead: -sc install=bash, zsh or fish"
+            ) from error
         raise UsageError(explain(asked.overrides, error)) from error
     finally:
         GlobalHydra.instance().clear()
@@ -101,6 +107,9 @@ def _answer(hydra: Any, parser: Any, asked: Namespace) -> None:
         hydra.hydra_help(config_name="config", args_parser=parser, args=asked)
     elif asked.shell_completion:
         sys.argv[0] = "fastdiff"  # which Hydra completes; for `python` it would look for a file
+        typed, *words = os.environ.get("COMP_LINE", "").split(" ")
+        if words and words[0] in VERBS:  # which Hydra would take for an override
+            os.environ["COMP_LINE"] = " ".join([typed, *words[1:]])
         hydra.shell_completion(config_name=config_name(), overrides=asked.overrides)
     elif asked.cfg:
         hydra.show_cfg(config_name(), _words(asked), asked.cfg, asked.package, asked.resolve)

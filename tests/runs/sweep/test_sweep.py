@@ -327,8 +327,12 @@ def test_rows_that_others_disturbed_are_marked_and_measured_again_when_asked(
     (file,) = (fake / GRID).glob("cells/1-*/report.json")
     report = read_json(file)
     report["conditions"]["host"] = {
-        **{"affinity": [0, 1], "processors": 2, "threads": 2, "load_before": 2.0},
-        **{"other_share": 0.45, "steal_share": 0.0},
+        "affinity": [0, 1],
+        "processors": 2,
+        "threads": 2,
+        "load_before": 2.0,
+        "other_share": 0.45,
+        "steal_share": 0.0,
     }
     report["environment"]["device"] = "cpu"
     file.write_text(json.dumps(report))
