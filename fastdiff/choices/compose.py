@@ -16,11 +16,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.choices.experiments import read_experiment
+from fastdiff.choices.folders import config_name
 from fastdiff.choices.hydras_keys import hydras_own
 from fastdiff.choices.option_yaml import content
 from fastdiff.choices.options import OptionFile, default_options, option_files, schemas
 from fastdiff.choices.overrides import Keys, Layer, quote_literal
 from fastdiff.choices.plugins import Found, plugins
+from fastdiff.choices.primary import primary
 from fastdiff.choices.recipe.format import Recipe
 from fastdiff.choices.recipe.using import used, with_recipe
 from fastdiff.choices.refusals import explain, raise_all, refusals
@@ -62,14 +64,15 @@ def compose_with_hydra(
         (overrides, *used(recipe, overrides)) if recipe else with_recipe(overrides)
     )
     quoted = [quote_literal(word) for word in typed] if literal else list(typed)
-    taken = [f"{slot}={option}" for slot, option in layer.choices.items()]
+    brought_by = (primary().choices, layer.choices)
+    taken = [f"{slot}={option}" for each in brought_by for slot, option in each.items()]
     raise_all(refusals([*taken, *quoted]))
     own = hydras_own(quoted)
     ours = [word for word in quoted if word not in own]
     run = _composed(ours, layer)
     run.recipe = brought
     _resolve_generation(run)
-    asked = own and plain_folder(own) is None
+    asked = primary().asks_hydra or (own and plain_folder(own) is None)
     return run, hydras_config([*brought.overrides, *quoted]) if asked else None
 
 
@@ -125,7 +128,9 @@ def hydras_config(overrides: Sequence[str]) -> DictConfig:
 
     with hydra_ready():
         try:
-            found: DictConfig = hydra_compose("config", list(overrides), return_hydra_config=True)
+            found: DictConfig = hydra_compose(
+                config_name(), list(overrides), return_hydra_config=True
+            )
             return found
         except (HydraException, OmegaConfBaseException, ValueError, LookupError) as error:
             raise UsageError(explain(overrides, error)) from error
@@ -147,11 +152,12 @@ def _composed(words: Sequence[str], brought: Layer) -> RunConfig:
     A key left at null stays null.
     """
     typed = {key: value.strip() for key, _, value in (word.partition("=") for word in words)}
-    experiment = typed.get("experiment", NO_EXPERIMENT)
-    layers = [brought]
+    first = primary()
+    experiment = typed.get("experiment") or first.choices.get("experiment", NO_EXPERIMENT)
+    layers = [Layer(first.choices, first.keys), brought]
     if experiment != NO_EXPERIMENT:
         taken = read_experiment(experiment)
-        layers.insert(0, Layer(taken.choices, taken.keys, experiment))
+        layers.insert(1, Layer(taken.choices, taken.keys, experiment))
     choices = dict(default_options())
     for options in (*(layer.choices for layer in layers), typed):
         choices |= {slot: options[slot] for slot in SLOTS if slot in options}
@@ -345,8 +351,11 @@ def restore(data: dict[str, Any]) -> RunConfig:
 
 def with_option(run: RunConfig, slot: str, option: str) -> RunConfig:
     """Another run that differs in one slot's option."""
+    from omegaconf import OmegaConf
+
     changed = copy.copy(run)
-    setattr(changed, slot, option_files()[slot][option].option())
+    whole = OmegaConf.create(run.to_dict() | {slot: option_files()[slot][option].node({})})
+    setattr(changed, slot, OmegaConf.to_object(whole[slot]))  # `${...}` is of the whole run
     changed.choices = {**run.choices, slot: option}
     return changed
 

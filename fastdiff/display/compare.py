@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from fastdiff.choices.folders import as_flags, config_dirs
+from fastdiff.choices.folders import flags_in_use
 from fastdiff.display import words
 from fastdiff.display.layout import headline, labelled, shown
 from fastdiff.machine.files import write_text
@@ -201,7 +201,7 @@ def _table(rounds: list[dict[str, Any]]) -> list[str]:
 def _command(data: dict[str, Any]) -> str:
     typed = [" ".join(map(shlex.quote, data["sides"][name]["overrides"])) for name in ("A", "B")]
     command = ["python -m fastdiff compare", *map(shlex.quote, typed)]
-    command += map(shlex.quote, as_flags(config_dirs()))
+    command += map(shlex.quote, flags_in_use())
     command.append(f"compare.pairs={data['pairs']}")
     if data["seats"] != "one after the other":  # there each visit is a life
         command.append(f"compare.lives={data['lives']}")

@@ -39,7 +39,10 @@ def help_text() -> str:
     rungs: dict[str, list[str]] = {}
     for experiment in in_order(found_experiments().files).values():
         rungs.setdefault(experiment.ladder, []).append(experiment.short)
-    lines += [labelled(f"{ladder}/", ", ".join(short)) for ladder, short in rungs.items()]
+    lines += [
+        labelled(f"{ladder}/" if ladder else "your own", ", ".join(short))
+        for ladder, short in rungs.items()
+    ]
     lines += ["", "keys, as in quant.min_in_features=64 (not every option of a slot has each)"]
     owners: dict[str, list[type]] = {slot: list(own.values()) for slot, own in schemas().items()}
     owners["generation"] = [Generation]

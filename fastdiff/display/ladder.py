@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from fastdiff.choices.folders import as_flags, config_dirs
+from fastdiff.choices.folders import flags_in_use
 from fastdiff.display import words
 from fastdiff.display.layout import WIDTH, headline, labelled, shown
 from fastdiff.machine.files import write_text
@@ -161,7 +161,7 @@ def render(data: dict[str, Any]) -> str:
     command = ["python -m fastdiff ladder", data["ladder"], *map(shlex.quote, data["overrides"])]
     command.append(f"ladder.rounds={data['rounds']}")
     command += [f"ladder.seed={data['seed']}"] if data["seed"] else []
-    command += map(shlex.quote, as_flags(config_dirs()))
+    command += map(shlex.quote, flags_in_use())
     lines += ["## Again", "", "```", " ".join(command), "```", ""]
     return "\n".join(lines)
 

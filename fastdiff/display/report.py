@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from fastdiff.choices.folders import as_flags, config_dirs
+from fastdiff.choices.folders import flags_in_use
 from fastdiff.display import words
 from fastdiff.display.layout import headline, labelled, shown
 from fastdiff.machine.files import write_text
@@ -120,7 +120,7 @@ def _applied(report: dict[str, Any]) -> list[str]:
 
 
 def _command(overrides: list[str]) -> str:
-    return shlex.join(["python", "-m", "fastdiff", *overrides, *as_flags(config_dirs())])
+    return shlex.join(["python", "-m", "fastdiff", *overrides, *flags_in_use()])
 
 
 def summary(report: dict[str, Any], folder: Path, title: str) -> str:

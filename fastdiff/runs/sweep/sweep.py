@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastdiff.choices.folders import as_flags, config_dirs
+from fastdiff.choices.folders import OWN_NAME, as_flags, config_dirs, config_name, flags_in_use
 from fastdiff.choices.grid import read_grid
 from fastdiff.choices.hydras_keys import hydras_own
 from fastdiff.choices.refusals import raise_all
@@ -334,8 +334,9 @@ class Sweep:
             "overrides": self.words,
             "varied": list(self.varied),
             "launcher": self.launch.name,
-            "command": command_of([*self.words, *as_flags(config_dirs())]),
+            "command": command_of([*self.words, *flags_in_use()]),
             "config_dirs": [str(folder) for folder in config_dirs()],
+            "config_name": config_name(),
             "baseline": baseline,
             "environment": self._environment(rows),
             "made_with": self._first_made_with(rows),
@@ -426,7 +427,7 @@ def _config_dirs_of(data: Mapping[str, Any], folder: Path) -> list[str]:
             f"{folder} was begun with --config-dir {gone}, and there is no such folder any more\n"
             f"  instead: python -m fastdiff resume {folder} --config-dir DIR, where its options are now"
         )
-    return as_flags(begun_with)
+    return as_flags(begun_with, data.get("config_name", OWN_NAME))
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
