@@ -95,13 +95,9 @@ def _value_fault(path: Path, schema: type[Slot], said: dict[str, Any]) -> str | 
 
     try:
         OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), said))
-    except InterpolationResolutionError as error:
-        return (
-            None
-            if foreign_interpolation(said)
-            else f"{path}: {first_line(error, 1000)}\n  instead: a value, or a variable that is set"
-        )
     except (OmegaConfBaseException, ValueError, TypeError) as error:
+        if isinstance(error, InterpolationResolutionError) and foreign_interpolation(said):
+            return None  # a whole run says whether it can be looked up
         key = getattr(error, "full_key", None)
         where = f"{path}: {key}" if key else f"{path}"
         return f"{where}: {first_line(error, 1000)}\n  instead: a value of that key's type"
@@ -118,7 +114,7 @@ def _schema_fault(path: Path, slot: str, known: Mapping[str, type[Slot]]) -> str
     first, *others = defaults if isinstance(defaults, list) and defaults else [None]
     named = SCHEMA.fullmatch(first) if isinstance(first, str) else None
     if named is None or others != ["_self_"]:
-        return f"{path}: its `defaults` must name its schema, and nothing else\n  for example: {line}; {names}"
+        return f"{path}: its `defaults` must name its schema, or an option to begin with, and nothing else\n  for example: {line}; {names}"
     if named[1] != slot:
         return (
             f"{path}: it lies in {slot}/, and its schema is one of {named[1]}\n"
