@@ -226,11 +226,10 @@ def test_an_experiment_needs_no_ladder(team: Path, capsys: pytest.CaptureFixture
 def test_it_goes_into_grids(team: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("plan", "-m", "experiment=ours,guide/bf16", "model=shapes", "--json", "-cd", team)
     rows = json.loads(typed(capsys, *words))["cells"]
-    assert [row["values"]["experiment"] for row in rows] == ["ours", "guide/bf16"]
+    assert [row["overrides"][0] for row in rows] == ["experiment=ours", "experiment=guide/bf16"]
     globbed = ("plan", "-m", "experiment=glob(*,exclude=[s*,d*,g*])", "--json", "-cd", team)
-    assert [
-        row["values"]["experiment"] for row in json.loads(typed(capsys, *globbed))["cells"]
-    ] == ["ours"]
+    rows = json.loads(typed(capsys, *globbed))["cells"]
+    assert [row["overrides"] for row in rows] == [["experiment=ours"]]
 
 
 def test_a_misspelled_one_names_it(team: Path, capsys: pytest.CaptureFixture[str]) -> None:
