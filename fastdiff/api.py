@@ -26,7 +26,6 @@ from fastdiff.models.given import Done, Given, devices_of, done_to, modules_of, 
 from fastdiff.models.hub import Hub, is_repository
 from fastdiff.models.sources import model_of
 from fastdiff.passes.base import Option, Pass, Stage
-from fastdiff.passes.compile.inductor import Inductor
 from fastdiff.passes.effects import Effect
 from fastdiff.planning.build import Built, build
 from fastdiff.planning.outlook import notices_of, planned
@@ -159,7 +158,7 @@ def applied(
     found = _plan_for(pipeline, recipe, device, choices)
     sets_flags = any(step.stage is Stage.FLAGS for step in found.steps)
     flags = flags_put_back() if sets_flags else nullcontext()
-    with undone(pipeline, _overwritten(found), _frozen(found)), flags:
+    with undone(pipeline, _overwritten(found), found.setting.frozen), flags:
         built = build(found, progress_bar=True)
         _tell(found, built)
         outcomes = zip(found.steps, built.outcomes, strict=True)
@@ -182,14 +181,6 @@ def _overwritten(found: Plan) -> set[str]:
 
 def _is_own(pass_: Pass) -> bool:
     return type(pass_).__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
-def _frozen(found: Plan) -> set[str]:
-    """Names of the components whose weights become constants of compiled code."""
-    compiler = found.setting.run.compile
-    if not isinstance(compiler, Inductor) or not compiler.freezes(found.setting):
-        return set()
-    return set(compiler.components(found.setting))
 
 
 def _tell(found: Plan, built: Built) -> None:

@@ -174,7 +174,9 @@ def _available(folders: tuple[Path, ...], found: Found) -> Available:
             file = OptionFile(slot, path.stem, path, files[slot][base] if base else None)
             if other is not None:
                 problems.append(twice(f"{slot}={file.name}", path, other.path))
-            elif wrong := fault(path, slot, schemas()[slot], file.base and file.base.schema):
+            elif wrong := fault(
+                path, slot, schemas()[slot], file.base.schema if file.base else None
+            ):
                 problems.append(wrong)
             else:
                 files[slot][file.name] = file

@@ -59,7 +59,7 @@ def run(folder: Path, request: Request, events: Events) -> None:
     code = native_code(plan.setting)
     with memory.phase(LOAD):
         built = build(plan, events.say)
-    events.say("compiling" if config.choices["compile"] != "none" else "first call")
+    events.say("compiling" if plan.setting.compiles else "first call")
     with float32_noise(built.pipeline):
         with memory.phase(FIRST_CALL):
             timed = first_call(built.pipeline, config.generation, plan.device, events.tell)
@@ -377,12 +377,11 @@ def _where_it_went(
     events.say("comparing a step with what the machine can do")
     calls = parts["denoiser_calls"]
     step_s = parts["denoiser"] / calls if calls else None
-    caches = run.choices["cache"] != "none"
     others = timed.conditions["host"]["other_share"]
     nothing: tuple[str, ...] = ()
     found, more = attempted(
         lambda: roofline(
-            pipeline, run.generation, device, step_s, caches=caches, other_share=others
+            pipeline, run.generation, device, step_s, caches=plan.setting.skips, other_share=others
         ),
         lambda reason: (no_roofline(reason), nothing),
         device,

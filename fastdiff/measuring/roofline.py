@@ -20,8 +20,8 @@ from fastdiff.measuring.conditions import BUSY
 from fastdiff.measuring.parts import at_first_denoiser_call, denoiser_name
 from fastdiff.measuring.rates import Rates, machine_rates
 from fastdiff.models.content import weight_bytes
-from fastdiff.passes.quant import dead_projections
-from fastdiff.passes.rows import without_numbers, without_weights
+from fastdiff.models.given import dead_projections
+from fastdiff.models.rows import without_numbers, without_weights
 
 if TYPE_CHECKING:
     import torch

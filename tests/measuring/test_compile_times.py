@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from conftest import TorchServer
 
-from fastdiff.choices.compose import compose
 from fastdiff.measuring import compile_times
 from fastdiff.measuring.compile_times import native_code, read, records_folder, setting_key
 from fastdiff.passes.effects import Observed
@@ -55,15 +54,10 @@ def test_a_cold_run_is_put_on_record_and_a_warm_one_says_what_it_saved(record: P
     assert judged(record, WARM, HITS) == ("warm", 96.0, 90.5, None)
 
 
-def test_a_run_that_found_a_part_is_not_put_on_record(
-    record: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Some:
-        loaded = (SimpleNamespace(built=True), SimpleNamespace(built=False))
-
-    monkeypatch.setattr(compile_times, "Packages", Some)
+def test_a_run_that_found_a_part_is_not_put_on_record(record: Path) -> None:
+    outcomes = [SimpleNamespace(reused=False), SimpleNamespace(reused=True)]
     assert judged(record, COLD, MISSES | HITS) == ("cold", None, None, PART)
-    assert judged(record, COLD, {}, [Some(), object()]) == ("cold", None, None, PART)
+    assert judged(record, COLD, {}, outcomes) == ("cold", None, None, PART)
     assert not record.exists()
     judged(record, COLD, MISSES)
     later = judged(record, replace(COLD, compile_s=50.0), MISSES | HITS)
@@ -165,13 +159,14 @@ def test_the_record_belongs_to_what_is_compiled(shapes_plan: Any) -> None:
     assert setting_key(replace(setting, environment=elsewhere)) != plain
 
 
-def test_records_lie_within_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_lie_within_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes_plan: Any
+) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     monkeypatch.setenv("FASTDIFF_CACHE_DIR", str(tmp_path / "own"))
 
-    def where(*overrides: str) -> Path:
-        option: Any = compose(list(overrides)).compile
-        return records_folder(option)
+    def where(*overrides: str) -> Path | None:
+        return records_folder(shapes_plan(*overrides).setting)
 
     assert where("compile=default") == tmp_path / "inductor" / "fastdiff"
     named = where("compile=default", f"compile.cache_dir={tmp_path / 'mine'}")

@@ -82,7 +82,8 @@ def test_sdxls_conditioning_is_as_wide_as_its_text_encoders_say() -> None:
 
 def _int8_choice(unet: Any) -> tuple[set[str], set[str]]:
     """Linears that the documents' filter chooses, and those of them that no forward uses."""
-    from fastdiff.passes.quant import Int8, dead_projections
+    from fastdiff.models.given import dead_projections
+    from fastdiff.passes.quant import Int8
 
     int8 = option_files()["quant"]["int8"].option()
     assert isinstance(int8, Int8)

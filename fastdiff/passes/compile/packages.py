@@ -150,6 +150,10 @@ class Packages(Pending):
             built = _build(folder, made_for, graph, tensors, self.options)
         return replace(built, notice="; ".join(filter(None, (notice, built.notice))) or None)
 
+    @property
+    def reused(self) -> bool:
+        return not all(package.built for package in self.loaded)
+
     def observed(self, observed: Observed) -> Observed:
         """With the packages, which Dynamo's counters don't see, nor the profiler the CPU kernels that they call."""
         built = [package for package in self.loaded if package.built]

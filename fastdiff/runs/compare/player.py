@@ -61,7 +61,7 @@ def play(folder: Path, request: Request, events: Events, turns: Iterable[str]) -
     code = native_code(plan.setting)
     built = build(plan, events.say)
     generation, device = config.generation, plan.device
-    events.say("compiling" if config.choices["compile"] != "none" else "first call")
+    events.say("compiling" if plan.setting.compiles else "first call")
     with float32_noise(built.pipeline):
         with noted_latents(built.pipeline) as shapes:
             timed = first_call(built.pipeline, generation, device, events.tell)
