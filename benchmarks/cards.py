@@ -1,6 +1,6 @@
-"""The README's table of what has run on which card, from what `gpu.sh --keep` wrote.
+"""The table in docs/limits.md of what has run on which card, from what `gpu.sh --keep` wrote.
 
-    python benchmarks/cards.py README.md
+    python benchmarks/cards.py docs/limits.md
 
 rewrites what stands between `<!-- cards -->` and `<!-- /cards -->`.
 """
@@ -63,7 +63,7 @@ def with_table(text: str, found: Sequence[Mapping[str, Any]]) -> str:
 
 def main(words: Sequence[str]) -> int:
     if len(words) != 1 or not Path(words[0]).is_file():
-        print("python benchmarks/cards.py README.md", file=sys.stderr)
+        print("python benchmarks/cards.py docs/limits.md", file=sys.stderr)
         return 2
     path = Path(words[0])
     write_text(path, with_table(path.read_text(encoding="utf-8"), results()))

@@ -35,9 +35,9 @@ def pipeline(*overrides: str) -> Any:
 
 def main() -> None:
     from fastdiff.machine.environment import this_machine
+    from fastdiff.machine.software import git_commit
     from fastdiff.measuring.observing import compile_counters
     from fastdiff.measuring.quality import compare
-    from fastdiff.measuring.report import git_commit
     from fastdiff.models.pictures import draw, float32_noise
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

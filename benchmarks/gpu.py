@@ -33,7 +33,7 @@ from measuring import uncommitted_changes
 
 from fastdiff.errors import nearest
 from fastdiff.machine.files import read_json, write_json
-from fastdiff.measuring.report import git_commit
+from fastdiff.machine.software import git_commit
 
 GOOD, OTHERWISE, TIMEOUT, CUT, LEFT_OUT = "as expected", "otherwise", "timeout", "cut", "left out"
 """How a step ended. `cut`: by the limit of the whole, so it is still to be run. `left out`: the card's memory is too small."""

@@ -18,7 +18,7 @@ from fastdiff.latency import counterbalanced as counterbalanced
 from fastdiff.latency import paired_ratio as paired_ratio
 from fastdiff.machine.environment import this_machine
 from fastdiff.machine.files import write_json
-from fastdiff.measuring.report import git_commit
+from fastdiff.machine.software import git_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -21,7 +21,7 @@ from typing import Any
 
 from measuring import ROOT, now, write_results
 
-sys.path.insert(0, str(ROOT / "tests/pages/sweep"))
+sys.path.insert(0, str(ROOT / "tests/display/sweep"))
 
 from made_sweep import large_sweep
 

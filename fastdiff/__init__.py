@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastdiff.api import Applied, applied, load, plan
+    from fastdiff.api import Applied, Plan, applied, load, plan
     from fastdiff.errors import (
         FastdiffError,
         InvalidOutputError,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fastdiff.machine.environment import FASTDIFF_VERSION as __version__
     from fastdiff.passes.base import Notice
     from fastdiff.passes.effects import Effect
-    from fastdiff.planning.plan import Plan, Step
+    from fastdiff.planning.plan import Step
 
 __all__ = [
     "Applied",
@@ -58,7 +58,7 @@ __all__ = [
 _FROM = {
     "Effect": ("passes.effects", "Effect"),
     "Notice": ("passes.base", "Notice"),
-    "Plan": ("planning.plan", "Plan"),
+    "Plan": ("api", "Plan"),
     "Step": ("planning.plan", "Step"),
     "__version__": ("machine.environment", "FASTDIFF_VERSION"),
     **{name: ("api", name) for name in ("Applied", "applied", "load", "plan")},

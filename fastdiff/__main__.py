@@ -1,6 +1,6 @@
-"""The command line: compose, plan, then hand over.
+"""The command line: a verb, a run, a sweep, or one of Hydra's own answers.
 
-A refusal answers before torch is imported and leaves no folder behind; only a valid run reaches Hydra's own main.
+A refusal answers before torch is imported and leaves no folder behind.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from fastdiff.choices.folders import named_in
-from fastdiff.choices.verbs import SWEEPS, VERBS
+from fastdiff.choices.verbs import RUNS, SWEEPS, VERBS
+from fastdiff.commands.hydra import is_asked, refuse
 from fastdiff.display.layout import in_columns
 from fastdiff.errors import FastdiffError, PlanError, UsageError
 
@@ -66,7 +67,10 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if words and words[0] in VERBS:
         return _carried_out(words[0], words[1:])
-    flags = [word for word in words if word.startswith("-")]
+    if is_asked(words):
+        return _carried_out("hydra", words)
+    refuse(words)
+    flags = [word for word in words if word.startswith("-") and word not in RUNS]
     overrides = [word for word in words if not word.startswith("-")]
     unknown = [flag for flag in flags if flag not in SWEEPS]
     if unknown:

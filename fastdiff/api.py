@@ -26,15 +26,25 @@ from fastdiff.models.given import Done, Given, devices_of, done_to, modules_of, 
 from fastdiff.models.hub import Hub, is_repository
 from fastdiff.models.sources import model_of
 from fastdiff.passes.base import Option, Pass, Stage
-from fastdiff.passes.compile.inductor import Inductor
 from fastdiff.passes.effects import Effect
 from fastdiff.planning.build import Built, build
 from fastdiff.planning.outlook import notices_of, planned
-from fastdiff.planning.plan import Plan, Step
+from fastdiff.planning.plan import Plan as BarePlan
+from fastdiff.planning.plan import Step
 from fastdiff.planning.undo import flags_put_back, undone
 
 if TYPE_CHECKING:
     import torch
+
+
+class Plan(BarePlan):
+    """Steps in the order in which they work, and what a user should know; print() and a notebook show what `plan` shows."""
+
+    def __repr__(self) -> str:
+        from fastdiff.display.plan import plan_text
+
+        return plan_text(self)
+
 
 _LOG = logging.getLogger("fastdiff")
 """Told at INFO what every pass changed. Silent unless its user asks for it."""
@@ -57,7 +67,12 @@ def plan(
         chosen = {"model": _model(model), **chosen}
     if device is not None:
         chosen["device"] = str(device)
-    return planned(compose([*_recipe(recipe), *_words(chosen)], literal=False), calls=False)
+    run = compose([*_recipe(recipe), *_words(chosen)], literal=False)
+    return _shown(planned(run, calls=False))
+
+
+def _shown(found: BarePlan) -> Plan:
+    return Plan(found.setting, found.steps, found.notices)
 
 
 def load(
@@ -109,6 +124,11 @@ class Applied:
     effects: tuple[Effect, ...]
     pending: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        from fastdiff.display.plan import applied_text
+
+        return applied_text(self.plan, self.effects, self.pending)
+
 
 @contextmanager
 def applied(
@@ -138,7 +158,7 @@ def applied(
     found = _plan_for(pipeline, recipe, device, choices)
     sets_flags = any(step.stage is Stage.FLAGS for step in found.steps)
     flags = flags_put_back() if sets_flags else nullcontext()
-    with undone(pipeline, _overwritten(found), _frozen(found)), flags:
+    with undone(pipeline, _overwritten(found), found.setting.frozen), flags:
         built = build(found, progress_bar=True)
         _tell(found, built)
         outcomes = zip(found.steps, built.outcomes, strict=True)
@@ -163,14 +183,6 @@ def _is_own(pass_: Pass) -> bool:
     return type(pass_).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
-def _frozen(found: Plan) -> set[str]:
-    """Names of the components whose weights become constants of compiled code."""
-    compiler = found.setting.run.compile
-    if not isinstance(compiler, Inductor) or not compiler.freezes(found.setting):
-        return set()
-    return set(compiler.components(found.setting))
-
-
 def _tell(found: Plan, built: Built) -> None:
     if not _LOG.isEnabledFor(logging.INFO):
         return
@@ -189,7 +201,7 @@ def _with_configuration(found: Plan) -> Plan:
     model = model_of(run)
     if isinstance(model, Hub) and model.remote and model.snapshot() is None:
         model.fetch()
-        return planned(run, calls=False)
+        return _shown(planned(run, calls=False))
     return found
 
 
@@ -316,7 +328,7 @@ def _plan_for(
     # Whether it is the model that a recipe was made for, nobody can tell.
     run.recipe = replace(run.recipe, model=None)
     run.model = Given(pipeline, keeps_dtype=keeps_dtype, device=own_device)
-    found = planned(run, calls=False)
+    found = _shown(planned(run, calls=False))
     problems = list(_too_late(pipeline, found, keeps_dtype))
     if problems:
         raise PlanError(problems)

@@ -53,9 +53,16 @@ class FastdiffError(Exception):
 
 
 class UsageError(FastdiffError):
-    """What was asked for can't be read: a misspelled name, a wrong type, a value out of range."""
+    """What was asked for can't be read: a misspelled name, a wrong type, a value out of range.
+
+    reasons: every one of them, where the message lays out several or tells the first.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, reasons: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.reasons = tuple(reasons) or (message,)
 
 
 @dataclass(frozen=True)

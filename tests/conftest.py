@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,6 +174,40 @@ def local_run(local_plan: MakePlan) -> Run:
 def shapes_plain(shapes_plan: MakePlan) -> Ran:
     """The embedded model in fp32 with nothing applied: what pictures are compared with."""
     return Ran(shapes_plan())
+
+
+@pytest.fixture(scope="session")
+def built() -> Callable[[Any], tuple[Any, Any]]:
+    """`built(plan)`: the pipeline of a plan, and how it is to be called."""
+
+    def building(plan: Any) -> tuple[Any, Any]:
+        from fastdiff.planning.build import build
+
+        return build(plan).pipeline, plan.setting.run.generation
+
+    return building
+
+
+class Clock:
+    """Time that passes only when a test tells it to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """In the place of time.perf_counter."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock
+
+
+def silent(phase: str, done: int, of: int) -> None:
+    """Told of how far something has come; nobody watches."""
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ from fastdiff.machine.environment import Gpu, this_machine
 from fastdiff.models.hub import Hub
 from fastdiff.models.pictures import float32_noise
 from fastdiff.models.sources import SHAPES_DIR, Local, Shapes, SingleFile
+from fastdiff.passes.effects import Effect
 
 PACKAGE = Path(fastdiff.__file__).parent
 PUBLIC = {
@@ -139,6 +140,27 @@ def run_python(code: str) -> str:
 
 
 # Arguments -------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_printed_as_the_command_line_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    from fastdiff.commands.plan import run
+
+    run(["model=shapes", "quant=int8", "device=cpu"])
+    shown = capsys.readouterr().out
+    found = fastdiff.plan(**CPU, model="shapes", quant="int8")
+    assert f"{found}\n" == f"{found!r}\n" == shown  # repr() is what a notebook shows
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_what_was_applied_is_printed_in_lines(shapes_plan: Callable[..., Any]) -> None:
+    effects = (Effect("quant.int8", 82, "linears"), Effect("device", 0, "modules", already=True))
+    plan = shapes_plan("quant=int8")
+    said = repr(api.Applied(object(), plan, effects, ("attention.sdpa", "compile.regional")))
+    head, *lines = said.splitlines()
+    assert head.startswith("fastdiff  applied to shapes on cpu, ")
+    assert "  applied       quant.int8 82 linears" in lines
+    assert "  applied       device already so" in lines
+    assert "  first call    attention.sdpa, compile.regional" in lines
 
 
 def test_a_plan_is_what_the_command_line_plans(shapes_plan: Callable[..., Any]) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fastdiff.passes import OPTIONS
+
 PACKAGE = Path(__file__).parent.parent / "fastdiff"
 
 ROOMS = (
@@ -126,6 +128,35 @@ def test_every_room_but_measuring_imports_nothing_that_computes() -> None:
         timeout=60,
     )
     assert ended.stdout.strip() == ""
+
+
+ABOVE_PASSES = [name for name in MODULES if RANKS[room_of(name)] > RANKS["passes"]]
+SHARED = {"passes", "passes.base", "passes.effects", "passes.place"}
+"""What of the passes' room is no option: its list, what all options have in common, and the pass that is none."""
+
+
+@pytest.mark.parametrize("name", ABOVE_PASSES)
+def test_above_the_passes_no_option_is_imported(name: str) -> None:
+    passes = {other for other, _ in imported(name) if room_of(other) == "passes"}
+    assert passes <= SHARED, "ask the pass instead: a property of Option, Setting or Pending"
+
+
+@pytest.mark.parametrize("name", ABOVE_PASSES)
+def test_above_the_passes_no_option_is_compared_by_name(name: str) -> None:
+    """Neither `choices["quant"] == "int8"` nor `"quant=int8"`; what an option does, it says itself."""
+    names = {option for options in OPTIONS.values() for option in options}
+    typed = {f"{slot}={option}" for slot, options in OPTIONS.items() for option in options}
+    found = []
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        texts = {c.value for s in sides for c in ast.walk(s) if isinstance(c, ast.Constant)}
+        asked = " ".join(ast.unparse(side) for side in sides)
+        slots = any(
+            f"choices['{slot}']" in asked or f"['{slot}']['option']" in asked for slot in OPTIONS
+        )
+        if texts & typed or (slots and texts & names):
+            found.append(f"line {node.lineno}: {asked}")  # type: ignore[attr-defined]
+    assert found == []
 
 
 def test_the_public_surface_is_what_is_listed() -> None:

@@ -359,13 +359,13 @@ def test_every_dependency_is_carried_or_comes_with_torch_and_transformers() -> N
     assert {"pytest", "pytest-xdist", "hypothesis", "peft"} <= carried
 
 
-# The README's table --------------------------------------------------------------------------------
+# The table of cards --------------------------------------------------------------------------------
 
 
-def test_the_readme_says_what_has_run_on_which_card(modules: SimpleNamespace) -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_limits_say_what_has_run_on_which_card(modules: SimpleNamespace) -> None:
+    text = (ROOT / "docs" / "limits.md").read_text()
     fresh = modules.cards.with_table(text, modules.cards.results())
-    assert fresh == text, "run: python benchmarks/cards.py README.md"
+    assert fresh == text, "run: python benchmarks/cards.py docs/limits.md"
 
 
 def test_a_card_is_a_row_and_a_cpu_is_none(modules: SimpleNamespace) -> None:

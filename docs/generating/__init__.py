@@ -1,7 +1,7 @@
 """The pages that follow from the program: written into `docs/reference/` each time the site is built.
 
 Nothing of them is kept in git. What an option, a key, an experiment or a field of the report is, the program says
-itself; a text of its own is only kept for the report's fields, in `report_fields.yaml`.
+itself.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from fastdiff.choices.docstrings import one_line, own_text, split
 
@@ -27,6 +27,8 @@ def type_words(hint: Any) -> str:
     """A type as a reader of an override needs it: `whole number or null`, `list of text`."""
     if hint is Any:
         return "any value"
+    if get_origin(hint) is Annotated:
+        return str(hint.__metadata__[0])
     if get_origin(hint) in (Union, types.UnionType):
         return _either(word for part in get_args(hint) for word in _alternatives(part))
     if get_origin(hint) is list:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastdiff.choices.folder_contents import EXPERIMENTS, contents
 from fastdiff.choices.folders import config_dirs
-from fastdiff.choices.option_yaml import content, foreign_interpolation, why_unreadable
+from fastdiff.choices.option_yaml import content, why_unreadable
 from fastdiff.choices.options import available, said_together, twice
 from fastdiff.config import CONF_DIR, NO_EXPERIMENT, SCALARS, SLOTS, Experiment
 from fastdiff.errors import UsageError, nearest
@@ -36,7 +36,8 @@ class ExperimentFile:
 
     @property
     def ladder(self) -> str:
-        return self.name.partition("/")[0]
+        """The folder that it lies in; empty for one of a team's own that stands alone."""
+        return self.name.rpartition("/")[0]
 
     @property
     def short(self) -> str:
@@ -109,12 +110,18 @@ def _read(name: str, path: Path) -> ExperimentFile:
     _, *lines = path.read_text(encoding="utf-8").splitlines()  # the first says where the keys go
     comment = [line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
     said = dict(content(path))
-    choices = {
-        slot.removeprefix("override /"): option
-        for entry in said.pop("defaults", ())
-        for slot, option in entry.items()
-    }
-    return ExperimentFile(name, choices, said, " ".join(comment), Experiment(**said["experiment"]))
+    choices = dict(filter(None, map(choice_of, said.pop("defaults", ()))))
+    published = Experiment(**said.get("experiment", {}))
+    return ExperimentFile(name, choices, said, " ".join(comment), published)
+
+
+def choice_of(entry: object) -> tuple[str, str] | None:
+    """The slot and option that an entry of a defaults list takes; None for any other entry."""
+    if not isinstance(entry, dict) or len(entry) != 1:
+        return None
+    ((key, option),) = entry.items()
+    slot = str(key).removeprefix("override ")
+    return None if slot == key else (slot.removeprefix("/"), str(option))
 
 
 def _faults(path: Path) -> Iterator[str]:
@@ -123,28 +130,28 @@ def _faults(path: Path) -> Iterator[str]:
     if first.split() != ["#", "@package", "_global_"]:
         yield f"{path}: its first line must say where its keys go\n  instead: # @package _global_"
     said = content(path)
-    if interpolation := foreign_interpolation(said):
-        yield f"{path}: {interpolation} can't be used here\n  instead: the value itself"
     defaults = said.get("defaults", [])
     if not isinstance(defaults, list):
         defaults = [defaults]
     for entry in defaults:
-        yield from _choice_faults(path, entry)
+        if entry != "_self_":
+            yield from _choice_faults(path, entry)
     known = (*SLOTS, "generation", *SCALARS, "experiment", "defaults")
     for key in said:
         if key not in known:
             near = nearest(str(key), known)
             hint = f"did you mean: {near}" if near else f"there are: {', '.join(known)}"
             yield f"{path}: an experiment has no key '{key}'\n  {hint}"
-    yield from _place_faults(path, said.get("experiment"))
+    alone = path.parent.name == EXPERIMENTS
+    if "experiment" in said or not alone:
+        yield from _place_faults(path, said.get("experiment"), alone)
 
 
 def _choice_faults(path: Path, entry: object) -> Iterator[str]:
     """An entry of its defaults must take one option of one slot."""
-    (key, option), *others = entry.items() if isinstance(entry, dict) and entry else [("", "")]
-    slot = str(key).removeprefix("override /")
-    if others or slot == key or slot not in SLOTS:
-        shown = f"{key}: {option}" if key else str(entry)
+    slot, option = choice_of(entry) or ("", "")
+    if slot not in SLOTS:
+        shown = "{}: {}".format(*next(iter(entry.items()))) if isinstance(entry, dict) else entry
         yield f"{path}: '{shown}' chooses nothing\n  instead: - override /<slot>: <option>, as in - override /quant: int8"
     elif option not in (options := available().files[slot]):
         near = nearest(str(option), options)
@@ -152,12 +159,12 @@ def _choice_faults(path: Path, entry: object) -> Iterator[str]:
         yield f"{path}: {slot} has no option '{option}'\n  {hint}"
 
 
-def _place_faults(path: Path, said: object) -> Iterator[str]:
-    """Its own keys must be those of Experiment, of their types, and among them its rung."""
+def _place_faults(path: Path, said: object, alone: bool) -> Iterator[str]:
+    """Its own keys must be those of Experiment, of their types, and on a ladder its rung among them."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if not isinstance(said, dict) or "rung" not in said:
+    if not isinstance(said, dict) or (not alone and "rung" not in said):
         yield f"{path}: it doesn't say its place in its ladder\n  instead: experiment: {{rung: 0}}"
         return
     try:
@@ -169,7 +176,7 @@ def _place_faults(path: Path, said: object) -> Iterator[str]:
 
 def ladders() -> list[str]:
     """Names of the ladders."""
-    return list(dict.fromkeys(e.ladder for e in experiments().values()))
+    return list(dict.fromkeys(e.ladder for e in experiments().values() if e.ladder))
 
 
 def ladder(name: str) -> list[ExperimentFile]:

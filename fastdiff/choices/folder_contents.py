@@ -54,7 +54,9 @@ def contents(folder: Path) -> Contents:
             wrong += found
             options += [] if found else [(slot, path)]
     for path in _files(folder / EXPERIMENTS):
-        found = _misplaced(path, folder, f"{EXPERIMENTS}/<ladder>/<name>.yaml")
+        alone = path.parent == folder / EXPERIMENTS
+        form = f"{EXPERIMENTS}/<name>.yaml" if alone else f"{EXPERIMENTS}/<ladder>/<name>.yaml"
+        found = _misplaced(path, folder, form)
         wrong += found
         name = path.relative_to(folder / EXPERIMENTS).with_suffix("").as_posix()
         experiments += [] if found else [(name, path)]

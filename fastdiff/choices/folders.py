@@ -21,6 +21,11 @@ VARIABLE = "FASTDIFF_CONFIG_DIR"
 """Environment variable with the folders, between them what the system puts between folders (`:`, on Windows `;`)."""
 
 FLAGS = ("--config-dir", "-cd")
+NAME_VARIABLE = "FASTDIFF_CONFIG_NAME"
+"""Environment variable with the name of the primary config, where it isn't fastdiff's own."""
+
+NAME_FLAGS = ("--config-name", "-cn")
+OWN_NAME = "config"
 _SEARCH_PATH = re.compile(r"\+{0,2}hydra\.searchpath=")
 
 
@@ -35,6 +40,11 @@ def _absolute(named: str, _: str) -> tuple[Path, ...]:
     """For a working directory, where relative ones begin."""
     found = (_folder(name) for name in named.split(os.pathsep) if name)
     return tuple(dict.fromkeys(found))
+
+
+def config_name() -> str:
+    """The primary config: fastdiff's own, or that of a team's folder which `--config-name` names."""
+    return os.environ.get(NAME_VARIABLE) or OWN_NAME
 
 
 @contextmanager
@@ -60,20 +70,30 @@ def use(named: str) -> None:
 def named_in(words: Sequence[str]) -> Iterator[list[str]]:
     """The words that name no folder; those that are named are used until the end, beside the ones in use.
 
-    A folder is named by `--config-dir DIR`, wherever it stands, and by Hydra's `hydra.searchpath=[DIR,...]`. Raises
+    `--config-name NAME` names a primary config in one of them, for as long. A folder is named by `--config-dir DIR`, wherever it stands, and by Hydra's `hydra.searchpath=[DIR,...]`. Raises
     UsageError.
     """
-    folders, others = _read(words)
-    if not folders:
-        yield others
-        return
+    folders, name, others = _read(words)
+    before = os.environ.get(NAME_VARIABLE)
     with searched([*config_dirs(), *folders]):
-        yield others
+        if name:
+            os.environ[NAME_VARIABLE] = name
+        try:
+            yield others
+        finally:
+            os.environ.pop(NAME_VARIABLE, None)
+            os.environ |= {NAME_VARIABLE: before} if before else {}
 
 
-def as_flags(folders: Iterable[object]) -> list[str]:
-    """The words that name these folders."""
-    return [word for folder in folders for word in (FLAGS[0], str(folder))]
+def as_flags(folders: Iterable[object], name: str = OWN_NAME) -> list[str]:
+    """The words that name these folders, and the primary config in one of them."""
+    named = [] if name == OWN_NAME else [NAME_FLAGS[0], name]
+    return [word for folder in folders for word in (FLAGS[0], str(folder))] + named
+
+
+def flags_in_use() -> list[str]:
+    """The words that name what is in use."""
+    return as_flags(config_dirs(), config_name())
 
 
 def why_no_folder(folder: Path) -> str | None:
@@ -86,19 +106,27 @@ def why_no_folder(folder: Path) -> str | None:
 EXAMPLE = "a folder that holds your own options, such as DIR/model/ours.yaml"
 
 
-def _read(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+def _read(words: Sequence[str]) -> tuple[list[Path], str | None, list[str]]:
     folders: list[Path] = []
     others: list[str] = []
+    name = None
     left = iter(words)
     for word in left:
         flag, equals, value = word.partition("=")
         if flag in FLAGS:
             folders.append(_typed(value if equals else next(left, ""), flag))
+        elif flag in NAME_FLAGS:
+            name = (value if equals else next(left, "")).removesuffix(".yaml")
+            if not re.fullmatch(r"[A-Za-z_][\w-]*", name):
+                raise UsageError(
+                    f"{flag} needs the name of a config in a team's folder\n"
+                    f"  instead: {FLAGS[0]} DIR {NAME_FLAGS[0]} NAME, for DIR/NAME.yaml"
+                )
         elif _SEARCH_PATH.match(word):
             folders += _search_path(word)
         else:
             others.append(word)
-    return folders, others
+    return folders, name, others
 
 
 def _folder(name: str) -> Path:

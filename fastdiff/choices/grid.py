@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
-from fastdiff.choices.compose import compose, composed_by_hydra
+from fastdiff.choices.compose import compose, hydras_config
 from fastdiff.choices.grid_values import every_combination
 from fastdiff.choices.hydras_keys import hydras_own
 from fastdiff.choices.recipe.using import spelled_out, with_recipe
-from fastdiff.choices.refusals import refusals, refuse_sweep
+from fastdiff.choices.refusals import refuse_sweep
 from fastdiff.config import PROVENANCE, RunConfig, fingerprint
 from fastdiff.errors import UsageError
 
@@ -54,7 +53,7 @@ def read_grid(overrides: Sequence[str]) -> Grid:
     refuse_sweep(overrides)
     own = hydras_own(overrides)
     if own:
-        composed_by_hydra(own)  # Hydra alone knows whether it has such keys
+        hydras_config(own)  # Hydra alone knows whether it has such keys
     found = every_combination([o for o in overrides if o not in own])
     values: dict[str, set[str]] = {}
     for cell in found:
@@ -69,33 +68,6 @@ def read_grid(overrides: Sequence[str]) -> Grid:
 
 def _cell(overrides: tuple[str, ...]) -> Cell:
     try:
-        typed, recipe = with_recipe(overrides)
+        return Cell(overrides, compose(overrides, literal=False))
     except UsageError as error:
-        return Cell(overrides, None, (str(error),))
-    reasons = refusals([*recipe.overrides, *typed]) or _refused_parts(overrides)
-    if not reasons:
-        try:
-            return Cell(overrides, compose(overrides, literal=False))
-        except UsageError as error:
-            reasons = [str(error)]
-    return Cell(overrides, None, tuple(reasons))
-
-
-def _refused_parts(overrides: tuple[str, ...]) -> list[str]:
-    """Why single options can't have the keys that are set: what a cell shares with others is asked once."""
-    common = [o for o in overrides if o.startswith(("experiment=", "recipe="))]
-    parts: dict[str, list[str]] = {}
-    for override in overrides:
-        root = override.partition("=")[0].partition(".")[0]
-        if override not in common:
-            parts.setdefault(root, list(common)).append(override)
-    return [reason for part in parts.values() if (reason := _refusal(tuple(part)))]
-
-
-@cache
-def _refusal(overrides: tuple[str, ...]) -> str | None:
-    try:
-        compose(overrides, literal=False)
-    except UsageError as error:
-        return str(error)
-    return None
+        return Cell(overrides, None, tuple(dict.fromkeys(error.reasons)))

@@ -169,7 +169,7 @@ class Key:
     def too_little(self, value: float) -> bool:
         """Whether a number is below the least that its field names."""
         low = value < self.about.get("least", -math.inf)
-        return low or value <= self.about.get("above", -math.inf)
+        return bool(low or value <= self.about.get("above", -math.inf))
 
     def at_most(self, most: float, why: str) -> Key:
         """The same key with another limit."""
@@ -213,9 +213,13 @@ class Key:
         return found | ({"description": self.text} if self.text else {})
 
 
-@cache
 def keys_of(schema: Any) -> dict[str, Key]:
     """Keys of a dataclass by name, those of nested dataclasses with dots. Not to be changed: made once."""
+    return _keys_of(schema)
+
+
+@cache
+def _keys_of(schema: Any) -> dict[str, Key]:
     hints, found = get_type_hints(schema), {}
     for f in fields(schema):
         found[f.name] = key = Key(f.name, hints[f.name], schema, f, f.metadata)
@@ -225,7 +229,6 @@ def keys_of(schema: Any) -> dict[str, Key]:
     return found
 
 
-@cache
 def direct_keys(schema: Any) -> dict[str, Key]:
     """The same without those of nested dataclasses."""
     return {name: key for name, key in keys_of(schema).items() if name == key.bare}

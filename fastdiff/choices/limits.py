@@ -34,7 +34,8 @@ def within_64_bits(run: RunConfig) -> RunConfig:
     if all(abs(number) <= LARGEST_SEED for number in numbers if isinstance(number, int)):
         return run
     tame = copy.deepcopy(run)
-    for part in (*(option for _, _, option in tame.options()), tame.generation):
+    parts: list[Any] = [*(option for _, _, option in tame.options()), tame.generation]
+    for part in parts:
         for f in fields(part):
             setattr(part, f.name, _tamed(getattr(part, f.name)))
     return tame

@@ -42,30 +42,42 @@ def why_unreadable(path: Path) -> str | None:
     return None
 
 
-def fault(path: Path, slot: str, known: Mapping[str, type[Slot]]) -> str | None:
+_INHERITED = re.compile(r"(?:/(\w+)/)?([A-Za-z][\w-]*)(?:@_here_)?")
+"""How an option's file names another option of its slot, to begin with."""
+
+
+def inherited(path: Path, slot: str) -> str | None:
+    """The option that a file that can be read begins with: `defaults: [sdxl, _self_]`; None where it names a schema."""
+    defaults = content(path).get("defaults")
+    first, *others = defaults if isinstance(defaults, list) and defaults else [None]
+    found = _INHERITED.fullmatch(first) if isinstance(first, str) and others == ["_self_"] else None
+    return found[2] if found and found[1] in (None, slot) else None
+
+
+def fault(
+    path: Path, slot: str, known: Mapping[str, type[Slot]], base: type[Slot] | None = None
+) -> str | None:
     """Why a file of a team's folder can't be an option of a slot, and the way out; None if it can.
 
-    known: the slot's schemas by name.
+    known: the slot's schemas by name. base: the schema of the option that it begins with.
     """
-    unreadable = why_unreadable(path) or _schema_fault(path, slot, known)
+    unreadable = why_unreadable(path) or (None if base else _schema_fault(path, slot, known))
     if unreadable:
         return unreadable
     said = dict(content(path))
-    found = SCHEMA.fullmatch(said.pop("defaults")[0])
-    assert found is not None
-    schema = known[found[2]]
-    if interpolation := foreign_interpolation(said):
-        return (
-            f"{path}: {interpolation} can't be used: an option knows no keys but its own\n"
-            "  instead: the value itself, or ${oc.env:NAME} for an environment variable"
-        )
+    first = said.pop("defaults")[0]
+    if base is None:
+        found = SCHEMA.fullmatch(first)
+        assert found is not None
+        base = known[found[2]]
+    schema = base
     for key, hint in _unknown_keys(said, schema):
         return f"{path}: {slot}={path.stem} has no key '{key}'\n  {hint}"
     return _value_fault(path, schema, said)
 
 
 def foreign_interpolation(value: object) -> str | None:
-    """The first interpolation among values that isn't of an environment variable: what it means depends on who composes."""
+    """The first interpolation among values that isn't of an environment variable: the whole run says what it means."""
     if isinstance(value, str):
         found = re.search(r"\$\{(?!oc\.env:)[^}]*\}?", value)
         return found[0] if found else None
@@ -79,11 +91,13 @@ def foreign_interpolation(value: object) -> str | None:
 
 def _value_fault(path: Path, schema: type[Slot], said: dict[str, Any]) -> str | None:
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
     try:
         OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), said))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
+        if isinstance(error, InterpolationResolutionError) and foreign_interpolation(said):
+            return None  # a whole run says whether it can be looked up
         key = getattr(error, "full_key", None)
         where = f"{path}: {key}" if key else f"{path}"
         return f"{where}: {first_line(error, 1000)}\n  instead: a value of that key's type"
@@ -100,7 +114,7 @@ def _schema_fault(path: Path, slot: str, known: Mapping[str, type[Slot]]) -> str
     first, *others = defaults if isinstance(defaults, list) and defaults else [None]
     named = SCHEMA.fullmatch(first) if isinstance(first, str) else None
     if named is None or others != ["_self_"]:
-        return f"{path}: its `defaults` must name its schema, and nothing else\n  for example: {line}; {names}"
+        return f"{path}: its `defaults` must name its schema, or an option to begin with, and nothing else\n  for example: {line}; {names}"
     if named[1] != slot:
         return (
             f"{path}: it lies in {slot}/, and its schema is one of {named[1]}\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from textwrap import indent
@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING, Any, cast
 from fastdiff.choices.folder_contents import SCHEMA, contents
 from fastdiff.choices.folders import config_dirs
 from fastdiff.choices.keys import Key, keys_of
-from fastdiff.choices.option_yaml import content, fault
+from fastdiff.choices.option_yaml import (
+    content,
+    fault,
+    foreign_interpolation,
+    inherited,
+    why_unreadable,
+)
 from fastdiff.choices.plugins import Found, Plugin, plugins
 from fastdiff.config import CONF_DIR, SLOTS, Bench, Generation, NoQuality, Reference, Slot
-from fastdiff.errors import UsageError
+from fastdiff.errors import UsageError, nearest
 from fastdiff.machine.files import sha256_of
 from fastdiff.models import MODELS
 from fastdiff.passes import OPTIONS
@@ -41,11 +47,15 @@ def schemas() -> dict[str, dict[str, type[Slot]]]:
 
 @dataclass(frozen=True)
 class OptionFile:
-    """One option, described by a YAML: its slot, name, comment, and the schema that it pulls in."""
+    """One option, described by a YAML: its slot, name, comment, and the schema that it pulls in.
+
+    base: the option that it begins with instead of a schema, `defaults: [sdxl, _self_]`.
+    """
 
     slot: str
     name: str
     path: Path
+    base: OptionFile | None = None
 
     @property
     def comment(self) -> str:
@@ -59,13 +69,16 @@ class OptionFile:
 
     @property
     def schema(self) -> type[Slot] | None:
+        if self.base:
+            return self.base.schema
         found = SCHEMA.search(self.path.read_text(encoding="utf-8"))
         return schemas()[found.group(1)].get(found.group(2)) if found else None
 
     @property
     def values(self) -> dict[str, Any]:
-        """What it says of its keys."""
-        return {key: value for key, value in content(self.path).items() if key != "defaults"}
+        """What it says of its keys, over what its base does."""
+        own = {key: value for key, value in content(self.path).items() if key != "defaults"}
+        return _over(self.base.values, own) if self.base else own
 
     @property
     def origin(self) -> dict[str, str]:
@@ -80,19 +93,31 @@ class OptionFile:
         return cast("DictConfig", whole)
 
     def option(self, **changed: Any) -> Slot:
-        """The same as an object. Costs no composition."""
+        """The same as an object. Costs no composition: keys that only a whole run can tell, `${generation.steps}`, are their schema's."""
         from omegaconf import OmegaConf
 
-        option = OmegaConf.to_object(self.node(changed))
+        told = {k: v for k, v in self.values.items() if foreign_interpolation(v) is None}
+        node = OmegaConf.merge(OmegaConf.structured(self.schema), told, changed)
+        option = OmegaConf.to_object(node)
         assert isinstance(option, Slot)
         return option
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, the second over the first, also within mappings, as Hydra merges them."""
+    inside = {k: _over(below[k], v) for k, v in above.items() if _both_mappings(below.get(k), v)}
+    return {**below, **above, **inside}
+
+
+def _both_mappings(a: object, b: object) -> bool:
+    return isinstance(a, Mapping) and isinstance(b, Mapping)
 
 
 @dataclass(frozen=True)
 class PluginOption(OptionFile):
     """One that a plug-in's class describes, without a YAML. path: of the module that the class is in."""
 
-    plugin: Plugin
+    plugin: Plugin = field(kw_only=True)
 
     @property
     def comment(self) -> str:
@@ -139,19 +164,48 @@ def _available(folders: tuple[Path, ...], found: Found) -> Available:
     for plugin in found.plugins:
         module = getattr(sys.modules.get(plugin.kind.__module__), "__file__", None)
         path = Path(module or plugin.kind.__module__)
-        option = PluginOption(plugin.slot, plugin.option, path, plugin)
+        option = PluginOption(plugin.slot, plugin.option, path, plugin=plugin)
         files[plugin.slot][plugin.option] = option
-    for folder in folders:
-        problems += contents(folder).wrong
-        for slot, path in contents(folder).options:
-            file, other = OptionFile(slot, path.stem, path), files[slot].get(path.stem)
+    problems += [wrong for folder in folders for wrong in contents(folder).wrong]
+    left = [each for folder in folders for each in contents(folder).options]
+    while left:
+        ready = [each for each in left if _begins_with(*each) in (None, *files[each[0]])]
+        for slot, path in ready:
+            base, other = _begins_with(slot, path), files[slot].get(path.stem)
+            file = OptionFile(slot, path.stem, path, files[slot][base] if base else None)
             if other is not None:
                 problems.append(twice(f"{slot}={file.name}", path, other.path))
-            elif wrong := fault(path, slot, schemas()[slot]):
+            elif wrong := fault(
+                path, slot, schemas()[slot], file.base.schema if file.base else None
+            ):
                 problems.append(wrong)
             else:
                 files[slot][file.name] = file
+        if not ready:
+            problems += [_without_base(slot, path, left, files[slot]) for slot, path in left]
+            break
+        left = [each for each in left if each not in ready]
     return Available(files, tuple(problems))
+
+
+def _begins_with(slot: str, path: Path) -> str | None:
+    """The option that a file begins with; None where it names a schema, or can't be read."""
+    return None if why_unreadable(path) else inherited(path, slot)
+
+
+def _without_base(
+    slot: str, path: Path, left: Sequence[tuple[str, Path]], files: Mapping[str, OptionFile]
+) -> str:
+    """Why a file can't begin with the option that it names."""
+    base = _begins_with(slot, path)
+    if any((slot, base) == (other, each.stem) for other, each in left):
+        return (
+            f"{path}: it begins with {slot}={base}, which can't be read, or begins with it\n"
+            "  instead: an option that ships, or a schema"
+        )
+    near = nearest(str(base), files)
+    hint = f"did you mean: {near}" if near else f"there are: {', '.join(files)}"
+    return f"{path}: it begins with {slot}={base}, and there is no such option\n  {hint}"
 
 
 @cache
@@ -206,7 +260,8 @@ def default_options() -> dict[str, str]:
 @cache
 def _every_key(found: Found) -> dict[str, tuple[Key, ...]]:
     every: dict[str, list[Key]] = {}
-    for slot, kinds in {"generation": {"": Generation}, **schemas()}.items():
+    schemas_by_slot: dict[str, dict[str, type]] = {"generation": {"": Generation}, **schemas()}
+    for slot, kinds in schemas_by_slot.items():
         for kind in kinds.values():
             for name, key in keys_of(kind).items():
                 every.setdefault(f"{slot}.{name}", []).append(key)

@@ -1,12 +1,35 @@
-"""Values as Hydra's grammar reads them back."""
+"""Choices as layers of data, and values as Hydra's grammar reads them back."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastdiff.choices.options import is_literal
+
+
+class Keys(dict[str, Any]):
+    """Keys with their values, which may themselves hold keys. Equal where their texts are: 1 is neither 1.0 nor True."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(self))
+
+    def __eq__(self, other: object) -> bool:
+        return repr(self) == repr(other)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What an experiment, or a recipe, brings to a run: options by slot, and the keys of slots and beside them.
+
+    name: the experiment's.
+    """
+
+    choices: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    name: str | None = None
 
 
 def quoted(text: str) -> str:

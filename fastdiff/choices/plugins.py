@@ -21,14 +21,10 @@ from omegaconf import OmegaConf
 
 from fastdiff.choices.folder_contents import NAME
 from fastdiff.errors import first_line, nearest
-from fastdiff.passes import OPTIONS
+from fastdiff.passes import BASES, OPTIONS
 from fastdiff.passes.base import Option, Pass, Stage
-from fastdiff.passes.precision import Precision
 
 GROUP = "fastdiff.passes"
-
-_BASES: dict[str, type[Option]] = {"precision": Precision}
-"""What options of a slot have in common beside Option, where other passes build on it."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,7 @@ def _why_no_option(kind: object, slot: str, point: metadata.EntryPoint) -> str |
     """Why what an entry point names can't be chosen."""
     if not (isinstance(kind, type) and issubclass(kind, Option) and issubclass(kind, Pass)):
         return f"is no class derived from Option and Pass: {point.value}"
-    base = _BASES.get(slot, Option)
+    base = BASES.get(slot, Option)
     if not issubclass(kind, base):
         return f"doesn't derive from {base.__name__}, as every option of {slot} does"
     if "__dataclass_fields__" not in vars(kind):

@@ -46,7 +46,7 @@ def raise_all(said: Sequence[str]) -> None:
         raise UsageError(said[0])
     if said:
         each = "\n".join(indent(text, "  ") for text in said)
-        raise UsageError(f"{len(said)} things can't be read\n{each}")
+        raise UsageError(f"{len(said)} things can't be read\n{each}", said)
 
 
 def refuse_early(override: str, of_a_grid: bool = False) -> None:

@@ -13,3 +13,6 @@ VERBS = {
 
 SWEEPS = ("-m", "--multirun")
 """Flags that make a sweep of what stands beside them."""
+
+RUNS = ("--run", "-r")
+"""Flags that say what holds anyway: a single run."""

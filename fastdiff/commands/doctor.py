@@ -9,7 +9,8 @@ from fastdiff.display import words
 from fastdiff.display.help import added_rows, problem_rows
 from fastdiff.display.layout import labelled
 from fastdiff.errors import MachineProblem, PlanError, UsageError
-from fastdiff.machine.environment import DISTRIBUTIONS, Environment, Gpu, this_machine, version_of
+from fastdiff.machine.environment import DISTRIBUTIONS, Environment, this_machine, version_of
+from fastdiff.machine.nvml import Gpu
 from fastdiff.models.sources import model_of
 from fastdiff.passes import OPTIONS
 from fastdiff.passes.base import Option

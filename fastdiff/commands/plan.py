@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastdiff.choices.verbs import SWEEPS
+from fastdiff.commands.sweep import with_folder
 from fastdiff.commands.words import read_words
 from fastdiff.errors import FastdiffError, PlanError, UsageError
 from fastdiff.planning.outlook import planned
@@ -61,7 +62,7 @@ def _plan_grid(overrides: list[str], as_json: bool) -> int:
     from fastdiff.runs.sweep.how import read_how
     from fastdiff.runs.sweep.launching import check_launcher
 
-    _, overrides = read_how(overrides)
+    _, overrides = read_how(with_folder(overrides))
     # A launcher's name may be ours, and none of Hydra's; its keys are read where it is made.
     check_launcher(hydras_own(overrides))
     of_launcher = ("hydra/launcher=", "hydra.launcher.")

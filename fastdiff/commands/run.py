@@ -1,7 +1,8 @@
-"""One run: refuse before anything is written, then let Hydra make the folder."""
+"""One run: refuse before anything is written, make its folder, and execute it there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,52 +11,30 @@ from fastdiff.planning.outlook import planned
 
 
 def run(overrides: list[str]) -> int:
-    """One run: refuse before anything is written, then let Hydra make the folder."""
-    from fastdiff.choices.compose import compose
-    from fastdiff.choices.overrides import quote_literal
+    """One run: refuse before anything is written, make its folder, and execute it there."""
+    from fastdiff.choices.compose import compose_with_hydra, plain_folder
+    from fastdiff.choices.hydras_keys import hydras_own
     from fastdiff.choices.recipe.using import spelled_out
     from fastdiff.runs.folders import check_folder, entries, leave_nothing
+    from fastdiff.runs.single import new_folder
 
-    run = compose(overrides)
+    run, hydra = compose_with_hydra(overrides)
     plan = planned(run)
-    quoted = spelled_out([quote_literal(override) for override in overrides], run.recipe)
-    asked = [o.partition("=")[2] for o in quoted if o.startswith("hydra.run.dir=")]
-    if not asked:
-        from fastdiff.runs.single import new_folder
+    words, own = spelled_out(overrides, run.recipe), hydras_own(overrides)
 
-        asked.append(str(new_folder()))
-        quoted.append(f'hydra.run.dir="{asked[0]}"')
-    if asked[-1].strip("'\"") in ("", "???"):
-        raise UsageError(
-            f"hydra.run.dir={asked[-1]} names no folder\n  instead: hydra.run.dir=DIR, or leave it out"
-        )
-    named = None if "${" in asked[-1] else Path(asked[-1].strip("'\""))
-    if named is not None:  # Hydra alone knows what others will be
-        check_folder(named)
-    found = entries(named) if named is not None else frozenset()
-    endings: list[int | FastdiffError] = []
-
-    def job(_: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        before = entries(folder) - {".hydra"}
+    def in_folder(folder: Path) -> int:
+        check_folder(folder)
+        before = entries(folder)
         try:
-            endings.append(_execute(plan, spelled_out(overrides, run.recipe), folder))
-        except FastdiffError as error:  # Hydra would print a traceback and exit with 1
+            folder.mkdir(parents=True, exist_ok=True)
+            return _execute(plan, words, folder)
+        except FastdiffError:
             leave_nothing(folder, before)
-            endings.append(error)
+            raise
 
-    try:
-        _hand_over(job, quoted)
-    except UsageError:
-        if named is not None:  # what Hydra made before it stopped
-            leave_nothing(named, found)
-        raise
-    (ending,) = endings
-    if isinstance(ending, FastdiffError):
-        raise ending
-    return ending
+    if hydra is None:
+        return in_folder(Path(plain_folder(own) or new_folder()))
+    return _under_hydra(hydra, own, in_folder)
 
 
 def _execute(plan: Any, overrides: list[str], folder: Path) -> int:
@@ -72,32 +51,68 @@ def _execute(plan: Any, overrides: list[str], folder: Path) -> int:
     return 0 if report["status"] == "ok" else 1
 
 
-def _hand_over(job: Any, arguments: list[str]) -> None:
-    """Let Hydra compose once more, make the run's folder, and call the job. Raises UsageError for what only Hydra can refuse."""
-    from hydra import version
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
+def _under_hydra(config: Any, own: list[str], job: Callable[[Path], int]) -> int:
+    """The job's exit code, in the folder and with the variables, logs and callbacks that Hydra's own keys ask for.
+
+    Raises UsageError for what only Hydra can refuse.
+    """
+    from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.utils import configure_log, run_job
+    from hydra.types import HydraContext, RunMode
+    from omegaconf import read_write
 
-    from fastdiff.choices.compose import register_schemas
+    from fastdiff.choices.compose import hydra_ready
     from fastdiff.choices.refusals import explain
-    from fastdiff.config import CONF_DIR
+    from fastdiff.runs.folders import check_folder, entries, leave_nothing
 
-    begun = []
+    begun: list[bool] = []
 
-    def begin(run: Any) -> None:
+    def begin(_: Any) -> int:
         begun.append(True)
-        job(run)
+        return job(folder)
 
-    register_schemas()
-    version.setbase("1.3")
-    GlobalHydra.instance().clear()
-    hydra = Hydra.create_main_hydra2("fastdiff", create_config_search_path(str(CONF_DIR)))
-    try:
-        hydra.run("config", begin, arguments)
-    except Exception as error:  # Hydra's, OmegaConf's, logging's, or of a callback's class
-        if begun:
+    made: list[tuple[Path, frozenset[str]]] = []
+    with hydra_ready():
+        loader = GlobalHydra.instance().config_loader()
+        HydraConfig.instance().set_config(config)
+        try:
+            configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+            with read_write(config.hydra):
+                config.hydra.mode = RunMode.RUN
+            folder = _folder(config, own)
+            check_folder(folder)
+            made.append((folder, entries(folder)))
+            callbacks = Callbacks(config)
+            context = HydraContext(loader, callbacks)
+            callbacks.on_run_start(config=config, config_name="config")
+            ended = run_job(begin, config, "hydra.run.dir", None, context)
+            callbacks.on_run_end(config=config, config_name="config", job_return=ended)
+            return int(ended.return_value)
+        except UsageError:
             raise
-        raise UsageError(explain(arguments, error)) from error
-    finally:
-        GlobalHydra.instance().clear()
+        except Exception as error:  # Hydra's, OmegaConf's, logging's, or of a callback's class
+            if begun:
+                raise
+            for folder, before in made:  # what Hydra made before it stopped
+                leave_nothing(folder, before)
+            raise UsageError(explain(own, error)) from error
+
+
+def _folder(config: Any, own: list[str]) -> Path:
+    """Where the run is to be, as Hydra resolves it; among its keys only this one, or else one that no run has used."""
+    from omegaconf import OmegaConf, read_write
+
+    from fastdiff.runs.single import new_folder
+
+    named = [word.partition("=")[2] for word in own if word.startswith("hydra.run.dir=")]
+    if not named:
+        with read_write(config.hydra.run):
+            config.hydra.run.dir = str(new_folder())
+    folder = OmegaConf.select(config, "hydra.run.dir", throw_on_missing=False)
+    if named and (folder is None or str(folder) == ""):
+        raise UsageError(
+            f"hydra.run.dir={named[-1]} names no folder\n  instead: hydra.run.dir=DIR, or leave it out"
+        )
+    return Path(str(folder))

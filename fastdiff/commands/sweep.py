@@ -16,7 +16,7 @@ def run(words: list[str]) -> int:
     from fastdiff.display.sweep import sweep_row, sweep_text
     from fastdiff.runs.sweep.sweep import exit_code, plan_sweep
 
-    planned = plan_sweep(words)
+    planned = plan_sweep(with_folder(words))
     for notice in planned.notices:
         print(in_columns(f"fastdiff: {notice}"), file=sys.stderr)
     with board() as shown_board:
@@ -33,6 +33,17 @@ def run(words: list[str]) -> int:
     if data["error"]:
         raise FastdiffError(data["error"])
     return exit_code(data)
+
+
+def with_folder(words: list[str]) -> list[str]:
+    """`hydra.sweep.dir=DIR` as `sweep.dir=DIR`, the folder as Hydra resolves it. Raises UsageError."""
+    named = [word for word in words if word.startswith("hydra.sweep.dir=")]
+    if not named:
+        return words
+    from fastdiff.choices.compose import hydras_config
+
+    folder = hydras_config(named).hydra.sweep.dir
+    return [*(word for word in words if word not in named), f"sweep.dir={folder}"]
 
 
 def pages_in(folder: str) -> str:

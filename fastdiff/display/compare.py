@@ -7,8 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from fastdiff.choices.folders import as_flags, config_dirs
-from fastdiff.display import compare as compare_page
+from fastdiff.choices.folders import flags_in_use
 from fastdiff.display import words
 from fastdiff.display.layout import headline, labelled, shown
 from fastdiff.machine.files import write_text
@@ -24,15 +23,7 @@ def title(data: dict[str, Any]) -> str:
     environment = data["environment"]
     if not environment:
         return f"compare on {data['model']}: nothing measured yet"
-    where = environment["device"]
-    cpu = where == "cpu"
-    where += f", {_threads(environment)}" if cpu else f", {environment['device_name']}"
-    return f"compare on {data['model']}: {where}"
-
-
-def _threads(environment: dict[str, Any]) -> str:
-    count = environment["threads"]
-    return f"{count} thread{'s' if count != 1 else ''}"
+    return f"compare on {data['model']}: {words.device(environment)}"
 
 
 def lines(data: dict[str, Any]) -> list[tuple[str, str]]:
@@ -49,7 +40,7 @@ def lines(data: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("quality", f"B: {words.quality(data['quality'])}"))
     for name, side in data["sides"].items():
         if side["applied"]:
-            found.append((f"applied, {name}", "; ".join(_worth_showing(side))))
+            found.append((f"applied, {name}", words.applied(side["applied"])))
     found += [("notice", text) for text in _notices(data)]
     return found
 
@@ -151,11 +142,6 @@ def _counted(data: dict[str, Any]) -> str:
     return f"{counted}, up to life {data['rounds'][-1]['life']} of {data['lives']}"
 
 
-def _worth_showing(side: dict[str, Any]) -> list[str]:
-    """Effects in words, the move to the device left out."""
-    return [text for text in side["applied"] if not text.startswith("device ")]
-
-
 def _notices(data: dict[str, Any]) -> list[str]:
     """Of both sides, those of both said once."""
     ours, theirs = (data["sides"][name]["notices"] for name in ("A", "B"))
@@ -215,7 +201,7 @@ def _table(rounds: list[dict[str, Any]]) -> list[str]:
 def _command(data: dict[str, Any]) -> str:
     typed = [" ".join(map(shlex.quote, data["sides"][name]["overrides"])) for name in ("A", "B")]
     command = ["python -m fastdiff compare", *map(shlex.quote, typed)]
-    command += map(shlex.quote, as_flags(config_dirs()))
+    command += map(shlex.quote, flags_in_use())
     command.append(f"compare.pairs={data['pairs']}")
     if data["seats"] != "one after the other":  # there each visit is a life
         command.append(f"compare.lives={data['lives']}")
@@ -224,7 +210,5 @@ def _command(data: dict[str, Any]) -> str:
 
 def comparison_text(data: dict[str, Any], folder: Path) -> str:
     """The end of a comparison: both sides, what they say, and how it was measured."""
-    lines = [headline(compare_page.title(data))]
-    lines += [labelled(label, text) for label, text in compare_page.lines(data)]
-    lines.append(labelled("written", f"{shown(folder)}/comparison.md, comparison.json"))
-    return "\n".join(lines)
+    found = [*lines(data), ("written", f"{shown(folder)}/comparison.md, comparison.json")]
+    return "\n".join([headline(title(data)), *(labelled(*each) for each in found)])

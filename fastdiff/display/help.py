@@ -38,7 +38,10 @@ def help_text() -> str:
     rungs: dict[str, list[str]] = {}
     for experiment in in_order(found_experiments().files).values():
         rungs.setdefault(experiment.ladder, []).append(experiment.short)
-    lines += [labelled(f"{ladder}/", ", ".join(short)) for ladder, short in rungs.items()]
+    lines += [
+        labelled(f"{ladder}/" if ladder else "your own", ", ".join(short))
+        for ladder, short in rungs.items()
+    ]
     lines += ["", "keys, as in quant.min_in_features=64 (not every option of a slot has each)"]
     for slot in (*SLOTS, "generation"):
         keys = [key.partition(".")[2] for key in every_key() if key.startswith(f"{slot}.")]

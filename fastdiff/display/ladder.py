@@ -6,8 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from fastdiff.choices.folders import as_flags, config_dirs
-from fastdiff.display import ladder as ladder_page
+from fastdiff.choices.folders import flags_in_use
 from fastdiff.display import words
 from fastdiff.display.layout import WIDTH, headline, labelled, shown
 from fastdiff.machine.files import write_text
@@ -71,16 +70,8 @@ def _compile(row: dict[str, Any]) -> str:
 def title(data: dict[str, Any]) -> str:
     """What was measured, where, how often."""
     environment = data["environment"]
-    where = "nothing measured yet"
-    if environment:
-        where = environment["device"]
-        cpu = where == "cpu"
-        where += (
-            f", {words.counted(environment['threads'], 'thread')}"
-            if cpu
-            else f", {environment['device_name']}"
-        )
-    rounds = f"{data['rounds']} round{'s' if data['rounds'] != 1 else ''}"
+    where = words.device(environment) if environment else "nothing measured yet"
+    rounds = words.counted(data["rounds"], "round")
     return f"{data['ladder']} on {data['model']}: {where}, {rounds}"
 
 
@@ -170,7 +161,7 @@ def render(data: dict[str, Any]) -> str:
     command = ["python -m fastdiff ladder", data["ladder"], *map(shlex.quote, data["overrides"])]
     command.append(f"ladder.rounds={data['rounds']}")
     command += [f"ladder.seed={data['seed']}"] if data["seed"] else []
-    command += map(shlex.quote, as_flags(config_dirs()))
+    command += map(shlex.quote, flags_in_use())
     lines += ["## Again", "", "```", " ".join(command), "```", ""]
     return "\n".join(lines)
 
@@ -181,16 +172,16 @@ def ladder_text(data: dict[str, Any], folder: Path) -> str:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ladder_page.HEADINGS:
+    for heading in HEADINGS:
         table.add_column(heading, overflow="fold", header_style="", no_wrap=heading == "rung")
     for each in data["rows"]:
-        table.add_row(*ladder_page.cells(each))
+        table.add_row(*cells(each))
     console = Console(width=WIDTH, color_system=None)
     with console.capture() as captured:
         console.print(table)
-    lines = [headline(f"ladder {ladder_page.title(data)}"), "", captured.get().rstrip(), ""]
-    lines += [labelled("note", note) for note in ladder_page.notes(data)]
-    lines += [labelled(name, reason) for name, reason in ladder_page.reasons(data)]
+    lines = [headline(f"ladder {title(data)}"), "", captured.get().rstrip(), ""]
+    lines += [labelled("note", note) for note in notes(data)]
+    lines += [labelled(name, reason) for name, reason in reasons(data)]
     if data["state"] != "complete":
         lines.append(labelled("state", f"{data['state']}; the same line again goes on from here"))
     lines.append(labelled("written", f"{shown(folder)}/ladder.md, ladder.json"))

@@ -7,24 +7,19 @@ from textwrap import wrap
 from typing import Any
 
 from fastdiff.display import words
-from fastdiff.display.layout import headline, labelled
+from fastdiff.display.layout import WIDTH, headline, labelled
 from fastdiff.display.report import _published
-from fastdiff.machine.environment import Environment
 from fastdiff.models.sources import model_of
+from fastdiff.passes.effects import Effect
 from fastdiff.planning.plan import Plan
 
 
 def plan_text(plan: Plan) -> str:
     """The plan for people."""
     run = plan.setting.run
-    environment: Environment = plan.setting.environment
     config = run.to_dict()
     model = model_of(run)
-    lines = [
-        headline(
-            f"plan for {model.title} on {environment.describe(plan.device)}: {words.choices(config)}"
-        )
-    ]
+    lines = [_about("plan for", plan)]
     for number, step in enumerate(plan.steps, 1):
         where = f" ({', '.join(step.components)})" if step.components else ""
         label = f"{number}. {step.stage.name.lower()}"
@@ -42,7 +37,19 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-WIDTH = 80
+def applied_text(plan: Plan, effects: Sequence[Effect], pending: Sequence[str]) -> str:
+    """What was done to a pipeline: its passes' effects, and the passes that work at its first call."""
+    lines = [_about("applied to", plan), *(labelled("applied", str(each)) for each in effects)]
+    if pending:
+        lines.append(labelled("first call", ", ".join(pending)))
+    lines += [labelled("notice", f"{n.choice}: {n.text}") for n in plan.notices]
+    return "\n".join(lines)
+
+
+def _about(what: str, plan: Plan) -> str:
+    run, environment = plan.setting.run, plan.setting.environment
+    where = environment.describe(plan.device)
+    return headline(f"{what} {model_of(run).title} on {where}: {words.choices(run.to_dict())}")
 
 
 _LONGEST_VALUE = 24

@@ -122,7 +122,8 @@ def outcome(row: Row) -> str:
     faster = row["speedup"]["ratio"] if row["speedup"] else None
     times = f", {faster:.2f}x" if faster else ""
     status = "" if row["status"] == "ok" else f"{row['status']}, "
-    return f"{status}{words.seconds(row['latency_s']['median'])} a call{times}"
+    mark = ", disturbed" if row.get("disturbed") else ""
+    return f"{status}{words.seconds(row['latency_s']['median'])} a call{times}{mark}"
 
 
 def best(rows: Sequence[Row]) -> Row | None:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from fastdiff.choices.folders import as_flags, config_dirs
+from fastdiff.choices.folders import flags_in_use
 from fastdiff.display import words
 from fastdiff.display.layout import headline, labelled, shown
 from fastdiff.machine.files import write_text
@@ -120,18 +120,13 @@ def _applied(report: dict[str, Any]) -> list[str]:
 
 
 def _command(overrides: list[str]) -> str:
-    return shlex.join(["python", "-m", "fastdiff", *overrides, *as_flags(config_dirs())])
+    return shlex.join(["python", "-m", "fastdiff", *overrides, *flags_in_use()])
 
 
 def summary(report: dict[str, Any], folder: Path, title: str) -> str:
     """The end of a run."""
     config, environment = report["config"], report["environment"]
-    where = environment["device"]
-    where += (
-        f", {words.counted(environment['threads'], 'thread')}"
-        if where == "cpu"
-        else f", {environment['device_name']}"
-    )
+    where = words.device(environment)
     lines = [headline(f"{title} on {where}: {words.choices(config)}")]
     if report["status"] != "ok":
         lines.append(labelled("status", str(report["status"])))
@@ -164,7 +159,7 @@ def summary(report: dict[str, Any], folder: Path, title: str) -> str:
     lines += _published(config)
     if report["syncs"]["per_step"]:
         lines.append(labelled("GPU waits", words.syncs(report["syncs"])))
-    lines.append(labelled("applied", "; ".join(_worth_showing(report))))
+    lines.append(labelled("applied", words.applied(report["applied"])))
     lines += [labelled("notice", notice) for notice in report["notices"]]
     lines.append(labelled("written", f"{shown(folder)}/report.md, {report['images'][0]['path']}"))
     return "\n".join(lines)
@@ -209,8 +204,3 @@ def _shortened(message: str) -> list[str]:
         if left > 0
         else lines
     )
-
-
-def _worth_showing(report: dict[str, Any]) -> list[str]:
-    """Effects in words, the move to the device left out: the first line has it."""
-    return [text for text in report["applied"] if not text.startswith("device ")]

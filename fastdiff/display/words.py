@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastdiff.choices.options import default_options
@@ -22,6 +23,19 @@ def seconds(value: float | None) -> str:
 def counted(count: int, thing: str) -> str:
     """`1 thread`, `2 threads`."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def device(environment: Mapping[str, Any]) -> str:
+    """`cpu, 2 threads`, or `cuda, NVIDIA H200`: what a run computed on."""
+    kind = str(environment["device"])
+    if kind == "cpu":
+        return f"{kind}, {counted(environment['threads'], 'thread')}"
+    return f"{kind}, {environment['device_name']}"
+
+
+def applied(effects: Sequence[str]) -> str:
+    """Effects in words, the move to the device left out: the first line has it."""
+    return "; ".join(text for text in effects if not text.startswith("device "))
 
 
 def spread(latency: dict[str, Any]) -> str | None:

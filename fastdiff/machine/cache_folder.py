@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from fastdiff.machine.files import read_json, write_json
 
 VARIABLE = "FASTDIFF_CACHE_DIR"
 """Environment variable that moves the whole folder."""
@@ -41,6 +45,51 @@ def make_private(folder: Path) -> None:
     for level in (*reversed(folder.parents), folder):
         if not level.exists():
             level.mkdir(mode=0o700, exist_ok=True)
+
+
+def doubtful(*folders: Path) -> tuple[Path, str] | None:
+    """Make folders for this user alone; the first that somebody else may have put there all the same, with the reason.
+
+    Raises OSError.
+    """
+    for folder in folders:
+        make_private(folder)
+        if doubt := distrust(folder):
+            return folder, doubt
+    return None
+
+
+@dataclass(frozen=True)
+class KeptFile:
+    """JSON that one process keeps for later ones, an object. What somebody else may have written isn't taken.
+
+    shared: the folder is another program's, which says who may write there, and its files are trusted as they are.
+    """
+
+    path: Path
+    shared: bool = False
+
+    def read(self) -> tuple[dict[str, Any] | None, str | None]:
+        """What the file holds; or None and why it can't be taken, if it is there."""
+        if not os.path.lexists(self.path):
+            return None, None
+        if not self.shared and (doubt := distrust(self.path)):
+            return None, doubt
+        try:
+            found = read_json(self.path)
+        except (OSError, ValueError, RecursionError):
+            found = None
+        return (found, None) if isinstance(found, dict) else (None, "can't be read")
+
+    def keep(self, data: dict[str, Any]) -> str | None:
+        """Write the file; why that couldn't be done, if so."""
+        try:
+            if not self.shared:
+                make_private(self.path.parent)
+            write_json(self.path, data)
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
 
 
 def distrust(path: Path) -> str | None:

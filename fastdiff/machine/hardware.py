@@ -1,18 +1,15 @@
 """What of the machine explains a difference between two runs, beside what planning has to know.
 
-Read from Linux's own files and asked of NVML, without torch and without starting a program. A run's own process asks
+Read from the system, without torch and without starting a program. A run's own process asks
 once; planning doesn't. None where the system doesn't say.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,6 @@ _NO_LIMIT = 1 << 60
 """What the first version of control groups gives for no limit at all is above this, in bytes."""
 _CPU = "sys/devices/system/cpu"
 _CONTAINERS = {".dockerenv": "docker", "run/.containerenv": "podman"}
-_SM_CLOCK, _MEMORY_CLOCK = 1, 2
 _OOM_COUNTS = ("memory.events", "memory.oom_control")
 """Where the second and the first version of control groups count what was ended for want of memory."""
 
@@ -66,12 +62,14 @@ def processor(files: Files) -> dict[str, Any]:
     governor, max_mhz: of the first of them; None in most virtual machines.
     cgroup_cpus: so many processors' time a control group leaves; None without a limit.
     """
+    import psutil
+
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     first = f"{_CPU}/cpu{allowed[0] if allowed else 0}/cpufreq"
     smt, khz = files.number(f"{_CPU}/smt/active"), files.number(f"{first}/cpuinfo_max_freq")
     return {
         "logical": os.cpu_count(),
-        "physical": _physical_cores(files),
+        "physical": psutil.cpu_count(logical=False),
         "smt": None if smt is None else smt == 1,
         "affinity": ranges(allowed) or None,
         "governor": files.text(f"{first}/scaling_governor"),
@@ -83,13 +81,13 @@ def processor(files: Files) -> dict[str, Any]:
 
 def host_memory(files: Files) -> dict[str, Any]:
     """The host's memory in bytes, a control group's limit on it, swap, and how Linux hands out large pages."""
-    text = files.text("proc/meminfo") or ""
-    kib = dict(re.findall(r"^(MemTotal|SwapTotal):\s*(\d+) kB$", text, re.MULTILINE))
+    import psutil
+
     pages = files.text("sys/kernel/mm/transparent_hugepage/enabled") or ""
     chosen = re.search(r"\[(\w+)\]", pages)
     return {
-        "bytes": int(kib["MemTotal"]) * 1024 if "MemTotal" in kib else None,
-        "swap_bytes": int(kib["SwapTotal"]) * 1024 if "SwapTotal" in kib else None,
+        "bytes": psutil.virtual_memory().total,
+        "swap_bytes": psutil.swap_memory().total,
         "cgroup_bytes": _cgroup_memory_bytes(files),
         "transparent_hugepages": chosen.group(1) if chosen else None,
     }
@@ -104,18 +102,6 @@ def ranges(numbers: Iterable[int]) -> str:
         else:
             runs.append([number])
     return ",".join("-".join(map(str, run)) for run in runs)
-
-
-def _physical_cores(files: Files) -> int | None:
-    cores = {
-        (
-            files.text(f"{_CPU}/{name}/topology/physical_package_id"),
-            files.text(f"{_CPU}/{name}/topology/core_id"),
-        )
-        for name in files.folders(_CPU, r"cpu\d+")
-    }
-    known = {core for core in cores if None not in core}
-    return len(known) or None
 
 
 def _cgroup_levels(files: Files, controller: str) -> Iterator[str]:
@@ -199,124 +185,3 @@ def _container(files: Files, variables: Mapping[str, str]) -> str | None:
     if variables.get("container"):  # systemd-nspawn, lxc and podman tell their children
         return variables["container"]
     return next((kind for path, kind in _CONTAINERS.items() if files.exists(path)), None)
-
-
-# The GPU -------------------------------------------------------------------------------------------
-
-
-def load_nvml() -> Any:
-    """NVML's library, which comes with the driver; None where there is none."""
-    try:
-        return ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
-    except OSError:
-        return None
-
-
-def gpu(nvml: Any, names: Sequence[str]) -> dict[str, Any]:
-    """How one GPU is set up, as NVML says; `reason` says why nothing is known, or is None.
-
-    names: what NVML may know it by, best first: UUIDs (`GPU-...`, `MIG-...`) and PCI addresses (`0000:3b:00.0`).
-    count: of GPUs in the machine. driver_cuda: the newest CUDA that the driver runs. max_sm_clock_mhz,
-    max_memory_clock_mhz: how fast it may ever run; sm_clock_setting_mhz: what it was told to run at. power_limit_w,
-    mig, persistence, ecc: as set now. Each is None where this GPU or driver doesn't know it.
-    """
-    unknown: dict[str, Any] = dict.fromkeys(
-        (
-            *("count", "driver", "driver_cuda", "max_sm_clock_mhz", "max_memory_clock_mhz"),
-            *("sm_clock_setting_mhz", "power_limit_w", "mig", "persistence", "ecc"),
-        )
-    )
-    with started(nvml) as reason:
-        return unknown | ({"reason": reason} if reason else _asked_gpu(nvml, names))
-
-
-@contextmanager
-def started(nvml: Any) -> Iterator[str | None]:
-    """Within it NVML can be asked. Gives the reason where it can't: it isn't there (None), or doesn't start."""
-    if nvml is None:
-        yield "NVML (libnvidia-ml, which comes with the driver) can't be loaded"
-    elif code := nvml.nvmlInit_v2():
-        yield f"NVML can't be started: its error {code}"
-    else:
-        try:
-            yield None
-        finally:
-            nvml.nvmlShutdown()
-
-
-def not_found(names: Sequence[str]) -> str:
-    """Why nothing is known of a GPU that NVML doesn't know by any of its names."""
-    return f"NVML knows no GPU {' or '.join(names) or 'of this run'}"
-
-
-def gpu_names(properties: Any) -> list[str]:
-    """What NVML may know a GPU by, from torch's properties: its UUID, and its PCI address where this torch tells it."""
-    names = []
-    if uuid := str(getattr(properties, "uuid", "")):
-        bare = uuid.removeprefix("GPU-").removeprefix("MIG-")
-        names += [f"GPU-{bare}", f"MIG-{bare}"]
-    parts = (getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device"))
-    address = [part for part in parts if part is not None]
-    if len(address) == 3:
-        names.append("{:04x}:{:02x}:{:02x}.0".format(*address))
-    return names
-
-
-def _asked_gpu(nvml: Any, names: Sequence[str]) -> dict[str, Any]:
-    cuda = number(nvml, "nvmlSystemGetCudaDriverVersion_v2")
-    whole = {
-        "count": number(nvml, "nvmlDeviceGetCount_v2"),
-        "driver": answer(nvml, "nvmlSystemGetDriverVersion"),
-        "driver_cuda": None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
-    }
-    handle = find_gpu(nvml, names)
-    if handle is None:
-        return whole | {"reason": not_found(names)}
-    power_mw = number(nvml, "nvmlDeviceGetEnforcedPowerLimit", handle)
-    return whole | {
-        "reason": None,
-        "max_sm_clock_mhz": number(nvml, "nvmlDeviceGetMaxClockInfo", handle, _SM_CLOCK),
-        "max_memory_clock_mhz": number(nvml, "nvmlDeviceGetMaxClockInfo", handle, _MEMORY_CLOCK),
-        "sm_clock_setting_mhz": number(nvml, "nvmlDeviceGetApplicationsClock", handle, _SM_CLOCK),
-        "power_limit_w": None if power_mw is None else power_mw / 1000,
-        "mig": _switch(nvml, "nvmlDeviceGetMigMode", handle, answers=2),
-        "persistence": _switch(nvml, "nvmlDeviceGetPersistenceMode", handle),
-        "ecc": _switch(nvml, "nvmlDeviceGetEccMode", handle, answers=2),
-    }
-
-
-def find_gpu(nvml: Any, names: Sequence[str]) -> Any:
-    """NVML's handle of a GPU, by the first of its names that NVML knows; None where it knows none."""
-    for name in names:
-        handle = ctypes.c_void_p()
-        by_uuid = name.startswith(("GPU-", "MIG-"))
-        ask = "nvmlDeviceGetHandleByUUID" if by_uuid else "nvmlDeviceGetHandleByPciBusId_v2"
-        if getattr(nvml, ask)(name.encode(), ctypes.byref(handle)) == 0:
-            return handle
-    return None
-
-
-def number(
-    nvml: Any, ask: str, *of: Any, answers: int = 1, kind: Any = ctypes.c_uint
-) -> int | None:
-    """The first of the numbers of a C type that an NVML function answers with; None where it can't."""
-    found = [kind() for _ in range(answers)]
-    function = getattr(nvml, ask, None)
-    if function is None or function(*of, *map(ctypes.byref, found)) != 0:
-        return None
-    return int(found[0].value)
-
-
-def _switch(nvml: Any, ask: str, handle: Any, answers: int = 1) -> bool | None:
-    """Whether something is on; of two answers, now and after a restart, the first."""
-    found = number(nvml, ask, handle, answers=answers)
-    return None if found is None else bool(found)
-
-
-def answer(nvml: Any, ask: str, *of: Any) -> str | None:
-    """What an NVML function answers in words; None where it can't."""
-    buffer = ctypes.create_string_buffer(96)
-    function = getattr(nvml, ask, None)
-    if function is None or function(*of, buffer, len(buffer)) != 0:
-        return None
-    return buffer.value.decode(errors="replace") or None

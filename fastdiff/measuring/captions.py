@@ -10,7 +10,7 @@ from fastdiff.config import Generation, Reference, RunConfig
 from fastdiff.models.pictures import draw
 from fastdiff.models.shapes.judging import Score, judge
 from fastdiff.models.shapes.scenes import Scene, exam_scenes
-from fastdiff.models.sources import Shapes
+from fastdiff.models.sources import model_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +35,7 @@ def caption_quality(
     quality = run.quality
     if not isinstance(quality, Reference):
         return not_judged("quality=none")
-    if not isinstance(run.model, Shapes):
+    if not model_of(run).captioned:
         return not_judged("only the embedded model, model=shapes, is judged by captions")
     if quality.captions:
         scenes = exam_scenes(quality.captions, EXAM_SEED)

@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.config import PROVENANCE, fingerprint
-from fastdiff.machine.files import read_json, write_json
+from fastdiff.machine.cache_folder import KeptFile
 from fastdiff.passes.base import Setting
-from fastdiff.passes.compile.aot import Aot
-from fastdiff.passes.compile.inductor import Inductor
-from fastdiff.passes.compile.packages import Packages, packages_folder
-from fastdiff.passes.effects import Observed
+from fastdiff.passes.effects import Effect, Observed, Pending
 
 _NOT_COMPILED = (
     *PROVENANCE,
@@ -31,16 +28,19 @@ _NATIVE = {".so", ".cubin", ".hsaco"}
 
 def native_code(setting: Setting) -> frozenset[str]:
     """Native code in the cache that this run uses, by its place there; taken before compiling, it tells what is new."""
-    option = setting.run.compile
-    if not isinstance(option, Inductor):
+    records = records_folder(setting)
+    if records is None:
         return frozenset()
-    folder = records_folder(option).parent
+    folder = records.parent
     found = (path for path in folder.rglob("*") if path.suffix in _NATIVE)
     return frozenset(path.relative_to(folder).as_posix() for path in found)
 
 
 def compile_times(
-    setting: Setting, observed: Observed, outcomes: Sequence[Any], before: frozenset[str]
+    setting: Setting,
+    observed: Observed,
+    outcomes: Sequence[Effect | Pending],
+    before: frozenset[str],
 ) -> dict[str, Any]:
     """What the report says of it: `cache`, `cold_compile_s`, `saved_s`, and `saved_reason`, what there is to know of them.
 
@@ -48,10 +48,10 @@ def compile_times(
     seconds are on record, because what else computes only makes one slower; a warm run is compared with them. `saved_s`
     is below 0 where taking from the cache took longer, and None where nothing can be compared.
     """
-    option = setting.run.compile
-    if observed.cache == "none" or not isinstance(option, Inductor):
+    records = records_folder(setting)
+    if observed.cache == "none" or records is None:
         return _said(observed.cache, None, None, "nothing was compiled")
-    record = records_folder(option) / f"{setting_key(setting)}.json"
+    record = records / f"{setting_key(setting)}.json"
     built = bool(native_code(setting) - before)
     return judged(record, observed, inductor_counts(), outcomes, built=built, held=bool(before))
 
@@ -60,7 +60,7 @@ def judged(
     record: Path,
     observed: Observed,
     counts: Mapping[str, int],
-    outcomes: Sequence[Any],
+    outcomes: Sequence[Effect | Pending],
     *,
     built: bool,
     held: bool,
@@ -82,8 +82,8 @@ def judged(
             why = f"no cold run of this setting on this machine is on record in {record.parent}"
             return _said("warm", None, None, why)
         return _said("warm", cold_s, cold_s - own_s, _PLANNED_AGAIN if planned_again else None)
-    packages = [p for outcome in outcomes if isinstance(outcome, Packages) for p in outcome.loaded]
-    if counts.get("fxgraph_cache_hit") or not all(package.built for package in packages):
+    reused = any(not isinstance(each, Effect) and each.reused for each in outcomes)
+    if counts.get("fxgraph_cache_hit") or reused:
         return _said("cold", cold_s, None, _IN_PART)
     if held and not built:
         return _said("cold", cold_s, None, _INDEX_ALONE)
@@ -124,13 +124,10 @@ def _said(
     }
 
 
-def records_folder(option: Inductor) -> Path:
-    """Beside what the option's cache holds: `fastdiff/` in Inductor's folder, or in that of the packages."""
-    if isinstance(option, Aot):
-        return packages_folder() / "fastdiff"
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return (option.cache_folder() or Path(cache_dir())) / "fastdiff"
+def records_folder(setting: Setting) -> Path | None:
+    """Beside what the run's cache of compiled code holds: `fastdiff/` in its folder; None if nothing is compiled."""
+    folders = [folder for option in setting.options if (folder := option.code_folder())]
+    return folders[0] / "fastdiff" if folders else None
 
 
 def setting_key(setting: Setting) -> str:
@@ -161,18 +158,12 @@ def _architecture(setting: Setting) -> dict[str, Any]:
 
 def remember(record: Path, compile_s: float) -> str | None:
     """Put the seconds on record; returns why that can't be done, if so."""
-    try:
-        write_json(record, {"compile_s": compile_s})
-    except OSError as error:
-        return f"can't be put on record in {record.parent} ({error.strerror})"
-    return None
+    failed = KeptFile(record, shared=True).keep({"compile_s": compile_s})
+    return f"can't be put on record in {record.parent} ({failed})" if failed else None
 
 
 def read(record: Path) -> float | None:
     """The seconds on record; None where there are none, or none that can be read."""
-    try:
-        found = read_json(record)["compile_s"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    usable = isinstance(found, (int, float)) and not isinstance(found, bool)
+    found: Any = (KeptFile(record, shared=True).read()[0] or {}).get("compile_s")
+    usable = isinstance(found, int | float) and not isinstance(found, bool)
     return float(found) if usable and math.isfinite(found) and found > 0 else None

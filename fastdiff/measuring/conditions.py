@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastdiff.measuring.gpu_state import gpu_notices, gpu_state_now, this_gpu
+from fastdiff.machine.nvml import this_gpu_state
 
 BUSY = 0.10
 """Of the processors a run may use: what others may take before a notice says so. Its own figures are good to 0.02."""
@@ -29,14 +29,17 @@ class Ticks:
 
 
 def ticks_of(stat: str) -> dict[int, Ticks]:
-    """Each processor's ticks, from the text of Linux's /proc/stat."""
+    """Each processor's ticks, from the text of Linux's /proc/stat.
+
+    psutil's list leaves out processors that are switched off without saying which, so its places are no numbers.
+    """
     found = {}
     for number, times in re.findall(r"^cpu(\d+) +(.+)$", stat, re.MULTILINE):
-        user, nice, system, _idle, _iowait, irq, softirq, stolen, *_guests = (
+        # Time of guests, which follows, is in user's and nice's already.
+        user, nice, system, _idle, _iowait, irq, softirq, stolen = (
             *map(int, times.split()),
             *([0] * 8),
-        )
-        # Time of guests is in user's and nice's already.
+        )[:8]
         found[int(number)] = Ticks(user + nice + system + irq + softirq, stolen)
     return found
 
@@ -197,6 +200,50 @@ def host_notices(host: Mapping[str, Any], device: str) -> list[str]:
     return notices
 
 
+_IN_DISTRESS = {
+    *("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown"),
+}
+"""What slows a GPU that is too hot or badly fed; a power cap is everyday life under full load."""
+
+
+def gpu_troubles(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+    """What makes work on the GPU take longer than it should, by its state before and after it, and what mends it.
+
+    Nothing where the state is unknown.
+    """
+    if before["reason"] or after["reason"]:
+        return {}
+    slowed = {name for state in (before, after) for name in state["slowed_by"] or ()}
+    processes = max(state["compute_processes"] or 0 for state in (before, after))
+    found = {}
+    if distress := ", ".join(sorted(slowed & _IN_DISTRESS)):
+        hot = f"the GPU slowed itself down ({distress}; {after['temperature_c']} °C)"
+        found[hot] = "times may be too long; cool it and run again"
+    if processes > 1:
+        found[f"{processes} processes hold this GPU"] = (
+            "if another computed while calls were timed, times are too long; end it and run again"
+        )
+    return found
+
+
+def gpu_notices(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What a reader of the times has to know of the GPU's state before and after them."""
+    if reason := before["reason"] or after["reason"]:
+        return [f"the GPU's clocks and temperature are unknown: {reason}"]
+    return [f"{trouble}: {advice}" for trouble, advice in gpu_troubles(before, after).items()]
+
+
+def disturbances(conditions: Mapping[str, Any], device: str) -> list[str]:
+    """What of a report's `conditions` says that times are too long because of others: other programs, machines, a hot GPU.
+
+    A run's own crowding of threads, and a load that may be its own compiling, are none.
+    """
+    host, gpu = conditions.get("host"), conditions.get("gpu")
+    said = host_notices(host, device) if host else []
+    found = [text.partition(":")[0] for text in said if " took " in text]
+    return found + (list(gpu_troubles(gpu["before"], gpu["after"])) if gpu else [])
+
+
 class Watch:
     """Around the timed calls, and nothing else: what the machine did meanwhile.
 
@@ -208,13 +255,13 @@ class Watch:
         device: str,
         look: Callable[[], Moment] = this_moment,
         room: Callable[[], Room] = this_room,
-        gpu: Callable[[], Callable[[], dict[str, Any]]] = this_gpu,
+        gpu: Callable[[], dict[str, Any]] = this_gpu_state,
     ) -> None:
         self._device, self._look, self._room = device, look, room()
         self._gpu = gpu
 
     def _asked(self) -> dict[str, Any] | None:
-        return gpu_state_now(self._gpu) if self._device == "cuda" else None
+        return self._gpu() if self._device == "cuda" else None
 
     def __enter__(self) -> Watch:
         self._gpu_before = self._asked()
@@ -227,9 +274,8 @@ class Watch:
 
     def to_dict(self) -> dict[str, Any]:
         """The report's field: `host`, and `gpu` before and after (None off CUDA). Known once the watch has ended."""
-        if self._gpu_before is None:
-            return {"host": self._host, "gpu": None}
-        return {"host": self._host, "gpu": {"before": self._gpu_before, "after": self._gpu_after}}
+        gpu = {"before": self._gpu_before, "after": self._gpu_after}
+        return {"host": self._host, "gpu": gpu if self._gpu_before else None}
 
     def notices(self) -> list[str]:
         """What a reader of the times has to know; empty on a quiet machine."""

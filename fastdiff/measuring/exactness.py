@@ -21,13 +21,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.choices.compose import with_option
 from fastdiff.choices.options import default_options, option_files
 from fastdiff.config import Generation, RunConfig, Slot
 from fastdiff.errors import FastdiffError, first_line
+from fastdiff.measuring.parts import replaced
 from fastdiff.models.pictures import draw
 from fastdiff.models.sources import model_of
 from fastdiff.passes.base import Fidelity, Option
@@ -215,7 +215,7 @@ def _witnessed(module: Any, method: str, repeat: bool = False) -> Iterator[list[
 
     repeat: later calls with arguments of the same sizes return the first one's result without computing.
     """
-    inner, own = getattr(module, method), vars(module).get(method)
+    inner = getattr(module, method)
     first: list[Call] = []
 
     @functools.wraps(inner)
@@ -231,14 +231,8 @@ def _witnessed(module: Any, method: str, repeat: bool = False) -> Iterator[list[
             return _copied(first[0].output)
         return inner(*args, **kwargs)
 
-    setattr(module, method, stand_in)
-    try:
+    with replaced(module, method, stand_in):
         yield first
-    finally:
-        if own is None:
-            delattr(module, method)
-        else:
-            setattr(module, method, own)
 
 
 def _copied(values: Any, dtype: torch.dtype | None = None) -> Any:
@@ -501,11 +495,14 @@ def _bounded_memory(plan: Plan) -> Iterator[None]:
         return
     import resource
 
-    page = resource.getpagesize()
-    size, resident = (int(n) * page for n in Path("/proc/self/statm").read_text().split()[:2])
+    import psutil
+
+    held = psutil.Process().memory_info()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min([size + max(0, free - resident), *limits]), hard))
+    resource.setrlimit(
+        resource.RLIMIT_AS, (min([held.vms + max(0, free - held.rss), *limits]), hard)
+    )
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from fastdiff.machine.files import sha256_of, write_json
 from fastdiff.machine.software import flags
 from fastdiff.measuring.memory import FIRST_CALL, IMPORT, LOAD, STEADY, PeakMemory
 from fastdiff.measuring.protocol import MEASURED, Events, Request, says_disk_full
-from fastdiff.measuring.report import MeasuredOn, blank_report
+from fastdiff.measuring.report import blank_report, measured_on
 from fastdiff.passes.base import Settling
 from fastdiff.passes.effects import Observed
 
@@ -59,7 +59,7 @@ def run(folder: Path, request: Request, events: Events) -> None:
     code = native_code(plan.setting)
     with memory.phase(LOAD):
         built = build(plan, events.say)
-    events.say("compiling" if config.choices["compile"] != "none" else "first call")
+    events.say("compiling" if plan.setting.compiles else "first call")
     with float32_noise(built.pipeline):
         with memory.phase(FIRST_CALL):
             timed = first_call(built.pipeline, config.generation, plan.device, events.tell)
@@ -67,7 +67,7 @@ def run(folder: Path, request: Request, events: Events) -> None:
         save_latents(folder, timed.latents)
         if request.only_pictures:
             return
-        report = blank_report(config, plan, request.overrides, started_at)
+        report = blank_report(config, plan, request.overrides, started_at).to_dict()
         report |= {
             "images": images,
             "import_s": import_s,
@@ -250,9 +250,9 @@ def _times(
     """The steady state, and all times and peaks up to its end."""
     from fastdiff.measuring.memory import memory_not_told
     from fastdiff.measuring.observing import compile_counters
-    from fastdiff.measuring.parts import modules_of
     from fastdiff.measuring.quality import compare
     from fastdiff.measuring.timing import steady_calls
+    from fastdiff.models.given import modules_of
 
     run = plan.setting.run
     assert isinstance(run.bench, Bench)
@@ -377,12 +377,11 @@ def _where_it_went(
     events.say("comparing a step with what the machine can do")
     calls = parts["denoiser_calls"]
     step_s = parts["denoiser"] / calls if calls else None
-    caches = run.choices["cache"] != "none"
     others = timed.conditions["host"]["other_share"]
     nothing: tuple[str, ...] = ()
     found, more = attempted(
         lambda: roofline(
-            pipeline, run.generation, device, step_s, caches=caches, other_share=others
+            pipeline, run.generation, device, step_s, caches=plan.setting.skips, other_share=others
         ),
         lambda reason: (no_roofline(reason), nothing),
         device,
@@ -449,7 +448,7 @@ def _exactness(captured: Captured, plan: Plan, events: Events) -> dict[str, Any]
 def _environment(plan: Plan, report: dict[str, Any]) -> dict[str, Any]:
     """The machine as this process sees it; what planning knew of it where that can't be read, and a notice."""
     return attempted(
-        lambda: {"environment": MeasuredOn(plan.device).to_dict()},
+        lambda: {"environment": measured_on(plan.device).to_dict()},
         lambda reason: {
             "notices": [
                 *report["notices"],

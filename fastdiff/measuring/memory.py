@@ -165,7 +165,7 @@ class PeakMemory:
         """A counter of CUDA's allocator, 0 before CUDA is used; None on other devices."""
         if self.device != "cuda":
             return None
-        if not _cuda_is_in_use():
+        if not cuda_is_in_use():
             return 0
         import torch
 
@@ -177,7 +177,7 @@ class PeakMemory:
     def _reset_device(self) -> bool:
         if self.device != "cuda":
             return False
-        if _cuda_is_in_use():
+        if cuda_is_in_use():
             import torch
 
             torch.cuda.reset_peak_memory_stats()
@@ -194,7 +194,7 @@ class PeakMemory:
         return True
 
 
-def _cuda_is_in_use() -> bool:
+def cuda_is_in_use() -> bool:
     """Whether this process has CUDA's allocator. Doesn't import torch: imports have a phase of their own."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.cuda.is_initialized()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fastdiff.config import Generation
+from fastdiff.measuring.memory import cuda_is_in_use
 from fastdiff.measuring.parts import at_first_denoiser_call
 from fastdiff.passes.effects import Observed
 
@@ -73,7 +74,7 @@ def compile_counters() -> Observed:
     cold = misses or inductor["fxgraph_cache_bypass"]
     graphs = len(compiled)
     # On a CPU Inductor counts every graph as left out, whose CUDA graph nobody could have had.
-    on_cuda = _cuda_is_in_use()
+    on_cuda = cuda_is_in_use()
     return Observed(
         graphs=graphs,
         graph_breaks=sum(breaks.values()),
@@ -85,12 +86,6 @@ def compile_counters() -> Observed:
         cuda_graphs_skipped=inductor["cudagraph_skips"] if on_cuda else 0,
         cuda_graphs_reasons=list(_skips.reasons) if on_cuda else [],
     )
-
-
-def _cuda_is_in_use() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_initialized())
 
 
 def cuda_graphs() -> int | None:
@@ -135,7 +130,7 @@ def attention_kernels(pipeline: Any, denoiser: str, generation: Generation) -> S
     from torch.profiler import ProfilerActivity, profile
 
     # Also where the weights wait on the host for their turn (memory=group_offload).
-    on_cuda = _cuda_is_in_use()
+    on_cuda = cuda_is_in_use()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
 
     def profiled(call: Callable[..., Any], args: Any, kwargs: Any) -> SeenCall:

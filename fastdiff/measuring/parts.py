@@ -16,6 +16,7 @@ from typing import Any
 from fastdiff.config import Generation
 from fastdiff.measuring.timing import synchronize
 from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.models.given import modules_of
 from fastdiff.models.pictures import draw
 
 TEXT_ENCODERS, DENOISER, SCHEDULER, VAE = "text_encoders", "denoiser", "scheduler", "vae"
@@ -49,14 +50,6 @@ def methods_of(pipeline: Any) -> list[Method]:
         own = modules[vae.name]
         found += [Method(VAE, own, name) for name in ("encode", "decode") if hasattr(own, name)]
     return found
-
-
-def modules_of(pipeline: Any) -> dict[str, Any]:
-    """The pipeline's components that are modules, by name."""
-    import torch
-
-    parts = pipeline.components.items()
-    return {name: part for name, part in parts if isinstance(part, torch.nn.Module)}
 
 
 def denoiser_name(pipeline: Any) -> str | None:

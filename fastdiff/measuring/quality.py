@@ -21,13 +21,8 @@ LATENTS = "latents.safetensors"
 """The file beside a run's pictures that holds the latents of its last step."""
 
 NOTHING: Mapping[str, Any] = {
-    "identical": None,
-    "psnr_db": None,
-    "ssim": None,
-    "ms_ssim": None,
-    "max_abs_difference": None,
-    "max_abs_difference_latents": None,
-    "lpips": None,
+    **dict.fromkeys(("identical", "psnr_db", "ssim", "ms_ssim")),
+    **dict.fromkeys(("max_abs_difference", "max_abs_difference_latents", "lpips")),
     "reasons": {},
 }
 """The figures of a run that was compared with nothing."""

@@ -10,22 +10,19 @@ TF32, unless it is told not to), and oneDNN's of bf16 numbers are the quicker on
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import fingerprint
-from fastdiff.machine.cache_folder import cache_folder, distrust, make_private, rates_folder
+from fastdiff.machine.cache_folder import KeptFile, cache_folder, doubtful, rates_folder
 from fastdiff.machine.environment import available_processors, this_machine
-from fastdiff.machine.files import read_json, write_json
 from fastdiff.machine.hardware import Files, processor
-from fastdiff.measuring.gpu_state import gpu_state_now, gpu_troubles
+from fastdiff.machine.nvml import this_gpu_state
+from fastdiff.measuring.conditions import gpu_troubles
 from fastdiff.measuring.protocol import speaks_of_memory
 from fastdiff.measuring.timing import synchronize
 
@@ -90,21 +87,24 @@ def machine_rates(device: str, dtype: torch.dtype) -> Rates:
     Raises whatever torch raises where they can't be measured, without memory for them for example.
     """
     wanted = made_for(device, dtype)
-    path = rates_folder() / f"{fingerprint(wanted)}.json"
+    file = KeptFile(rates_folder() / f"{fingerprint(wanted)}.json")
     notices = []
     reason = _not_private()
     if reason is None:
-        kept, doubt = _kept(path, wanted)
+        kept, doubt = _kept(file, wanted)
         if kept is not None:
             return kept
         if doubt:
-            notices.append(f"this machine's rates were measured again: {path} {doubt}")
+            notices.append(f"this machine's rates were measured again: {file.path} {doubt}")
     rates = measure(device, dtype, wanted)
     if rates.doubt:
         notices.append(
             f"{rates.doubt} while this machine's rates were measured: they may be too low, and are not kept"
         )
-    elif reason := reason or _keep(path, rates):
+        return replace(rates, notices=tuple(notices))
+    if reason is None and (failed := file.keep(rates.to_dict())):
+        reason = f"{file.path.parent} can't be written ({failed})"
+    if reason:
         notices.append(f"this machine's rates can't be kept, each run measures them: {reason}")
     return replace(rates, notices=tuple(notices))
 
@@ -132,25 +132,17 @@ def made_for(device: str, dtype: torch.dtype) -> dict[str, Any]:
 def _not_private() -> str | None:
     """Make the folder; why it can't be trusted or used, if so."""
     try:
-        for folder in (cache_folder(), rates_folder()):
-            make_private(folder)
-            doubt = distrust(folder)
-            if doubt:
-                return f"{folder} {doubt}"
+        return " ".join(map(str, doubtful(cache_folder(), rates_folder()) or ())) or None
     except OSError as error:
         return f"{rates_folder()} can't be made ({error.strerror})"
-    return None
 
 
-def _kept(path: Path, wanted: Mapping[str, Any]) -> tuple[Rates | None, str | None]:
+def _kept(file: KeptFile, wanted: Mapping[str, Any]) -> tuple[Rates | None, str | None]:
     """What is kept; or None and why it can't be taken, if there is something."""
-    if not os.path.lexists(path):
-        return None, None
-    doubt = distrust(path)
-    if doubt:
+    found, doubt = file.read()
+    if found is None:
         return None, doubt
     try:
-        found = read_json(path)
         if found["made_for"] != wanted:
             return None, "holds another machine's"
         rates = Rates(**found)
@@ -158,18 +150,9 @@ def _kept(path: Path, wanted: Mapping[str, Any]) -> tuple[Rates | None, str | No
         figures += [rates.int8_ops_per_s or 1.0, rates.convolution_flops_per_s or 1.0]
         if not all(0 < float(figure) < math.inf for figure in figures):
             return None, "holds no rates"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None, "can't be read"
     return rates, None
-
-
-def _keep(path: Path, rates: Rates) -> str | None:
-    """Write the rates down; why that couldn't be done, if so."""
-    try:
-        write_json(path, json.loads(json.dumps(rates.to_dict())))
-    except OSError as error:
-        return f"{path.parent} can't be written ({error.strerror})"
-    return None
 
 
 def measure(device: str, dtype: torch.dtype, wanted: Mapping[str, Any]) -> Rates:
@@ -177,13 +160,13 @@ def measure(device: str, dtype: torch.dtype, wanted: Mapping[str, Any]) -> Rates
     import torch
 
     spent = Spent()
-    before = gpu_state_now() if device == "cuda" else None
+    before = this_gpu_state() if device == "cuda" else None
     with torch.no_grad():
-        products = best_rate(Product(device, dtype, torch.mm), spent)
-        in_int8 = _if_it_can(lambda: best_rate(Product(device, torch.int8, int8_product), spent))
-        convolutions = _if_it_can(lambda: convolution_rate(device, dtype, spent))
+        in_dtype = best_rate(products(device, dtype, torch.mm), spent)
+        in_int8 = _if_it_can(lambda: best_rate(products(device, torch.int8, int8_product), spent))
+        convolved = _if_it_can(lambda: convolution_rate(device, dtype, spent))
         copies = copy_rate(device, dtype, spent)
-    after = gpu_state_now() if device == "cuda" else None
+    after = this_gpu_state() if device == "cuda" else None
     share = spent.share_of(usable_processors(torch.get_num_threads())) if device == "cpu" else None
     doubt = None
     if share is not None and share < _BUSY:
@@ -191,7 +174,7 @@ def measure(device: str, dtype: torch.dtype, wanted: Mapping[str, Any]) -> Rates
     elif before is not None and after is not None:
         doubt = "; ".join(gpu_troubles(before, after)) or None
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Rates(products, in_int8, copies, share, wanted, now, (), convolutions, doubt)
+    return Rates(in_dtype, in_int8, copies, share, wanted, now, (), convolved, doubt)
 
 
 def _if_it_can(rate: Callable[[], float]) -> float | None:
@@ -237,90 +220,58 @@ class Spent:
         return self.computed_s / max(self.wall_s, 1e-9) / processors
 
 
-class Growing(Protocol):
+@dataclass(frozen=True)
+class Growing:
     """Work of a kind that is timed in growing sizes.
 
-    smallest, largest: sizes, each twice the one before. device: where it computes. limit_s: seconds for all sizes.
-    growth: how much more a size has to do than the one before.
+    smallest, largest: sizes, each twice the one before. growth: how much more a size has to do than the one before.
+    limit_s: seconds for all sizes. operations: of a size; a product and an addition are two.
+    prepared: what is to be timed of a size. The numbers are random, because zeros are multiplied in less time on a GPU.
     """
 
-    @property
-    def smallest(self) -> int: ...
-    @property
-    def largest(self) -> int: ...
-    @property
-    def growth(self) -> int: ...
-    @property
-    def limit_s(self) -> float: ...
-    @property
-    def device(self) -> str: ...
-
-    def operations(self, size: int) -> int:
-        """Of one piece of work; a product and an addition are two."""
-        ...
-
-    def prepared(self, size: int) -> Callable[[], Any]:
-        """What is to be timed. The numbers are random, because zeros are multiplied in less time on a GPU."""
-        ...
+    device: str
+    smallest: int
+    largest: int
+    growth: int
+    limit_s: float
+    operations: Callable[[int], int]
+    prepared: Callable[[int], Callable[[], Any]]
 
 
-@dataclass(frozen=True)
-class Product:
+def products(device: str, dtype: torch.dtype, multiply: Callable[[Any, Any], Any]) -> Growing:
     """The product of two square matrices of so many rows."""
 
-    device: str
-    dtype: torch.dtype
-    multiply: Callable[[Any, Any], Any]
-    smallest: int = 256
-    growth: int = 8
-    limit_s: float = _PRODUCTS_S
+    def prepared(rows: int) -> Callable[[], Any]:
+        left, right = (_drawn((rows, rows), device, dtype) for _ in range(2))
+        return lambda: multiply(left, right)
 
-    @property
-    def largest(self) -> int:
-        return _LARGEST.get(self.device, 4096)
-
-    def operations(self, size: int) -> int:
-        return 2 * size**3
-
-    def prepared(self, size: int) -> Callable[[], Any]:
-        left, right = (_drawn((size, size), self) for _ in range(2))
-        return lambda: self.multiply(left, right)
+    largest = _LARGEST.get(device, 4096)
+    return Growing(device, 256, largest, 8, _PRODUCTS_S, lambda rows: 2 * rows**3, prepared)
 
 
-@dataclass(frozen=True)
-class Convolution:
+def convolutions(device: str, dtype: torch.dtype, layout: torch.memory_format) -> Growing:
     """A convolution from so many channels to as many, of two pictures, in one of torch's memory formats."""
-
-    device: str
-    dtype: torch.dtype
-    memory_format: torch.memory_format
-    smallest: int = 64
-    growth: int = 4
-    limit_s: float = _CONVOLUTIONS_S
-
-    @property
-    def largest(self) -> int:
-        return _CHANNELS.get(self.device, 1024)
-
-    def operations(self, size: int) -> int:
-        return 2 * 2 * _SIDE**2 * (_WINDOW * size) ** 2
-
-    def prepared(self, size: int) -> Callable[[], Any]:
-        import torch
-
-        shapes = ((2, size, _SIDE, _SIDE), (size, size, _WINDOW, _WINDOW))
-        pictures, weights = (
-            _drawn(shape, self).to(memory_format=self.memory_format) for shape in shapes
-        )
-        return lambda: torch.nn.functional.conv2d(pictures, weights, padding=_WINDOW // 2)
-
-
-def _drawn(shape: tuple[int, ...], work: Product | Convolution) -> torch.Tensor:
     import torch
 
-    generator = torch.Generator(work.device).manual_seed(0)
-    drawn = torch.empty(shape, device=work.device).uniform_(-8, 8, generator=generator)
-    return drawn.to(work.dtype)
+    def prepared(channels: int) -> Callable[[], Any]:
+        shapes = ((2, channels, _SIDE, _SIDE), (channels, channels, _WINDOW, _WINDOW))
+        drawn = (_drawn(shape, device, dtype).to(memory_format=layout) for shape in shapes)
+        pictures, weights = drawn
+        return lambda: torch.nn.functional.conv2d(pictures, weights, padding=_WINDOW // 2)
+
+    def operations(channels: int) -> int:
+        return 2 * 2 * _SIDE**2 * (_WINDOW * channels) ** 2
+
+    widest = _CHANNELS.get(device, 1024)
+    return Growing(device, 64, widest, 4, _CONVOLUTIONS_S, operations, prepared)
+
+
+def _drawn(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    generator = torch.Generator(device).manual_seed(0)
+    drawn = torch.empty(shape, device=device).uniform_(-8, 8, generator=generator)
+    return drawn.to(dtype)
 
 
 def convolution_rate(device: str, dtype: torch.dtype, spent: Spent) -> float:
@@ -328,7 +279,7 @@ def convolution_rate(device: str, dtype: torch.dtype, spent: Spent) -> float:
     import torch
 
     layouts = (torch.contiguous_format, torch.channels_last)
-    return max(best_rate(Convolution(device, dtype, layout), spent) for layout in layouts)
+    return max(best_rate(convolutions(device, dtype, layout), spent) for layout in layouts)
 
 
 def best_rate(work: Growing, spent: Spent) -> float:

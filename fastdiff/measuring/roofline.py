@@ -20,8 +20,8 @@ from fastdiff.measuring.conditions import BUSY
 from fastdiff.measuring.parts import at_first_denoiser_call, denoiser_name
 from fastdiff.measuring.rates import Rates, machine_rates
 from fastdiff.models.content import weight_bytes
-from fastdiff.passes.quant import dead_projections
-from fastdiff.passes.rows import without_numbers, without_weights
+from fastdiff.models.given import dead_projections
+from fastdiff.models.rows import without_numbers, without_weights
 
 if TYPE_CHECKING:
     import torch
@@ -30,21 +30,10 @@ if TYPE_CHECKING:
 COMPUTE, MEMORY = "compute", "memory"
 
 _FIELDS = (
-    "step_s",
-    "flops_per_step",
-    "int8_flops_per_step",
-    "weight_bytes_per_step",
-    "dtype",
-    "matmul_tflops_per_s",
-    "int8_tops_per_s",
-    "copy_gb_per_s",
-    "rates_measured_at",
-    "convolution_flops_per_step",
-    "convolution_tflops_per_s",
-    "limit_s",
-    "bound",
-    "achieved_tflops_per_s",
-    "fraction_of_limit",
+    *("step_s", "flops_per_step", "int8_flops_per_step", "weight_bytes_per_step", "dtype"),
+    *("matmul_tflops_per_s", "int8_tops_per_s", "copy_gb_per_s", "rates_measured_at"),
+    *("convolution_flops_per_step", "convolution_tflops_per_s", "limit_s", "bound"),
+    *("achieved_tflops_per_s", "fraction_of_limit"),
 )
 
 
@@ -117,20 +106,22 @@ def against_limit(work: Work, rates: Rates, step_s: float) -> dict[str, Any]:
     compute_s += convolved / (rates.convolution_flops_per_s or 1.0)
     read_s = work.weight_bytes / rates.copy_bytes_per_s
     limit_s = max(compute_s, read_s)
+
+    def tera(rate: float | None) -> float | None:
+        return rate / 1e12 if rate else None
+
     return {
         "step_s": step_s,
         "flops_per_step": work.flops,
         "int8_flops_per_step": int8,
         "weight_bytes_per_step": work.weight_bytes,
         "dtype": str(work.dtype).removeprefix("torch."),
-        "matmul_tflops_per_s": rates.matmul_flops_per_s / 1e12,
-        "int8_tops_per_s": rates.int8_ops_per_s / 1e12 if rates.int8_ops_per_s else None,
+        "matmul_tflops_per_s": tera(rates.matmul_flops_per_s),
+        "int8_tops_per_s": tera(rates.int8_ops_per_s),
         "copy_gb_per_s": rates.copy_bytes_per_s / 1e9,
         "rates_measured_at": rates.measured_at,
         "convolution_flops_per_step": convolved,
-        "convolution_tflops_per_s": rates.convolution_flops_per_s / 1e12
-        if rates.convolution_flops_per_s
-        else None,
+        "convolution_tflops_per_s": tera(rates.convolution_flops_per_s),
         "limit_s": limit_s,
         "bound": COMPUTE if compute_s >= read_s else MEMORY,
         "achieved_tflops_per_s": work.flops / step_s / 1e12,
@@ -245,8 +236,7 @@ def _dynamic(part: nn.Module) -> tuple[set[str], set[str]]:
     """Paths of the layers that compute in int8, and in fp8: weights of that kind whose activations are rounded too."""
     import torch
 
-    int8: set[str] = set()
-    fp8: set[str] = set()
+    int8, fp8 = set[str](), set[str]()
     for path, module in part.named_modules():
         weight = getattr(module, "weight", None)
         rounded = getattr(weight, "qdata", None)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdiff.machine.cache_folder import cache_folder, distrust, make_private
-from fastdiff.machine.files import read_json, sha256_of, write_json
+from fastdiff.machine.cache_folder import KeptFile, cache_folder
+from fastdiff.machine.files import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -34,31 +33,14 @@ def weight_bytes(tensor: torch.Tensor) -> int:
 
 
 def content_hash(file: Path) -> str:
-    """The file's sha256, in hexadecimal digits; read only if its path, size or time is new."""
-    state = file.stat()
+    """The file's sha256, in hexadecimal digits; read only if its path, size or time is new.
+
+    The newest are kept; where nothing can be, the next one reads again.
+    """
+    state, hashes = file.stat(), KeptFile(cache_folder() / "hashes.json")
     key = f"{file.resolve()}:{state.st_size}:{state.st_mtime_ns}"
-    known = _known()
+    known = hashes.read()[0] or {}
     if key not in known:
         known[key] = sha256_of(file)
-        _keep(known)
-    return known[key]
-
-
-def _place() -> Path:
-    return cache_folder() / "hashes.json"
-
-
-def _known() -> dict[str, str]:
-    place = _place()
-    if distrust(place) is None and place.is_file():
-        with contextlib.suppress(OSError, ValueError):
-            found = read_json(place)
-            return dict(found) if isinstance(found, dict) else {}
-    return {}
-
-
-def _keep(known: dict[str, str]) -> None:
-    """Keep the newest; where nothing can be kept, the next one reads again."""
-    with contextlib.suppress(OSError):
-        make_private(_place().parent)
-        write_json(_place(), dict(list(known.items())[-_MOST_KNOWN:]))
+        hashes.keep(dict(list(known.items())[-_MOST_KNOWN:]))
+    return str(known[key])

@@ -1,6 +1,6 @@
 """What can be known of a pipeline before any of its weights is loaded.
 
-Two tables say what diffusers' classes can do. They hold for diffusers 0.42; tests/models/test_facts.py
+Two tables of diffusers.json say what diffusers' classes can do; tests/models/test_facts.py
 compares every row with the installed library. Nothing here imports torch, diffusers or transformers: a plan
 is answered in milliseconds. reading.py fills in what a model's own files say.
 """
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from fastdiff.models.tables import Table
 
 
 @dataclass(frozen=True)
@@ -26,87 +28,21 @@ class ClassFacts:
     step_cache: it is a CacheMixin, so enable_cache() works.
     """
 
-    fuses_qkv: bool
-    default_attention: bool
-    attention_processors: bool
-    repeated_blocks: tuple[str, ...]
-    conv_weights: int
-    step_cache: bool
+    fuses_qkv: bool = False
+    default_attention: bool = False
+    attention_processors: bool = False
+    repeated_blocks: tuple[str, ...] = ()
+    conv_weights: int = 0
+    step_cache: bool = False
 
 
-_BASIC = ("BasicTransformerBlock",)
-_CHROMA = ("ChromaTransformerBlock", "ChromaSingleTransformerBlock")
-_FLUX = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
-_FLUX2 = ("Flux2TransformerBlock", "Flux2SingleTransformerBlock")
-_HUNYUAN = (
-    "HunyuanVideoTransformerBlock",
-    "HunyuanVideoSingleTransformerBlock",
-    "HunyuanVideoPatchEmbed",
-    "HunyuanVideoTokenRefiner",
+CLASSES: Mapping[str, ClassFacts] = Table(
+    "diffusers",
+    "classes",
+    lambda row: ClassFacts(**row | {"repeated_blocks": tuple(row.get("repeated_blocks", ()))}),
 )
-_LTX = ("LTXVideoTransformerBlock",)
-_QWEN = ("QwenImageTransformerBlock",)
-_WAN = ("WanTransformerBlock",)
-_ZIMAGE = ("ZImageTransformerBlock",)
 
-# fuses_qkv, default_attention, attention_processors, repeated_blocks, conv_weights, step_cache
-CLASSES: Mapping[str, ClassFacts] = {
-    "UNet2DConditionModel": ClassFacts(True, True, True, _BASIC, 4, False),
-    "UNet2DModel": ClassFacts(False, False, False, (), 4, False),
-    "PriorTransformer": ClassFacts(False, True, True, (), 0, False),
-    "AuraFlowTransformer2DModel": ClassFacts(True, False, True, (), 0, False),
-    "ChromaTransformer2DModel": ClassFacts(True, False, True, _CHROMA, 0, True),
-    "CogVideoXTransformer3DModel": ClassFacts(True, False, True, (), 4, True),
-    "CogView3PlusTransformer2DModel": ClassFacts(False, False, True, (), 0, False),
-    "CogView4Transformer2DModel": ClassFacts(False, False, False, (), 0, True),
-    "DiTTransformer2DModel": ClassFacts(False, False, False, (), 4, False),
-    "Flux2Transformer2DModel": ClassFacts(True, False, True, _FLUX2, 0, True),
-    "FluxTransformer2DModel": ClassFacts(True, False, True, _FLUX, 0, True),
-    "HiDreamImageTransformer2DModel": ClassFacts(False, False, False, (), 0, False),
-    "HunyuanDiT2DModel": ClassFacts(True, True, True, (), 4, False),
-    "HunyuanVideoTransformer3DModel": ClassFacts(False, False, True, _HUNYUAN, 5, True),
-    "LTXVideoTransformer3DModel": ClassFacts(False, False, True, _LTX, 0, True),
-    "Lumina2Transformer2DModel": ClassFacts(False, False, False, (), 0, False),
-    "MochiTransformer3DModel": ClassFacts(False, False, False, (), 4, True),
-    "PixArtTransformer2DModel": ClassFacts(True, True, True, (), 4, False),
-    "QwenImageTransformer2DModel": ClassFacts(False, False, True, _QWEN, 0, True),
-    "SD3Transformer2DModel": ClassFacts(True, False, True, (), 4, False),
-    "SanaTransformer2DModel": ClassFacts(False, False, True, (), 4, False),
-    "Transformer2DModel": ClassFacts(False, False, False, (), 4, False),
-    "WanTransformer3DModel": ClassFacts(True, False, True, _WAN, 5, True),
-    "ZImageTransformer2DModel": ClassFacts(False, False, False, _ZIMAGE, 0, False),
-    "AsymmetricAutoencoderKL": ClassFacts(False, False, False, (), 4, False),
-    "AutoencoderDC": ClassFacts(False, False, False, (), 4, False),
-    "AutoencoderKL": ClassFacts(True, True, True, (), 4, False),
-    "AutoencoderKLCogVideoX": ClassFacts(False, False, False, (), 5, False),
-    "AutoencoderKLFlux2": ClassFacts(True, True, True, (), 4, False),
-    "AutoencoderKLHunyuanVideo": ClassFacts(False, False, False, (), 5, False),
-    "AutoencoderKLLTXVideo": ClassFacts(False, False, False, (), 5, False),
-    "AutoencoderKLMochi": ClassFacts(False, False, False, (), 5, False),
-    "AutoencoderKLQwenImage": ClassFacts(False, False, False, (), 5, False),
-    "AutoencoderKLWan": ClassFacts(False, False, False, (), 5, False),
-    "AutoencoderTiny": ClassFacts(False, False, False, (), 4, False),
-    "ConsistencyDecoderVAE": ClassFacts(False, True, True, (), 4, False),
-    "VQModel": ClassFacts(False, False, False, (), 4, False),
-}
-
-
-KEEPS_ATTENTION: Mapping[str, bool] = {
-    "UNet2DConditionModel": True,
-    "ChromaTransformer2DModel": False,
-    "CogVideoXTransformer3DModel": False,
-    "CogView4Transformer2DModel": False,
-    "Flux2Transformer2DModel": False,
-    "FluxTransformer2DModel": False,
-    "HunyuanImageTransformer2DModel": False,
-    "HunyuanVideo15Transformer3DModel": False,
-    "HunyuanVideoTransformer3DModel": False,
-    "LTXVideoTransformer3DModel": False,
-    "LatteTransformer3DModel": True,
-    "MochiTransformer3DModel": False,
-    "QwenImageTransformer2DModel": False,
-    "WanTransformer3DModel": True,
-}
+KEEPS_ATTENTION: Mapping[str, bool] = Table("diffusers", "keeps_attention", bool)
 """Denoisers on which diffusers' pyramid attention broadcast runs and changes what they compute, tried on tiny ones of each, and
 whether they have cross-attention that it finds. Other classes have no attention that it knows (Sana's, Z-Image's), or
 nothing moved (OvisImage's)."""
@@ -126,71 +62,12 @@ class PipelineFacts:
     """
 
     denoiser: str
-    fuses_qkv: bool
+    fuses_qkv: bool = False
 
 
-_UNET = PipelineFacts("unet", False)
-_UNET_FUSES = PipelineFacts("unet", True)
-_TRANSFORMER = PipelineFacts("transformer", False)
-_TRANSFORMER_FUSES = PipelineFacts("transformer", True)
-_PRIOR = PipelineFacts("prior", False)
-
-PIPELINES: Mapping[str, PipelineFacts] = {
-    "AnimateDiffPipeline": _UNET_FUSES,
-    "DDIMPipeline": _UNET,
-    "DDPMPipeline": _UNET,
-    "IFPipeline": _UNET,
-    "Kandinsky3Pipeline": _UNET,
-    "KandinskyPipeline": _UNET,
-    "KandinskyV22Pipeline": _UNET,
-    "LDMTextToImagePipeline": _UNET,
-    "LatentConsistencyModelPipeline": _UNET_FUSES,
-    "StableDiffusionImg2ImgPipeline": _UNET_FUSES,
-    "StableDiffusionInpaintPipeline": _UNET_FUSES,
-    "StableDiffusionPipeline": _UNET_FUSES,
-    "StableDiffusionXLImg2ImgPipeline": _UNET_FUSES,
-    "StableDiffusionXLInpaintPipeline": _UNET_FUSES,
-    "StableDiffusionXLPipeline": _UNET_FUSES,
-    "StableVideoDiffusionPipeline": _UNET,
-    "TextToVideoSDPipeline": _UNET_FUSES,
-    "KandinskyPriorPipeline": _PRIOR,
-    "KandinskyV22PriorPipeline": _PRIOR,
-    "StableCascadePriorPipeline": _PRIOR,
-    "StableCascadeDecoderPipeline": PipelineFacts("decoder", False),
-    "AllegroPipeline": _TRANSFORMER,
-    "AmusedPipeline": _TRANSFORMER,
-    "AuraFlowPipeline": _TRANSFORMER,
-    "ChromaPipeline": _TRANSFORMER,
-    "CogVideoXImageToVideoPipeline": _TRANSFORMER_FUSES,
-    "CogVideoXPipeline": _TRANSFORMER_FUSES,
-    "CogView3PlusPipeline": _TRANSFORMER,
-    "CogView4Pipeline": _TRANSFORMER,
-    "DiTPipeline": _TRANSFORMER,
-    "Flux2Pipeline": _TRANSFORMER,
-    "FluxImg2ImgPipeline": _TRANSFORMER,
-    "FluxPipeline": _TRANSFORMER,
-    "HiDreamImagePipeline": _TRANSFORMER,
-    "HunyuanDiTPipeline": _TRANSFORMER,
-    "HunyuanVideoPipeline": _TRANSFORMER,
-    "LTXImageToVideoPipeline": _TRANSFORMER,
-    "LTXPipeline": _TRANSFORMER,
-    "LattePipeline": _TRANSFORMER,
-    "Lumina2Pipeline": _TRANSFORMER,
-    "LuminaPipeline": _TRANSFORMER,
-    "MochiPipeline": _TRANSFORMER,
-    "OmniGenPipeline": _TRANSFORMER,
-    "PixArtAlphaPipeline": _TRANSFORMER,
-    "PixArtSigmaPipeline": _TRANSFORMER,
-    "QwenImagePipeline": _TRANSFORMER,
-    "SanaPipeline": _TRANSFORMER,
-    "SanaSprintPipeline": _TRANSFORMER,
-    "SanaVideoPipeline": _TRANSFORMER,
-    "StableDiffusion3Img2ImgPipeline": _TRANSFORMER,
-    "StableDiffusion3Pipeline": _TRANSFORMER,
-    "WanImageToVideoPipeline": _TRANSFORMER,
-    "WanPipeline": _TRANSFORMER,
-    "ZImagePipeline": _TRANSFORMER,
-}
+PIPELINES: Mapping[str, PipelineFacts] = Table(
+    "diffusers", "pipelines", lambda row: PipelineFacts(**row)
+)
 
 
 _DOWN_BLOCKS = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")

@@ -188,3 +188,17 @@ def _signs(part: nn.Module) -> Iterator[Done]:
         yield Done.OFFLOADED
     elif {"forward", "decode"} & attributes.keys() and not (hooks or compiled):
         yield Done.WRAPPED
+
+
+_DEAD_AFTER_FUSION = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}
+
+
+def dead_projections(part: nn.Module) -> set[str]:
+    """Paths of the projections that fusing replaced but kept: no forward uses them any more."""
+    dead = set()
+    for path, module in part.named_modules():
+        if getattr(module, "fused_projections", False):
+            for joined, replaced in _DEAD_AFTER_FUSION.items():
+                if hasattr(module, joined):
+                    dead |= {f"{path}.{name}" if path else name for name in replaced}
+    return dead

@@ -70,6 +70,9 @@ class Model(Slot):
     """
 
     slot: ClassVar[str] = "model"
+    captioned: ClassVar[bool] = False
+    """Whether its prompts are captions of scenes, so that a picture can be judged by them."""
+
     generation: OwnDefaults = field(default_factory=OwnDefaults)
     role: Role = Role.teacher
     tiny_vae: str | None = field(default=None, metadata=PLACE_OR_NAME)
@@ -228,6 +231,7 @@ def files_identity(place: Path, weights: Callable[[Path], Any] = size_and_time) 
 class Shapes(Folder):
     """The trained model that ships with fastdiff."""
 
+    captioned: ClassVar[bool] = True
     asked: ClassVar[str] = (
         "the embedded model: the folder models/shapes/pipeline in fastdiff's package"
     )

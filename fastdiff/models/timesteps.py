@@ -1,13 +1,15 @@
 """What diffusers' pipelines of flow matching hand to their scheduler beside the number of steps.
 
 Schedulers don't take the same: one that is handed what its `set_timesteps` hasn't got fails once everything is loaded. The rows
-hold for diffusers 0.42; tests/models/test_timesteps.py compares them with the installed pipelines' code.
+lie in diffusers.json; tests/models/test_timesteps.py compares them with the installed pipelines' code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from fastdiff.models.tables import Table
 
 
 @dataclass(frozen=True)
@@ -28,46 +30,4 @@ class Handed:
     says_where_it_begins: bool = False
 
 
-_NOTHING = Handed()
-_NOTHING_FROM_0 = Handed(says_where_it_begins=True)
-_SHIFTED = Handed(mu="dynamic")
-_SIGMAS = Handed(sigmas="array")
-_SIGMAS_FROM_0 = Handed(sigmas="array", says_where_it_begins=True)
-_BOTH = Handed(sigmas="array", mu="always")
-_BOTH_FROM_0 = Handed(sigmas="array", mu="always", says_where_it_begins=True)
-_FLUX = Handed(sigmas="array", mu="always", but_flow_sigmas=True, says_where_it_begins=True)
-_TIMESTEPS = Handed(sigmas="array", mu="always", timesteps=True)
-_LIST = Handed(sigmas="list", mu="always", says_where_it_begins=True)
-
-HANDED: Mapping[str, Handed] = {
-    "AuraFlowPipeline": _NOTHING_FROM_0,
-    "ChromaPipeline": _BOTH_FROM_0,
-    "CogView4Pipeline": _TIMESTEPS,
-    "Flux2KleinPipeline": _FLUX,
-    "Flux2Pipeline": _FLUX,
-    "FluxImg2ImgPipeline": _BOTH,
-    "FluxKontextPipeline": _BOTH_FROM_0,
-    "FluxPipeline": _FLUX,
-    "GlmImagePipeline": _TIMESTEPS,
-    "HunyuanImagePipeline": _SIGMAS_FROM_0,
-    "HunyuanVideoPipeline": _SIGMAS_FROM_0,
-    "Kandinsky5T2IPipeline": _NOTHING,
-    "LTXImageToVideoPipeline": _BOTH,
-    "LTXPipeline": _BOTH,
-    "LongCatImagePipeline": _BOTH,
-    "Lumina2Pipeline": _BOTH_FROM_0,
-    "LuminaPipeline": _NOTHING,
-    "MochiPipeline": _SIGMAS_FROM_0,
-    "OmniGenPipeline": _SIGMAS,
-    "OvisImagePipeline": _FLUX,
-    "QwenImageEditPipeline": _BOTH_FROM_0,
-    "QwenImagePipeline": _BOTH_FROM_0,
-    "SanaPAGPipeline": _NOTHING,
-    "SanaPipeline": _NOTHING,
-    "SanaVideoPipeline": _NOTHING,
-    "StableDiffusion3Img2ImgPipeline": _SHIFTED,
-    "StableDiffusion3Pipeline": _SHIFTED,
-    "WanImageToVideoPipeline": _NOTHING,
-    "WanPipeline": _NOTHING_FROM_0,
-    "ZImagePipeline": _LIST,
-}
+HANDED: Mapping[str, Handed] = Table("diffusers", "handed", lambda row: Handed(**row))

@@ -32,3 +32,6 @@ OPTIONS: dict[str, dict[str, type[Option]]] = {
     "compile": compile.OPTIONS,
     "allocator": allocator.OPTIONS,
 }
+
+BASES: dict[str, type[Option]] = {"precision": precision.Precision}
+"""What options of a slot have in common beside Option, where other passes build on it."""

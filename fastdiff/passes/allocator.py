@@ -5,22 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from fastdiff.errors import MachineProblem, Problem, RunError
-from fastdiff.passes.base import (
-    Context,
-    Fidelity,
-    Notice,
-    Option,
-    Pass,
-    Requirement,
-    Setting,
-    Stage,
-)
+from fastdiff.errors import MachineProblem, RunError
+from fastdiff.passes import base
 from fastdiff.passes.effects import Effect, Observed, Pending
 from fastdiff.script import Script, ScriptError
 
@@ -35,10 +26,10 @@ _SOURCE = "https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocatio
 
 
 @dataclass
-class Default(Option):
+class Default(base.Option):
     """As it is."""
 
-    slot: ClassVar[str] = "allocator"
+    slot = "allocator"
 
 
 @dataclass(frozen=True)
@@ -52,34 +43,32 @@ class SeenPages(Pending):
 
 
 @dataclass
-class HugePages(Option, Pass):
+class HugePages(base.Option, base.Pass):
     """glibc's allocator asks the kernel for huge pages. Set by an environment variable when the run's process begins.
 
     The same numbers come out: nothing is computed otherwise.
     """
 
-    slot: ClassVar[str] = "allocator"
-    key: ClassVar[str] = "allocator.huge_pages"
-    stage: ClassVar[Stage] = Stage.FLAGS
-    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
-    does: ClassVar[str] = "memory in huge pages, for the whole process"
-    requires: ClassVar[tuple[Requirement, ...]] = (
-        Requirement(device="cpu", instead="allocator=default", source=_SOURCE),
-    )
-    source: ClassVar[str | None] = _SOURCE
+    slot = "allocator"
+    key = "allocator.huge_pages"
+    stage = base.Stage.FLAGS
+    fidelity = base.Fidelity.EXACT
+    does = "memory in huge pages, for the whole process"
+    requires = (base.Requirement(device="cpu", instead="allocator=default", source=_SOURCE),)
+    source = _SOURCE
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
         return ()
 
     def variables(self) -> Mapping[str, str]:
         own = os.environ.get(VARIABLE)  # a user's other tunables stay; glibc takes the last of each
         return {VARIABLE: ":".join([*([own] if own else []), *TUNABLES])}
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         if reason := lacks():
             yield MachineProblem("allocator=huge_pages", reason, "allocator=default", self.source)
 
-    def apply(self, pipeline: Any, context: Context) -> Pending:
+    def apply(self, pipeline: Any, context: base.Context) -> Pending:
         """Raises RunError in a process that began without the variable."""
         given = os.environ.get(VARIABLE, "").split(":")
         if not set(TUNABLES) <= set(given):
@@ -89,7 +78,7 @@ class HugePages(Option, Pass):
             )
         return SeenPages(self.key)
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         raise ScriptError(
             "allocator=huge_pages",
             "a script can't set what its own process begins with",
@@ -119,4 +108,4 @@ def huge_bytes() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-OPTIONS: dict[str, type[Option]] = {"default": Default, "huge_pages": HugePages}
+OPTIONS: dict[str, type[base.Option]] = {"default": Default, "huge_pages": HugePages}

@@ -9,17 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fastdiff.errors import MachineProblem, NoEffectError, Problem, RunError
-from fastdiff.passes.base import (
-    Conflict,
-    Context,
-    Fidelity,
-    Notice,
-    Option,
-    Pass,
-    Requirement,
-    Setting,
-    Stage,
-)
+from fastdiff.passes import base
 from fastdiff.passes.effects import Effect, Observed, Pending
 from fastdiff.passes.wrapping import around_forward
 from fastdiff.script import Script
@@ -73,15 +63,15 @@ class SeenKernels(Pending):
 
 
 @dataclass
-class Attention(Option, Pass):
+class Attention(base.Option, base.Pass):
     """Base of the options; works on the denoiser alone unless it says more."""
 
-    slot: ClassVar[str] = "attention"
-    stage: ClassVar[Stage] = Stage.ATTENTION
-    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+    slot = "attention"
+    stage = base.Stage.ATTENTION
+    fidelity = base.Fidelity.EXACT
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
-        return (setting.denoiser.name if setting.denoiser else "denoiser",)
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
+        return (setting.denoiser_name,)
 
 
 @dataclass
@@ -92,25 +82,23 @@ class MathAttention(Attention):
     processor is set by name, on the denoiser and on the VAE, and counted.
     """
 
-    key: ClassVar[str] = "attention.math"
-    does: ClassVar[str] = (
-        "plain attention processors (no fused kernel), as in the documents' baseline"
-    )
-    source: ClassVar[str | None] = _TUTORIAL
-    conflicts: ClassVar[tuple[Conflict, ...]] = (
-        Conflict(
+    key = "attention.math"
+    does = "plain attention processors (no fused kernel), as in the documents' baseline"
+    source = _TUTORIAL
+    conflicts = (
+        base.Conflict(
             "qkv=fused",
             "can't be combined with qkv=fused: fusing replaces the attention processor",
             "qkv=separate, or attention=sdpa_math",
         ),
     )
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
         return tuple(
             part.name for part in (setting.denoiser, setting.vae) if part and part.plain_attention
         )
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         part = setting.denoiser
         if part and not (part.facts and part.facts.default_attention):
             yield Problem(
@@ -126,7 +114,7 @@ class MathAttention(Attention):
                 "attention=sdpa_math",
             )
 
-    def apply(self, pipeline: Any, context: Context) -> Pending:
+    def apply(self, pipeline: Any, context: base.Context) -> Pending:
         from diffusers.models.attention_processor import AttnProcessor
 
         count = 0
@@ -135,7 +123,7 @@ class MathAttention(Attention):
             count += sum(type(p) is AttnProcessor for p in part.attn_processors.values())
         return SeenKernels(self.key, processors=count)
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         script.use("diffusers.models.attention_processor", "AttnProcessor")
         parts = script.called(self.key, self.components(setting))
         script.then(*(f"{part}.set_attn_processor(AttnProcessor())" for part in parts))
@@ -145,14 +133,14 @@ class MathAttention(Attention):
 class Sdpa(Attention):
     """PyTorch's scaled_dot_product_attention with the kernel that PyTorch picks; diffusers' default."""
 
-    key: ClassVar[str] = "attention.sdpa"
-    does: ClassVar[str] = "scaled_dot_product_attention, the kernel chosen by PyTorch"
-    source: ClassVar[str | None] = _TUTORIAL
+    key = "attention.sdpa"
+    does = "scaled_dot_product_attention, the kernel chosen by PyTorch"
+    source = _TUTORIAL
 
-    def apply(self, pipeline: Any, context: Context) -> Pending:
+    def apply(self, pipeline: Any, context: base.Context) -> Pending:
         return SeenKernels(self.key, needed=False)  # a model's attention may be none that is known
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         """Nothing: it is diffusers' default."""
 
 
@@ -173,8 +161,8 @@ _MASKED = (
 class SdpaBackend(Attention):
     """Base of the options that allow one SDPA kernel alone, around each call of the denoiser."""
 
-    stage: ClassVar[Stage] = Stage.CALL
-    source: ClassVar[str | None] = _SDPA
+    stage = base.Stage.CALL
+    source = _SDPA
     backend: ClassVar[str]  # torch's name
     kernel: ClassVar[str]  # the profiler's name, as bench/observing.py gives it
 
@@ -182,7 +170,7 @@ class SdpaBackend(Attention):
     def does(self) -> str:  # type: ignore[override]
         return f"allow only SDPA's {self.kernel} kernel around each denoiser call"
 
-    def apply(self, pipeline: Any, context: Context) -> Pending:
+    def apply(self, pipeline: Any, context: base.Context) -> Pending:
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         backend = getattr(SDPBackend, self.backend)
@@ -205,7 +193,7 @@ class SdpaBackend(Attention):
             around_forward(part, only)
         return SeenKernels(self.key, wanted=self.kernel)
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         script.use("torch.nn.attention", "SDPBackend", "sdpa_kernel")
         only = f"sdpa_kernel(SDPBackend.{self.backend})"  # a context that is a decorator too
         parts = script.called(self.key, self.components(setting))
@@ -216,7 +204,7 @@ def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-_FLASH_ON_CUDA = Requirement(
+_FLASH_ON_CUDA = base.Requirement(
     device="cuda",
     capability=(8, 0),
     instead="attention=sdpa_efficient, or attention=sdpa",
@@ -226,11 +214,11 @@ _FLASH_ON_CUDA = Requirement(
 
 @dataclass
 class SdpaFlash(SdpaBackend):
-    key: ClassVar[str] = "attention.sdpa_flash"
+    key = "attention.sdpa_flash"
     backend: ClassVar[str] = "FLASH_ATTENTION"
     kernel: ClassVar[str] = "flash"
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         if setting.device == "mps":
             yield MachineProblem(
                 "attention=sdpa_flash",
@@ -251,7 +239,7 @@ class SdpaFlash(SdpaBackend):
         if setting.device == "cuda":
             yield from self._shapes(setting)
 
-    def _shapes(self, setting: Setting) -> Iterator[Problem]:
+    def _shapes(self, setting: base.Setting) -> Iterator[Problem]:
         """What CUDA's flash kernel doesn't take of a model's attention."""
         part = setting.denoiser
         too_long = sorted(dim for dim in part.head_dims if dim > 256) if part else []
@@ -273,14 +261,12 @@ class SdpaFlash(SdpaBackend):
 
 @dataclass
 class SdpaEfficient(SdpaBackend):
-    key: ClassVar[str] = "attention.sdpa_efficient"
+    key = "attention.sdpa_efficient"
     backend: ClassVar[str] = "EFFICIENT_ATTENTION"
     kernel: ClassVar[str] = "efficient"
-    requires: ClassVar[tuple[Requirement, ...]] = (
-        Requirement(device="cuda", instead="attention=sdpa", source=_SDPA),
-    )
+    requires = (base.Requirement(device="cuda", instead="attention=sdpa", source=_SDPA),)
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         """Tensor cores take rows of 16 bytes; in fp32 those of GPUs from Ampere on."""
         half = setting.run.choices["precision"] in ("fp16", "bf16")
         newer = (setting.environment.capability or (0, 0)) >= (8, 0)
@@ -298,11 +284,11 @@ class SdpaEfficient(SdpaBackend):
 
 @dataclass
 class SdpaCudnn(SdpaBackend):
-    key: ClassVar[str] = "attention.sdpa_cudnn"
+    key = "attention.sdpa_cudnn"
     backend: ClassVar[str] = "CUDNN_ATTENTION"
     kernel: ClassVar[str] = "cudnn"
-    requires: ClassVar[tuple[Requirement, ...]] = (
-        Requirement(
+    requires = (
+        base.Requirement(
             device="cuda",
             capability=(8, 0),
             instead="attention=sdpa",
@@ -310,7 +296,7 @@ class SdpaCudnn(SdpaBackend):
         ),
     )
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         if setting.run.choices["precision"] in ("fp32", "tf32"):
             yield Problem(
                 "attention=sdpa_cudnn",
@@ -320,7 +306,7 @@ class SdpaCudnn(SdpaBackend):
             )
         yield from self._head_dims(setting)
 
-    def _head_dims(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def _head_dims(self, setting: base.Setting) -> base.Findings:
         """cuDNN's rule: multiples of 8 up to 128; up to 256 on Hopper and data-center Blackwell, if it is new enough."""
         part = setting.denoiser
         dims = part.head_dims if part else frozenset()
@@ -337,7 +323,7 @@ class SdpaCudnn(SdpaBackend):
             return
         capability = setting.environment.capability or (0, 0)
         if capability == (9, 0) or capability[0] == 10:
-            yield Notice(
+            yield base.Notice(
                 choice,
                 f"{name} has head dimensions of {_listed(long)}, and only cuDNN 9.22 or newer takes more than 128",
             )
@@ -352,7 +338,7 @@ class SdpaCudnn(SdpaBackend):
 
 @dataclass
 class SdpaMath(SdpaBackend):
-    key: ClassVar[str] = "attention.sdpa_math"
+    key = "attention.sdpa_math"
     backend: ClassVar[str] = "MATH"
     kernel: ClassVar[str] = "math"
 
@@ -361,21 +347,21 @@ class SdpaMath(SdpaBackend):
 class Xformers(Attention):
     """Meta's xFormers kernels; older than SDPA and needs its own package."""
 
-    key: ClassVar[str] = "attention.xformers"
-    does: ClassVar[str] = "xFormers' memory-efficient attention on denoiser and VAE"
-    requires: ClassVar[tuple[Requirement, ...]] = (
-        Requirement(device="cuda", instead="attention=sdpa"),
-        Requirement(module="xformers", instead="attention=sdpa"),
+    key = "attention.xformers"
+    does = "xFormers' memory-efficient attention on denoiser and VAE"
+    requires = (
+        base.Requirement(device="cuda", instead="attention=sdpa"),
+        base.Requirement(module="xformers", instead="attention=sdpa"),
     )
-    conflicts: ClassVar[tuple[Conflict, ...]] = (
-        Conflict(
+    conflicts = (
+        base.Conflict(
             "qkv=fused",
             "can't be combined with qkv=fused: each replaces the attention processor",
             "qkv=separate, or attention=sdpa",
         ),
     )
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         part = setting.denoiser
         if part and not (part.facts and part.facts.attention_processors):
             yield Problem(
@@ -384,17 +370,17 @@ class Xformers(Attention):
                 "attention=sdpa",
             )
 
-    def apply(self, pipeline: Any, context: Context) -> Pending:
+    def apply(self, pipeline: Any, context: base.Context) -> Pending:
         pipeline.enable_xformers_memory_efficient_attention()
         parts = context.parts(pipeline, self.components(context.setting)).values()
         names = [type(p).__name__ for part in parts for p in part.attn_processors.values()]
         return SeenKernels(self.key, processors=sum("XFormers" in name for name in names))
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         script.then("pipe.enable_xformers_memory_efficient_attention()")
 
 
-OPTIONS: dict[str, type[Option]] = {
+OPTIONS: dict[str, type[base.Option]] = {
     "math": MathAttention,
     "sdpa": Sdpa,
     "sdpa_flash": SdpaFlash,

@@ -1,7 +1,7 @@
 """The contract for an optimization: what it declares for planning, and what it does to a pipeline.
 
-An option of a slot is a dataclass derived from `Option`: its fields are its keys. What carries it out is a `Pass`; most
-options are their own pass. Nothing here or in the modules beside it imports torch when imported; `apply` does.
+An option of a slot is a dataclass derived from `Option`: its fields, the names with a type, are its keys; names without one
+say what it is. What carries it out is a `Pass`; most options are their own pass. Nothing here or in the modules beside it imports torch when imported; `apply` does.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from fastdiff.config import RunConfig, Slot
@@ -61,6 +62,10 @@ class Notice:
     text: str
 
 
+Findings = Iterator[Problem | Notice]
+"""What a check yields."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """Everything that planning knows: the choices, the machine, the device, and the model's facts.
@@ -86,9 +91,37 @@ class Setting:
         return self.facts.vae if self.facts else None
 
     @property
+    def denoiser_name(self) -> str:
+        return self.denoiser.name if self.denoiser else "denoiser"
+
+    @property
+    def vae_name(self) -> str:
+        return self.vae.name if self.vae else "vae"
+
+    @property
+    def options(self) -> list[Option]:
+        """The optimizations among the run's choices."""
+        return [option for _, _, option in self.run.options() if isinstance(option, Option)]
+
+    @property
     def placed_by_option(self) -> bool:
         """Whether an option brings the pipeline onto the device its own way, from the host."""
-        return any(isinstance(o, Option) and o.places for _, _, o in self.run.options())
+        return any(option.places for option in self.options)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the first call compiles something."""
+        return any(option.compiles for option in self.options)
+
+    @property
+    def skips(self) -> bool:
+        """Whether steps of the denoiser compute unequally much."""
+        return any(option.skips for option in self.options)
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Names of the components whose weights become constants of compiled code."""
+        return frozenset(name for option in self.options for name in option.frozen(self))
 
     def weighty(self) -> tuple[str, ...]:
         """Names of every component that has weights."""
@@ -207,6 +240,11 @@ class Pass:
     bakes_arithmetic: ClassVar[bool] = False
     source: ClassVar[str | None] = None
 
+    @property
+    def choice(self) -> str:
+        """As typed: `quant=int8`."""
+        return self.key.replace(".", "=")
+
     def components(self, setting: Setting) -> tuple[str, ...]:
         """Names of the components it will change; planning lets no two passes of a stage share one.
 
@@ -224,6 +262,21 @@ class Pass:
     def apply(self, pipeline: Any, context: Context) -> Effect | Pending:
         """Change the pipeline. Returns what changed, or what can tell after the first call."""
         raise TypeError(f"{type(self).__name__} has no apply()")
+
+    def counted(
+        self,
+        pipeline: Any,
+        context: Context,
+        change: Callable[[Any], object],
+        count: Callable[[Any], int],
+        unit: str,
+    ) -> Effect:
+        """Change each of its components, and count afterwards how many `unit`s each has."""
+        counts = {}
+        for name, part in context.parts(pipeline, self.components(context.setting)).items():
+            change(part)
+            counts[name] = count(part)
+        return Effect(self.key, sum(counts.values()), unit, details={"components": counts})
 
     def settles(self, setting: Setting) -> Settling:
         """After how many calls each is like the next: the first alone, unless the pass says otherwise."""
@@ -252,6 +305,10 @@ class Option(Slot):
     conflicts: ClassVar[tuple[Conflict, ...]] = ()
     places: ClassVar[bool] = False
     """Whether a pass of its own brings the pipeline onto the device, so that nothing else may."""
+    compiles: ClassVar[bool] = False
+    """Whether the first call of the pipeline compiles something."""
+    skips: ClassVar[bool] = False
+    """Whether some steps of the denoiser leave out what others compute."""
 
     def changed_facts(self, facts: ModelFacts, run: RunConfig) -> ModelFacts:
         """What is known of the model once this option has done its work: another VAE, another scheduler."""
@@ -261,7 +318,15 @@ class Option(Slot):
         """Environment variables that the process of a run has to begin with."""
         return {}
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def frozen(self, setting: Setting) -> tuple[str, ...]:
+        """Names of the components whose weights become constants of compiled code."""
+        return ()
+
+    def code_folder(self) -> Path | None:
+        """Where the code is kept that it compiles; None if it compiles nothing. May import torch."""
+        return None
+
+    def check(self, setting: Setting) -> Findings:
         """Rules that `requires` and `conflicts` can't say. Reads only."""
         yield from ()
 

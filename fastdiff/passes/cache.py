@@ -20,16 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.errors import Problem, listed
 from fastdiff.models.facts import KEEPS_ATTENTION, Component
-from fastdiff.passes.base import (
-    Context,
-    Fidelity,
-    Notice,
-    Option,
-    Pass,
-    Requirement,
-    Setting,
-    Stage,
-)
+from fastdiff.passes import base
 from fastdiff.passes.effects import Effect, Observed, Pending
 from fastdiff.script import Script, ScriptError, call, keywords
 
@@ -74,10 +65,10 @@ _OWN_KEYS_AND_VALUES = ("Flux2KleinKVPipeline",)
 
 
 @dataclass
-class NoCache(Option):
+class NoCache(base.Option):
     """Every step computes everything."""
 
-    slot: ClassVar[str] = "cache"
+    slot = "cache"
 
 
 class Steps:
@@ -165,20 +156,21 @@ class SkippedCalls(Pending):
 
 
 @dataclass
-class Cache(Option, Pass):
+class Cache(base.Option, base.Pass):
     """Base of the options."""
 
-    slot: ClassVar[str] = "cache"
-    stage: ClassVar[Stage] = Stage.CACHE
-    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+    slot = "cache"
+    stage = base.Stage.CACHE
+    fidelity = base.Fidelity.LOSSY
     classes: ClassVar[tuple[str, ...]] = ()
+    skips = True
     outside_blocks: ClassVar[bool] = False
     """Whether what is skipped lies outside the repeated blocks, so that these can be compiled."""
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
-        return (setting.denoiser.name if setting.denoiser else "denoiser",)
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
+        return (setting.denoiser_name,)
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         choice, part = setting.chosen("cache"), setting.denoiser
         if setting.facts and not part:
             yield Problem(
@@ -234,12 +226,12 @@ class DeepCache(Cache):
         3 more for each further block.
     """
 
-    key: ClassVar[str] = "cache.deepcache"
-    source: ClassVar[str | None] = _DEEPCACHE
+    key = "cache.deepcache"
+    source = _DEEPCACHE
     classes: ClassVar[tuple[str, ...]] = (_UNET,)
-    outside_blocks: ClassVar[bool] = True
-    requires: ClassVar[tuple[Requirement, ...]] = (
-        Requirement(
+    outside_blocks = True
+    requires = (
+        base.Requirement(
             module="DeepCache",
             pip="DeepCache",
             instead="cache=pyramid_attention, or cache=none",
@@ -253,7 +245,7 @@ class DeepCache(Cache):
     def does(self) -> str:  # type: ignore[override]
         return f"compute the UNet's deep blocks in one step of {self.interval}"
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         if self.interval < 2:
             yield Problem(
@@ -278,19 +270,19 @@ class DeepCache(Cache):
         steps = setting.run.generation.steps
         if steps is not None and 1 < steps <= self.interval:
             way_out = "cache.interval=2, or more steps" if steps > 2 else "take more steps"
-            yield Notice(
+            yield base.Notice(
                 f"cache.interval={self.interval}",
                 f"with generation.steps={steps} only the first step is computed in full; {way_out}",
             )
 
     @staticmethod
-    def _blocks(setting: Setting) -> int:
+    def _blocks(setting: base.Setting) -> int:
         """Down blocks of the UNet; 0 if unknown."""
         part = setting.denoiser
         types = part.config.get("down_block_types") if part else None
         return len(types) if isinstance(types, (list, tuple)) else 0
 
-    def apply(self, pipeline: Any, context: Context) -> Pending:
+    def apply(self, pipeline: Any, context: base.Context) -> Pending:
         unet = pipeline.unet
         helper = importlib.import_module("DeepCache").DeepCacheSDHelper(pipeline)
         helper.set_params(cache_interval=self.interval, cache_branch_id=self.branch)
@@ -306,7 +298,7 @@ class DeepCache(Cache):
         steps.follow(unet, tell)
         return skipped
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         """The helper looks its step up by the timestep, so that it is told where a solver may visit one twice."""
         given = {"cache_interval": self.interval, "cache_branch_id": self.branch}
         lines = ["helper = DeepCacheSDHelper(pipe)", call("helper.set_params", *keywords(given))]
@@ -375,16 +367,16 @@ class PyramidAttention(Cache):
     timestep_skip_range: noise levels (1000 is pure noise) between which it is skipped.
     """
 
-    key: ClassVar[str] = "cache.pyramid_attention"
-    source: ClassVar[str | None] = _PYRAMID
+    key = "cache.pyramid_attention"
+    source = _PYRAMID
     classes: ClassVar[tuple[str, ...]] = tuple(KEEPS_ATTENTION)
-    does: ClassVar[str] = "use the attention of earlier steps again, in the middle of the denoising"
+    does = "use the attention of earlier steps again, in the middle of the denoising"
 
     spatial_attention_block_skip_range: int | None = 2
     cross_attention_block_skip_range: int | None = 4
     timestep_skip_range: list[int] = field(default_factory=lambda: [100, 800])
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         ranges = ("spatial_attention_block_skip_range", "cross_attention_block_skip_range")
         for name in ranges:
@@ -417,7 +409,7 @@ class PyramidAttention(Cache):
                 "cache.timestep_skip_range=[100,800]",
             )
 
-    def apply(self, pipeline: Any, context: Context) -> Pending:
+    def apply(self, pipeline: Any, context: base.Context) -> Pending:
         from diffusers import PyramidAttentionBroadcastConfig
         from diffusers.hooks import HookRegistry, apply_pyramid_attention_broadcast
         from diffusers.models.attention import AttentionModuleMixin
@@ -460,7 +452,7 @@ class PyramidAttention(Cache):
             return f"{pipeline} keeps keys and values of its own, and its attention gives back less after the first step"
         return None
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         pipeline = setting.facts.pipeline if setting.facts else ""
         if pipeline not in _ONCE_A_STEP + _TELLING_ONCE:
             raise ScriptError(
@@ -493,7 +485,7 @@ class PyramidAttention(Cache):
         )
 
 
-OPTIONS: dict[str, type[Option]] = {
+OPTIONS: dict[str, type[base.Option]] = {
     "none": NoCache,
     "deepcache": DeepCache,
     "pyramid_attention": PyramidAttention,

@@ -84,4 +84,9 @@ class Pending(Protocol):
         """What was seen, with what this pass knows of it and torch's counters don't."""
         return observed
 
+    @property
+    def reused(self) -> bool:
+        """Whether it took compiled code that it had kept itself."""
+        return False
+
     def effect(self, observed: Observed) -> Effect: ...

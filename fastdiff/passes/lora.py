@@ -11,10 +11,10 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from fastdiff.config import LITERAL, PLACE, RunConfig
 from fastdiff.errors import ModelError, Problem, RunError, first_line, listed, nearest
@@ -27,17 +27,7 @@ from fastdiff.models.hub import (
 )
 from fastdiff.models.reading import read_component_shapes, read_shapes
 from fastdiff.models.sources import Folder, ShapesStudent, model_of
-from fastdiff.passes.base import (
-    Context,
-    Fidelity,
-    Loading,
-    Notice,
-    Option,
-    Pass,
-    Requirement,
-    Setting,
-    Stage,
-)
+from fastdiff.passes import base
 from fastdiff.passes.effects import Effect
 from fastdiff.script import Script, call, literal
 
@@ -51,10 +41,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass
-class NoLora(Option):
+class NoLora(base.Option):
     """No adapter."""
 
-    slot: ClassVar[str] = "lora"
+    slot = "lora"
 
 
 # What an adapter's file says -------------------------------------------------------------------------
@@ -176,7 +166,7 @@ def _what(layers: Mapping[str, AdapterLayer]) -> str:
     return f"the adapter has {len(layers)} layer{'s' * (len(layers) != 1)} such as {min(layers)}"
 
 
-def _model_shapes(run: RunConfig, setting: Setting) -> dict[str, Shapes]:
+def _model_shapes(run: RunConfig, setting: base.Setting) -> dict[str, Shapes]:
     """Shapes of the model's weights by component and path, where its own files are at hand."""
     model = model_of(run)
     folder: Path | None = None
@@ -195,7 +185,7 @@ def _model_shapes(run: RunConfig, setting: Setting) -> dict[str, Shapes]:
     return found
 
 
-def _changeable(setting: Setting) -> tuple[str, ...]:
+def _changeable(setting: base.Setting) -> tuple[str, ...]:
     """Denoiser and CLIP text encoders, where adapters can be; no other text encoder takes any."""
     parts = setting.facts.components.values() if setting.facts else ()
     texts = [part.name for part in parts if part.class_name.startswith("CLIPText")]
@@ -250,20 +240,18 @@ def _downloaded(repository: str) -> Path:
 
 
 @dataclass
-class Adapter(Option, Pass):
+class Adapter(base.Option, base.Pass):
     """Base of the options.
 
     path: a .safetensors file; relative paths start where the command is typed.
     scale: how much of the adapter is added; 1.0 is all of it.
     """
 
-    slot: ClassVar[str] = "lora"
-    stage: ClassVar[Stage] = Stage.ADAPT
-    fidelity: ClassVar[Fidelity] = Fidelity.MODEL
-    source: ClassVar[str | None] = _PEFT
-    requires: ClassVar[tuple[Requirement, ...]] = (
-        Requirement(module="peft", pip="peft", instead="lora=none", source=_PEFT),
-    )
+    slot = "lora"
+    stage = base.Stage.ADAPT
+    fidelity = base.Fidelity.MODEL
+    source = _PEFT
+    requires = (base.Requirement(module="peft", pip="peft", instead="lora=none", source=_PEFT),)
 
     path: str | None = field(default=None, metadata=PLACE)
     scale: float = 1.0
@@ -273,10 +261,10 @@ class Adapter(Option, Pass):
         name = Path(self.path).name if self.path else "an adapter"
         return f"add {name} to the weights, scaled by {self.scale:g}"
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
         return _changeable(setting)
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         if not math.isfinite(self.scale) or self.scale == 0:
             nothing = self.scale == 0
             reason = "the adapter would do nothing" if nothing else "is not a finite number"
@@ -284,7 +272,7 @@ class Adapter(Option, Pass):
         if self.path:
             yield from self._check_file(Path(os.path.expanduser(self.path)), setting)
 
-    def _check_file(self, file: Path, setting: Setting) -> Iterator[Problem | Notice]:
+    def _check_file(self, file: Path, setting: base.Setting) -> base.Findings:
         """Whatever the headers tell: of the adapter's file, and of the model's where they are at hand."""
         choice = f"lora.path={file}" if self.path else setting.chosen("lora")
         if file.suffix != ".safetensors":
@@ -331,18 +319,18 @@ class Adapter(Option, Pass):
                     choice, misfit, "an adapter that was made for this model, or lora=none"
                 )
             elif model and (left := left_out(shapes, model)):
-                yield Notice(choice, _told_left_out(left, len(shapes)))
+                yield base.Notice(choice, _told_left_out(left, len(shapes)))
 
     def file(self, run: RunConfig) -> Path:
         """The adapter's file on this machine. Raises ModelError if it can't be had."""
         assert self.path  # check() saw to it
         return Path(os.path.expanduser(self.path))
 
-    def prepare(self, loading: Loading) -> None:
+    def prepare(self, loading: base.Loading) -> None:
         """Have the file here before anything else is loaded. Raises ModelError."""
         self.file(loading.setting.run)
 
-    def apply(self, pipeline: Any, context: Context) -> Effect:
+    def apply(self, pipeline: Any, context: base.Context) -> Effect:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         file = self.file(context.setting.run)
@@ -417,7 +405,7 @@ class Adapter(Option, Pass):
         """The adapter's repository on the hub; None where it is a file."""
         return None
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         repository = self.on_hub(setting.run)
         asked = "the adapter, a .safetensors file"
         source = literal(repository) if repository else script.ask("--lora", asked)
@@ -486,9 +474,9 @@ class Fused:
 class File(Adapter):
     """Any adapter in a file."""
 
-    key: ClassVar[str] = "lora.file"
+    key = "lora.file"
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         if not self.path:
             yield Problem("lora=file", "nobody said which file", "lora.path=FILE.safetensors")
         yield from super().check(setting)
@@ -502,12 +490,12 @@ class Lcm(Adapter):
     path: a file instead.
     """
 
-    key: ClassVar[str] = "lora.lcm"
-    source: ClassVar[str | None] = _LCM
+    key = "lora.lcm"
+    source = _LCM
 
     id: str | None = field(default=None, metadata=LITERAL)
 
-    def explain(self, setting: Setting) -> str:
+    def explain(self, setting: base.Setting) -> str:
         name = Path(self.path).name if self.path else self._wanted(setting.run)
         return f"add {name} to the weights, scaled by {self.scale:g}"
 
@@ -531,7 +519,7 @@ class Lcm(Adapter):
             return Path(os.path.expanduser(wanted))
         return _cached(wanted)
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         run = setting.run
         if self.path and self.id:
@@ -560,18 +548,18 @@ class Lcm(Adapter):
                 "unset HF_HUB_OFFLINE, or lora.path=FILE.safetensors",
             )
         elif not self.path:
-            yield Notice(
+            yield base.Notice(
                 "lora=lcm", f"{wanted} is not on this machine yet; the run will download it"
             )
         if run.choices["scheduler"] != "lcm":
-            yield Notice(
+            yield base.Notice(
                 "lora=lcm",
                 f"is made for LCM's own solver; {setting.chosen('scheduler')} draws poorly in few steps: "
                 "scheduler=lcm",
             )
         steps = run.generation.steps
         if steps is None or steps > 8:
-            yield Notice(
+            yield base.Notice(
                 "lora=lcm",
                 "is made for 4 to 8 steps without much guidance: generation.steps=4 "
                 "generation.guidance_scale=1.0",
@@ -583,4 +571,4 @@ class Lcm(Adapter):
         return self._at_hand(run) or _downloaded(wanted or "")
 
 
-OPTIONS: dict[str, type[Option]] = {"none": NoLora, "lcm": Lcm, "file": File}
+OPTIONS: dict[str, type[base.Option]] = {"none": NoLora, "lcm": Lcm, "file": File}

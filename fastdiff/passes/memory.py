@@ -11,21 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from textwrap import indent
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from fastdiff.errors import MachineProblem, Problem, RunError
 from fastdiff.models.content import weight_bytes
 from fastdiff.models.facts import Component
-from fastdiff.passes.base import (
-    Context,
-    Fidelity,
-    Notice,
-    Option,
-    Pass,
-    Requirement,
-    Setting,
-    Stage,
-)
+from fastdiff.passes import base
 from fastdiff.passes.effects import Effect
 from fastdiff.passes.precision import Precision
 from fastdiff.script import Script, ScriptError, call, keywords, literal
@@ -49,30 +40,30 @@ _TILES_OF_TAESD = 448
 
 
 @dataclass(frozen=True)
-class VaeSplitting(Pass):
+class VaeSplitting(base.Pass):
     """Flags on the VAE: it decodes a batch picture by picture, a large picture in tiles that overlap."""
 
     slicing: bool
     tiling: bool
 
     key = "memory.vae"
-    stage = Stage.MEMORY
+    stage = base.Stage.MEMORY
     source = _GUIDE
 
     @property
-    def fidelity(self) -> Fidelity:  # type: ignore[override]
+    def fidelity(self) -> base.Fidelity:  # type: ignore[override]
         """Tiles are normed and attended to one by one, and blended where they overlap; slices are whole pictures."""
-        return Fidelity.LOSSY if self.tiling else Fidelity.EXACT
+        return base.Fidelity.LOSSY if self.tiling else base.Fidelity.EXACT
 
     @property
     def does(self) -> str:  # type: ignore[override]
         words = ["picture by picture"] * self.slicing + ["in overlapping tiles"] * self.tiling
         return f"decode {' and '.join(words)}"
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
-        return (setting.vae.name if setting.vae else "vae",)
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
+        return (setting.vae_name,)
 
-    def apply(self, pipeline: Any, context: Context) -> Effect:
+    def apply(self, pipeline: Any, context: base.Context) -> Effect:
         """Raises RunError if this VAE can't."""
         found = context.parts(pipeline, self.components(context.setting))
         asked = {"slicing": self.slicing, "tiling": self.tiling}
@@ -90,30 +81,30 @@ class VaeSplitting(Pass):
         names = " and ".join(name for name, wanted in asked.items() if wanted)
         return Effect(self.key, sum(held), f"{names} on", flag=all(held))
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         (vae,) = script.called(self.key, self.components(setting))
         asked = {"slicing": self.slicing, "tiling": self.tiling}
         script.then(*(f"{vae}.enable_{name}()" for name, wanted in asked.items() if wanted))
 
 
 @dataclass
-class Memory(Option):
+class Memory(base.Option):
     """Base of the options.
 
     vae_slicing: decode a batch picture by picture. vae_tiling: decode a large picture in overlapping tiles.
     """
 
-    slot: ClassVar[str] = "memory"
+    slot = "memory"
 
     vae_slicing: bool = False
     vae_tiling: bool = False
 
-    def passes(self) -> tuple[Pass, ...]:
+    def passes(self) -> tuple[base.Pass, ...]:
         if not (self.vae_slicing or self.vae_tiling):
             return super().passes()
         return (*super().passes(), VaeSplitting(self.vae_slicing, self.vae_tiling))
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         asked = {"vae_slicing": self.vae_slicing, "vae_tiling": self.vae_tiling}
         for key in (key for key, wanted in asked.items() if wanted):
             choice, instead, vae = f"memory.{key}=true", f"memory.{key}=false", setting.vae
@@ -126,13 +117,13 @@ class Memory(Option):
                 reason = f"AutoencoderTiny makes tiles only where it enlarges 8 times; this one: {_enlarges_taesd(vae)}"
                 yield Problem(choice, reason, instead, _GUIDE)
             elif key == "vae_slicing" and _pictures(setting) == 1:
-                yield Notice(
+                yield base.Notice(
                     choice, "changes nothing here: slices are a batch's pictures, and one is drawn"
                 )
             elif key == "vae_tiling" and _is_one_tile(setting):
-                yield Notice(choice, "changes nothing here: the whole picture is one tile")
+                yield base.Notice(choice, "changes nothing here: the whole picture is one tile")
             elif key == "vae_tiling" and _compiles(setting, "vae_decode"):
-                yield Notice(
+                yield base.Notice(
                     choice,
                     "makes compiling the VAE's decode long, because its graph holds every tile; "
                     "compile.targets=[denoiser] leaves it eager",
@@ -147,12 +138,12 @@ def _enlarges_taesd(vae: Component) -> int:
     return int(2 ** (len(blocks) - 1))
 
 
-def _pictures(setting: Setting) -> int:
+def _pictures(setting: base.Setting) -> int:
     asked = setting.run.generation
     return len(asked.prompts) * asked.images_per_prompt
 
 
-def _is_one_tile(setting: Setting) -> bool:
+def _is_one_tile(setting: base.Setting) -> bool:
     """Whether the picture is known to be no larger than the VAE's tile."""
     asked, vae = setting.run.generation, setting.vae
     if not (vae and vae.config and asked.height and asked.width):
@@ -166,7 +157,7 @@ def _is_one_tile(setting: Setting) -> bool:
     return isinstance(tile, int) and largest <= tile
 
 
-def _compiles(setting: Setting, target: str) -> bool:
+def _compiles(setting: base.Setting, target: str) -> bool:
     """Whether `compile` is about a target; an option without targets is about the denoiser."""
     targets = getattr(setting.run.compile, "targets", ["denoiser"])
     return setting.run.choices["compile"] != "none" and target in targets
@@ -178,25 +169,25 @@ class NoMemory(Memory):
 
 
 @dataclass
-class Layerwise(Memory, Pass):
+class Layerwise(Memory, base.Pass):
     """The denoiser's weights in fp8 (e4m3), cast to the run's precision while their layer computes.
 
     skip_modules_pattern: regular expressions; layers with such a name stay as they are. Empty takes diffusers' own:
         norms, position and patch embeddings.
     """
 
-    key: ClassVar[str] = "memory.layerwise"
-    stage: ClassVar[Stage] = Stage.MEMORY
-    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
-    does: ClassVar[str] = "keep the denoiser's layers in fp8, cast each one while it computes"
-    source: ClassVar[str | None] = f"{_GUIDE}#layerwise-casting"
+    key = "memory.layerwise"
+    stage = base.Stage.MEMORY
+    fidelity = base.Fidelity.LOSSY
+    does = "keep the denoiser's layers in fp8, cast each one while it computes"
+    source = f"{_GUIDE}#layerwise-casting"
 
     skip_modules_pattern: list[str] = field(default_factory=list)
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
-        return (setting.denoiser.name if setting.denoiser else "denoiser",)
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
+        return (setting.denoiser_name,)
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         choice = "memory=layerwise"
         if setting.device == "mps":
@@ -210,7 +201,7 @@ class Layerwise(Memory, Pass):
                 self.source,
             )
         if setting.run.choices["quant"] != "none":
-            yield Notice(
+            yield base.Notice(
                 choice,
                 f"leaves the weights that {setting.chosen('quant')} rounds as they are; biases and all "
                 "other layers are kept in fp8",
@@ -225,7 +216,7 @@ class Layerwise(Memory, Pass):
                     "memory.skip_modules_pattern=[norm], or []",
                 )
 
-    def apply(self, pipeline: Any, context: Context) -> Effect:
+    def apply(self, pipeline: Any, context: base.Context) -> Effect:
         import torch
 
         precision = context.setting.run.precision
@@ -250,7 +241,7 @@ class Layerwise(Memory, Pass):
         }
         return Effect(self.key, cast, "weights in float8_e4m3fn", details=details)
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         script.use("torch")
         dtypes = ("storage_dtype=torch.float8_e4m3fn", f"compute_dtype=torch.{script.dtype}")
         kept = [f"skip_modules_pattern={literal(tuple(self.skip_modules_pattern))}"]
@@ -264,31 +255,31 @@ def _bytes(part: nn.Module) -> int:
 
 
 @dataclass
-class Offload(Memory, Pass):
+class Offload(Memory, base.Pass):
     """Base of the options that keep weights in the host's memory."""
 
-    stage: ClassVar[Stage] = Stage.PLACE
-    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
-    places: ClassVar[bool] = True
-    requires: ClassVar[tuple[Requirement, ...]] = (
-        Requirement(device="cuda", instead="memory=none, or memory=layerwise", source=_GUIDE),
+    stage = base.Stage.PLACE
+    fidelity = base.Fidelity.EXACT
+    places = True
+    requires = (
+        base.Requirement(device="cuda", instead="memory=none, or memory=layerwise", source=_GUIDE),
     )
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
         return setting.weighty()
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         if setting.run.choices["compile"] != "none":
             yield from self._with_compile(setting)
         if setting.run.choices["quant"] != "none":
-            yield Notice(
+            yield base.Notice(
                 setting.chosen("memory"),
                 f"moves the weights of {setting.chosen('quant')} like all others, as diffusers and torchao "
                 "provide for; fastdiff's authors have not run the pair on a GPU",
             )
 
-    def _with_compile(self, setting: Setting) -> Iterator[Problem]:
+    def _with_compile(self, setting: base.Setting) -> Iterator[Problem]:
         """Why the compile option can't work on weights that come and go."""
         raise TypeError(f"{type(self).__name__} has no _with_compile()")
 
@@ -297,11 +288,11 @@ class Offload(Memory, Pass):
 class ModelOffload(Offload):
     """Each component on the device only while it computes, whole; the denoiser for all of its steps."""
 
-    key: ClassVar[str] = "memory.model_offload"
-    does: ClassVar[str] = "keep components on the host, each on the device while it computes"
-    source: ClassVar[str | None] = f"{_GUIDE}#model-offloading"
+    key = "memory.model_offload"
+    does = "keep components on the host, each on the device while it computes"
+    source = f"{_GUIDE}#model-offloading"
 
-    def _with_compile(self, setting: Setting) -> Iterator[Problem]:
+    def _with_compile(self, setting: base.Setting) -> Iterator[Problem]:
         chosen, option = setting.chosen("compile"), setting.run.compile
         if chosen == "compile=regional":
             return  # its graphs are inside the denoiser, behind the hook
@@ -322,7 +313,7 @@ class ModelOffload(Offload):
                 self.source,
             )
 
-    def apply(self, pipeline: Any, context: Context) -> Effect:
+    def apply(self, pipeline: Any, context: base.Context) -> Effect:
         """Raises RunError if the pipeline doesn't say in which order its components work."""
         if pipeline.model_cpu_offload_seq is None:
             raise RunError(
@@ -336,7 +327,7 @@ class ModelOffload(Offload):
         details = {"components": moved, "always_on_device": rest}
         return Effect(self.key, len(moved), "components on the device in turn", details=details)
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         script.then(f"pipe.enable_model_cpu_offload(device={literal(setting.device)})")
 
 
@@ -384,15 +375,15 @@ class GroupOffload(Offload):
     num_blocks_per_group: blocks moved at a time. use_stream: bring the next group while one computes.
     """
 
-    key: ClassVar[str] = "memory.group_offload"
-    does: ClassVar[str] = "keep layers on the host, each group on the device while it computes"
-    source: ClassVar[str | None] = f"{_GUIDE}#group-offloading"
+    key = "memory.group_offload"
+    does = "keep layers on the host, each group on the device while it computes"
+    source = f"{_GUIDE}#group-offloading"
 
     offload_type: OffloadType = OffloadType.block_level
     num_blocks_per_group: int = 1
     use_stream: bool = False
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         part, blocks = setting.denoiser, self.num_blocks_per_group
         if part and part.class_name in _UNGROUPED:
@@ -416,7 +407,7 @@ class GroupOffload(Offload):
                 self.source,
             )
 
-    def _with_compile(self, setting: Setting) -> Iterator[Problem]:
+    def _with_compile(self, setting: base.Setting) -> Iterator[Problem]:
         part, by_block = setting.denoiser, self.offload_type is OffloadType.block_level
         # A UNet's repeated blocks lie inside those that move; a transformer's are those that move.
         inside = part is None or part.class_name == "UNet2DConditionModel"
@@ -434,11 +425,11 @@ class GroupOffload(Offload):
             self.source,
         )
 
-    def apply(self, pipeline: Any, context: Context) -> Effect:
+    def apply(self, pipeline: Any, context: base.Context) -> Effect:
         import torch
         from diffusers.hooks import apply_group_offloading
 
-        vae = context.setting.vae.name if context.setting.vae else "vae"
+        vae = context.setting.vae_name
         device = torch.device(context.device)
         groups, whole = {}, []
         for name, part in _modules(pipeline):
@@ -460,7 +451,7 @@ class GroupOffload(Offload):
         count = sum(groups.values())
         return Effect(self.key, count, "groups of layers on the device in turn", details=details)
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         vae = setting.vae
         if vae and vae.class_name in _UNGROUPED_VAES:
             why = f"diffusers doesn't offload {vae.class_name} in groups"
@@ -495,7 +486,7 @@ def _groups(part: nn.Module) -> int:
     return len({id(hook.group) for hook in hooks if hook is not None})
 
 
-OPTIONS: dict[str, type[Option]] = {
+OPTIONS: dict[str, type[base.Option]] = {
     "none": NoMemory,
     "model_offload": ModelOffload,
     "group_offload": GroupOffload,

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastdiff.passes.base import Context, Fidelity, Pass, Setting, Stage
+from fastdiff.passes import base
 from fastdiff.passes.effects import Effect
 from fastdiff.script import Script, literal
 
 
-class Place(Pass):
+class Place(base.Pass):
     key = "device"
-    stage = Stage.PLACE
-    fidelity = Fidelity.EXACT
+    stage = base.Stage.PLACE
+    fidelity = base.Fidelity.EXACT
     does = "move every component onto the device"
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
         return setting.weighty()
 
-    def apply(self, pipeline: Any, context: Context) -> Effect:
+    def apply(self, pipeline: Any, context: base.Context) -> Effect:
         import torch
 
         if context.device == "cpu":
@@ -27,6 +27,6 @@ class Place(Pass):
         moved = sum(isinstance(part, torch.nn.Module) for part in pipeline.components.values())
         return Effect(self.key, moved, f"components on {context.device}")
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         if setting.device != "cpu":
             script.then(f"pipe.to({literal(setting.device)})")

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from fastdiff.errors import MachineProblem, Problem
-from fastdiff.passes.base import (
-    Context,
-    Fidelity,
-    Loading,
-    Notice,
-    Option,
-    Pass,
-    Requirement,
-    Setting,
-    Stage,
-)
+from fastdiff.errors import MachineProblem
+from fastdiff.passes import base
 from fastdiff.passes.effects import Effect
 from fastdiff.script import Script
 
 _GUIDE = "https://huggingface.co/docs/diffusers/optimization/fp16"
-_TF32_NEEDS = Requirement(
+_TF32_NEEDS = base.Requirement(
     device="cuda", capability=(8, 0), instead="precision=bf16, or precision=fp32", source=_GUIDE
 )
 
@@ -31,7 +20,7 @@ _UPCASTS = re.compile(r"StableDiffusionXL|SDXL|Kolors|AuraFlow|StableDiffusionUp
 """Pipelines that heed a VAE's `force_upcast`: in fp16 they decode in fp32. The others ignore it."""
 
 
-def upcasts_vae(setting: Setting) -> bool:
+def upcasts_vae(setting: base.Setting) -> bool:
     """Whether every call of this run moves the VAE to fp32 before it decodes, because the VAE asks for it.
 
     Where a config doesn't say, AutoencoderKL's own default is to ask.
@@ -44,55 +33,55 @@ def upcasts_vae(setting: Setting) -> bool:
     return bool(vae.config.get("force_upcast", vae.class_name == "AutoencoderKL"))
 
 
-class Tf32Flag(Pass):
+class Tf32Flag(base.Pass):
     """Lets CUDA's fp32 matrix products run in TensorFloat-32. Process-wide, so it is said.
 
     Only the legacy setter: once the newer `fp32_precision` has been set, reading this one raises.
     """
 
     key = "precision.tf32"
-    stage = Stage.FLAGS
-    fidelity = Fidelity.MODEL
+    stage = base.Stage.FLAGS
+    fidelity = base.Fidelity.MODEL
     does = "allow TensorFloat-32 in CUDA matrix products, for the whole process"
     source = _GUIDE
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
         return ()
 
-    def apply(self, pipeline: Any, context: Context) -> Effect:
+    def apply(self, pipeline: Any, context: base.Context) -> Effect:
         import torch
 
         torch.backends.cuda.matmul.allow_tf32 = True
         return Effect(self.key, 1, "matmul.allow_tf32", flag=True)
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         script.use("torch")
         script.flag("torch.backends.cuda.matmul.allow_tf32 = True")
 
 
 @dataclass
-class Precision(Option, Pass):
+class Precision(base.Option, base.Pass):
     """Base of the options: every component is loaded in one dtype, named as torch names it."""
 
-    slot: ClassVar[str] = "precision"
-    stage: ClassVar[Stage] = Stage.LOAD
-    fidelity: ClassVar[Fidelity] = Fidelity.MODEL
-    source: ClassVar[str | None] = _GUIDE
+    slot = "precision"
+    stage = base.Stage.LOAD
+    fidelity = base.Fidelity.MODEL
+    source = _GUIDE
     dtype: ClassVar[str] = "float32"
 
     @property
     def does(self) -> str:  # type: ignore[override]
         return f"load every component in {self.dtype}"
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
         return setting.weighty()
 
-    def prepare(self, loading: Loading) -> None:
+    def prepare(self, loading: base.Loading) -> None:
         import torch
 
         loading.dtype = getattr(torch, self.dtype)
 
-    def apply(self, pipeline: Any, context: Context) -> Effect:
+    def apply(self, pipeline: Any, context: base.Context) -> Effect:
         import torch
 
         wanted = getattr(torch, self.dtype)
@@ -122,21 +111,21 @@ class Precision(Option, Pass):
             details["summary"] = ", ".join(but)
         return Effect(self.key, changed, f"weights in {self.dtype}", details=details)
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         script.dtype = self.dtype
 
 
 @dataclass
 class Fp32(Precision):
-    key: ClassVar[str] = "precision.fp32"
+    key = "precision.fp32"
 
 
 @dataclass
 class Tf32(Precision):
-    key: ClassVar[str] = "precision.fp32"
-    requires: ClassVar[tuple[Requirement, ...]] = (_TF32_NEEDS,)
+    key = "precision.fp32"
+    requires = (_TF32_NEEDS,)
 
-    def passes(self) -> tuple[Pass, ...]:
+    def passes(self) -> tuple[base.Pass, ...]:
         return (Tf32Flag(), self)
 
 
@@ -146,10 +135,10 @@ class _Half(Precision):
 
     tf32: bool = False
 
-    def passes(self) -> tuple[Pass, ...]:
+    def passes(self) -> tuple[base.Pass, ...]:
         return (Tf32Flag(), self) if self.tf32 else (self,)
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         if self.tf32:
             problem = _TF32_NEEDS.unmet("precision.tf32=true", setting)
             if problem:
@@ -158,17 +147,17 @@ class _Half(Precision):
 
 @dataclass
 class Fp16(_Half):
-    key: ClassVar[str] = "precision.fp16"
+    key = "precision.fp16"
     dtype: ClassVar[str] = "float16"
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         if setting.device == "cpu":
-            yield Notice(
+            yield base.Notice(
                 "precision=fp16", "a CPU computes fp16 slowly; bf16 or fp32 is usually faster"
             )
         if upcasts_vae(setting):
-            yield Notice(
+            yield base.Notice(
                 "precision=fp16",
                 "this model's VAE asks for fp32 (force_upcast), so every call decodes in fp32; "
                 "precision=bf16 decodes in bf16",
@@ -177,13 +166,13 @@ class Fp16(_Half):
 
 @dataclass
 class Bf16(_Half):
-    key: ClassVar[str] = "precision.bf16"
+    key = "precision.bf16"
     dtype: ClassVar[str] = "bfloat16"
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         if setting.device == "cpu" and not setting.environment.processor_computes_in("bf16"):
-            yield Notice(
+            yield base.Notice(
                 "precision=bf16",
                 "this processor has no bf16 arithmetic (avx512_bf16, amx_bf16); fp32 may be faster here",
             )
@@ -197,4 +186,4 @@ class Bf16(_Half):
             )
 
 
-OPTIONS: dict[str, type[Option]] = {"fp32": Fp32, "tf32": Tf32, "fp16": Fp16, "bf16": Bf16}
+OPTIONS: dict[str, type[base.Option]] = {"fp32": Fp32, "tf32": Tf32, "fp16": Fp16, "bf16": Bf16}

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from fastdiff.errors import Problem
-from fastdiff.passes.base import Context, Fidelity, Notice, Option, Pass, Setting, Stage
+from fastdiff.passes import base
 from fastdiff.passes.effects import Effect
 from fastdiff.script import Script
 
 
 @dataclass
-class Separate(Option):
+class Separate(base.Option):
     """Three projections, as published."""
 
-    slot: ClassVar[str] = "qkv"
+    slot = "qkv"
 
 
 @dataclass
-class Fused(Option, Pass):
+class Fused(base.Option, base.Pass):
     """One matrix product instead of three in self-attention, and of two in cross-attention.
 
     The old weights stay in memory beside the joined ones (SDXL's UNet grows by a quarter).
     """
 
-    slot: ClassVar[str] = "qkv"
-    key: ClassVar[str] = "qkv.fused"
-    stage: ClassVar[Stage] = Stage.FUSE
-    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
-    does: ClassVar[str] = "join the attention blocks' query, key and value projections"
-    source: ClassVar[str | None] = "https://huggingface.co/docs/diffusers/tutorials/fast_diffusion"
+    slot = "qkv"
+    key = "qkv.fused"
+    stage = base.Stage.FUSE
+    fidelity = base.Fidelity.EXACT
+    does = "join the attention blocks' query, key and value projections"
+    source = "https://huggingface.co/docs/diffusers/tutorials/fast_diffusion"
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
         """Every part whose class can: an AutoencoderTiny is left out, where diffusers itself raises."""
         parts = (setting.denoiser, setting.vae)
         return tuple(p.name for p in parts if p and p.fuses_qkv)
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         part = setting.denoiser
         if part and not (part.fuses_qkv):
             yield Problem(
@@ -48,16 +47,18 @@ class Fused(Option, Pass):
                 self.source,
             )
 
-    def apply(self, pipeline: Any, context: Context) -> Effect:
-        blocks = {}
-        for name, part in context.parts(pipeline, self.components(context.setting)).items():
-            part.fuse_qkv_projections()
-            blocks[name] = sum(getattr(m, "fused_projections", False) for m in part.modules())
-        return Effect(self.key, sum(blocks.values()), "blocks", details={"components": blocks})
+    def apply(self, pipeline: Any, context: base.Context) -> Effect:
+        return self.counted(
+            pipeline,
+            context,
+            lambda part: part.fuse_qkv_projections(),
+            lambda part: sum(getattr(m, "fused_projections", False) for m in part.modules()),
+            "blocks",
+        )
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         parts = script.called(self.key, self.components(setting))
         script.then(*(f"{part}.fuse_qkv_projections()" for part in parts))
 
 
-OPTIONS: dict[str, type[Option]] = {"separate": Separate, "fused": Fused}
+OPTIONS: dict[str, type[base.Option]] = {"separate": Separate, "fused": Fused}

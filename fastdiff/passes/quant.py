@@ -14,28 +14,18 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.errors import FastdiffError, MachineProblem, Problem, RunError, named_line
-from fastdiff.passes.base import (
-    Context,
-    Fidelity,
-    Notice,
-    Option,
-    Pass,
-    Requirement,
-    Setting,
-    Stage,
-)
+from fastdiff.models.given import dead_projections
+from fastdiff.models.rows import fewest_rows, stand_in, without_numbers, without_weights
+from fastdiff.passes import base
 from fastdiff.passes.effects import Effect
 from fastdiff.passes.precision import upcasts_vae
-from fastdiff.passes.rows import fewest_rows, stand_in, without_numbers, without_weights
 from fastdiff.script import Script, ScriptError, bracketed, call, literal, predicate
 
 if TYPE_CHECKING:
     from torch import nn
 
 _TUTORIAL = "https://huggingface.co/docs/diffusers/tutorials/fast_diffusion"
-_TORCHAO = Requirement(module="torchao", instead="quant=none")
-
-_DEAD_AFTER_FUSION = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}
+_TORCHAO = base.Requirement(module="torchao", instead="quant=none")
 
 
 class Granularity(Enum):
@@ -59,37 +49,37 @@ class CudaProducts:
 
 
 @dataclass
-class NoQuant(Option):
+class NoQuant(base.Option):
     """Weights as they are."""
 
-    slot: ClassVar[str] = "quant"
+    slot = "quant"
 
 
 @dataclass
-class Quant(Option, Pass):
+class Quant(base.Option, base.Pass):
     """Base of the options.
 
     min_in_features: linear layers with fewer inputs stay as they are.
     skip_shapes: [in, out] of linear layers that stay as they are.
     """
 
-    slot: ClassVar[str] = "quant"
-    stage: ClassVar[Stage] = Stage.QUANTIZE
-    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
-    requires: ClassVar[tuple[Requirement, ...]] = (_TORCHAO,)
-    source: ClassVar[str | None] = _TUTORIAL
+    slot = "quant"
+    stage = base.Stage.QUANTIZE
+    fidelity = base.Fidelity.LOSSY
+    requires: ClassVar[tuple[base.Requirement, ...]] = (_TORCHAO,)
+    source = _TUTORIAL
     on_cuda: ClassVar[CudaProducts | None] = None
     """What layers must be like there; None asks nothing."""
 
     min_in_features: int = 17
     skip_shapes: list[list[int]] = field(default_factory=list)
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
         """Denoiser and VAE, but no VAE that each call converts to fp32: quantized weights can't follow."""
         left_out = setting.vae.name if setting.vae and upcasts_vae(setting) else None
         return tuple(name for name in setting.names() if name != left_out)
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         if self.min_in_features < 1:
             yield Problem(
                 f"quant.min_in_features={self.min_in_features}",
@@ -105,7 +95,7 @@ class Quant(Option, Pass):
                     "quant.skip_shapes=[[640,320]], or []",
                 )
         if upcasts_vae(setting):
-            yield Notice(
+            yield base.Notice(
                 setting.chosen("quant"),
                 "leaves the VAE as it is: every call converts it to fp32 (force_upcast), and "
                 "quantized weights can't be; precision=bf16 includes it",
@@ -136,7 +126,7 @@ class Quant(Option, Pass):
         """Change a component before its linear layers are quantized; returns how many layers changed."""
         return 0
 
-    def apply(self, pipeline: Any, context: Context) -> Effect:
+    def apply(self, pipeline: Any, context: base.Context) -> Effect:
         """Raises RunError if rows have to be counted and can't be."""
         counts: dict[str, int] = {}
         left_out = swapped = unfit = 0
@@ -164,7 +154,7 @@ class Quant(Option, Pass):
             details["summary"] = f"{unfit} left as they are, for their rows or sides"
         return Effect(self.key, sum(counts.values()), "linears", details=details)
 
-    def _quantize(self, layers: Iterable[nn.Module], context: Context) -> None:
+    def _quantize(self, layers: Iterable[nn.Module], context: base.Context) -> None:
         """Layer by layer, on a GPU where there is one: what fits there only when it is quantized still does.
 
         Weights that an option brings to the device in its own way go back to the host.
@@ -185,7 +175,7 @@ class Quant(Option, Pass):
         return self.on_cuda.take(layer, rows.get(path.removesuffix(".mod")))  # type: ignore[arg-type]
 
     def _fewest_rows(
-        self, pipeline: Any, names: tuple[str, ...], context: Context
+        self, pipeline: Any, names: tuple[str, ...], context: base.Context
     ) -> dict[str, dict[str, int] | None]:
         """Rows that layers see in a call of this run, by component and path; None where nothing depends on them."""
         if self.on_cuda is None or context.device != "cuda":
@@ -204,7 +194,7 @@ class Quant(Option, Pass):
                 "  instead: quant=int8_weight_only, which needs none"
             ) from error
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         """Projections that fusing replaced are quantized as well there: nothing uses them any more."""
         script.use("torch")
         script.use("torchao.quantization", "quantize_")
@@ -250,12 +240,12 @@ class Quant(Option, Pass):
         yield predicate("is_quantized", conditions, *(("rows",) if counted else ()))
 
 
-def _splits(setting: Setting) -> tuple[str, ...]:
+def _splits(setting: base.Setting) -> tuple[str, ...]:
     """How this run's VAE divides its work."""
     return tuple(n for n in ("slicing", "tiling") if getattr(setting.run.memory, f"vae_{n}", False))
 
 
-def _written_call(part: str, setting: Setting, first: tuple[str, ...]) -> list[str]:
+def _written_call(part: str, setting: base.Setting, first: tuple[str, ...]) -> list[str]:
     """The lines of a script that quantize a part where a run does. first: what the filter takes before a layer."""
     where = 'device="cuda"'
     if setting.device == "cuda" and setting.placed_by_option:
@@ -270,7 +260,7 @@ def _written_call(part: str, setting: Setting, first: tuple[str, ...]) -> list[s
     return [call("quantize_", part, "config", f"filter_fn={chosen}", *more)]
 
 
-def _written_counting(script: Script, names: tuple[str, ...], setting: Setting) -> list[str]:
+def _written_counting(script: Script, names: tuple[str, ...], setting: base.Setting) -> list[str]:
     """The lines of a script that count rows: the very functions that a run counts with, and their call."""
     script.use("typing", "Any")
     script.use("collections.abc", "Callable")
@@ -295,17 +285,6 @@ def _weight_types(part: nn.Module) -> dict[str, type]:
     return {p: type(m.weight) for p, m in part.named_modules() if isinstance(m, nn.Linear)}
 
 
-def dead_projections(part: nn.Module) -> set[str]:
-    """Paths of the projections that fusing replaced but kept: no forward uses them any more."""
-    dead = set()
-    for path, module in part.named_modules():
-        if getattr(module, "fused_projections", False):
-            for joined, replaced in _DEAD_AFTER_FUSION.items():
-                if hasattr(module, joined):
-                    dead |= {f"{path}.{name}" if path else name for name in replaced}
-    return dead
-
-
 @dataclass
 class Int8(Quant):
     """Int8 weights and activations, each activation row's scale taken while it runs.
@@ -317,24 +296,24 @@ class Int8(Quant):
     swap_channels: only convolutions that have one of these numbers of input or output channels.
     """
 
-    key: ClassVar[str] = "quant.int8"
-    does: ClassVar[str] = "dynamic int8 weights and activations in chosen linear layers"
+    key = "quant.int8"
+    does = "dynamic int8 weights and activations in chosen linear layers"
 
     on_cuda: ClassVar[CudaProducts | None] = CudaProducts(rows=17, multiple=8)  # aten::_int_mm
 
     swap_conv: bool = True
     swap_channels: list[int] = field(default_factory=list)
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         if setting.run.choices["precision"] == "fp16":
-            yield Notice(
+            yield base.Notice(
                 "quant=int8",
                 "in fp16 a product may become infinite from 514 times the largest weight of its row on, because torchao "
                 "rounds it before the weights' scale; precision=bf16 has room for it",
             )
         if setting.run.choices["compile"] == "none":
-            yield Notice(
+            yield base.Notice(
                 "quant=int8",
                 "without compile int8 is usually slower than no quantization, on a GPU by far; "
                 "compile=regional is the cheapest",
@@ -391,8 +370,8 @@ class Int8(Quant):
 class Int8WeightOnly(Quant):
     """Int8 weights, arithmetic in the run's precision: saves memory, rarely time."""
 
-    key: ClassVar[str] = "quant.int8_weight_only"
-    does: ClassVar[str] = "int8 weights in chosen linear layers"
+    key = "quant.int8_weight_only"
+    does = "int8 weights in chosen linear layers"
 
     def torchao_config(self) -> Any:
         from torchao.quantization import Int8WeightOnlyConfig
@@ -407,10 +386,10 @@ class Int8WeightOnly(Quant):
 class Fp8(Quant):
     """fp8 (e4m3) weights and activations. granularity: one scale a tensor, or one a row (bf16 only)."""
 
-    key: ClassVar[str] = "quant.fp8"
-    does: ClassVar[str] = "dynamic fp8 weights and activations in chosen linear layers"
-    requires: ClassVar[tuple[Requirement, ...]] = (
-        Requirement(
+    key = "quant.fp8"
+    does = "dynamic fp8 weights and activations in chosen linear layers"
+    requires = (
+        base.Requirement(
             device="cuda",
             capability=(8, 9),
             instead="quant=int8",
@@ -421,7 +400,7 @@ class Fp8(Quant):
 
     granularity: Granularity = Granularity.per_row
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         per_row = self.granularity is Granularity.per_row
         if per_row and setting.run.choices["precision"] != "bf16":
@@ -431,7 +410,9 @@ class Fp8(Quant):
                 "precision=bf16, or quant.granularity=per_tensor",
             )
         if setting.run.choices["compile"] == "none":
-            yield Notice("quant=fp8", "without compile fp8 is usually slower than no quantization")
+            yield base.Notice(
+                "quant=fp8", "without compile fp8 is usually slower than no quantization"
+            )
 
     def torchao_config(self) -> Any:
         from torchao.quantization import (
@@ -456,10 +437,10 @@ class Fp8(Quant):
 class Fp8WeightOnly(Quant):
     """fp8 (e4m3) weights, arithmetic in the run's precision: saves memory, rarely time."""
 
-    key: ClassVar[str] = "quant.fp8_weight_only"
-    does: ClassVar[str] = "fp8 weights in chosen linear layers"
+    key = "quant.fp8_weight_only"
+    does = "fp8 weights in chosen linear layers"
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         choice, compiles = setting.chosen("quant"), setting.run.choices["compile"] != "none"
         if setting.device == "mps":
@@ -507,7 +488,7 @@ def _written(script: Script, name: str, *arguments: str) -> str:
     return call(f"config = {name}", *arguments, "set_inductor_config=False")
 
 
-OPTIONS: dict[str, type[Option]] = {
+OPTIONS: dict[str, type[base.Option]] = {
     "none": NoQuant,
     "int8": Int8,
     "int8_weight_only": Int8WeightOnly,

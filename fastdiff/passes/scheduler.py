@@ -15,7 +15,7 @@ from fastdiff.config import RunConfig
 from fastdiff.errors import Problem, RunError
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.timesteps import HANDED, Handed
-from fastdiff.passes.base import Context, Fidelity, Notice, Option, Pass, Setting, Stage
+from fastdiff.passes import base
 from fastdiff.passes.effects import Effect
 from fastdiff.script import Script, ScriptError, call, keywords
 
@@ -50,31 +50,27 @@ FLOW_FAMILY = (
 
 
 @dataclass
-class OwnScheduler(Option):
+class OwnScheduler(base.Option):
     """The model's own."""
 
-    slot: ClassVar[str] = "scheduler"
+    slot = "scheduler"
 
 
 @dataclass
-class Scheduler(Option, Pass):
+class Scheduler(base.Option, base.Pass):
     """Base of the options: a scheduler of another class, from the configuration of the model's own."""
 
-    slot: ClassVar[str] = "scheduler"
-    stage: ClassVar[Stage] = Stage.ADAPT
-    fidelity: ClassVar[Fidelity] = Fidelity.MODEL
-    source: ClassVar[str | None] = _GUIDE
+    slot = "scheduler"
+    stage = base.Stage.ADAPT
+    fidelity = base.Fidelity.MODEL
+    source = _GUIDE
     class_name: ClassVar[str]
 
     @property
     def does(self) -> str:  # type: ignore[override]
         return f"solve with {self.class_name}, made from the model's own configuration"
 
-    @property
-    def choice(self) -> str:
-        return self.key.replace(".", "=")
-
-    def components(self, setting: Setting) -> tuple[str, ...]:
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
         return ("scheduler",)
 
     def needed(self, latent: bool) -> Mapping[str, object]:
@@ -108,7 +104,7 @@ class Scheduler(Option, Pass):
         part = replace(own, class_name=self.class_name, config=config)
         return replace(facts, components={**facts.components, "scheduler": part})
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         part = _scheduler(setting)
         if part is None or setting.facts is None:
             return
@@ -119,7 +115,7 @@ class Scheduler(Option, Pass):
             instead = _others(setting.facts.pipeline, own, part.config)
             yield Problem(self.choice, reason, instead, self.source)
 
-    def apply(self, pipeline: Any, context: Context) -> Effect:
+    def apply(self, pipeline: Any, context: base.Context) -> Effect:
         """Raises RunError if the pipeline's own scheduler is of another family."""
         import diffusers
 
@@ -146,7 +142,7 @@ class Scheduler(Option, Pass):
         }
         return Effect(self.key, int(after == self.class_name), "scheduler", details=details)
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         part = _scheduler(setting)
         if part is None:
             raise ScriptError(self.choice, "this model has no scheduler", "scheduler=default")
@@ -158,7 +154,7 @@ class Scheduler(Option, Pass):
         script.then(call(how, "pipe.scheduler.config", *keywords(added)))
 
 
-def _scheduler(setting: Setting) -> Component | None:
+def _scheduler(setting: base.Setting) -> Component | None:
     return setting.facts.components.get("scheduler") if setting.facts else None
 
 
@@ -192,13 +188,13 @@ def _others(pipeline: str, class_name: str, config: Mapping[str, Any]) -> str:
 
 @dataclass
 class Euler(Scheduler):
-    key: ClassVar[str] = "scheduler.euler"
+    key = "scheduler.euler"
     class_name: ClassVar[str] = "EulerDiscreteScheduler"
 
 
 @dataclass
 class Ddim(Scheduler):
-    key: ClassVar[str] = "scheduler.ddim"
+    key = "scheduler.ddim"
     class_name: ClassVar[str] = "DDIMScheduler"
 
     def needed(self, latent: bool) -> Mapping[str, object]:
@@ -210,7 +206,7 @@ class Ddim(Scheduler):
 class Pndm(Scheduler):
     """Calls the denoiser once more than it has steps."""
 
-    key: ClassVar[str] = "scheduler.pndm"
+    key = "scheduler.pndm"
     class_name: ClassVar[str] = "PNDMScheduler"
 
     @property
@@ -224,7 +220,7 @@ class Pndm(Scheduler):
 
 @dataclass
 class DpmSolver(Scheduler):
-    key: ClassVar[str] = "scheduler.dpm_solver"
+    key = "scheduler.dpm_solver"
     class_name: ClassVar[str] = "DPMSolverMultistepScheduler"
 
 
@@ -232,13 +228,11 @@ class DpmSolver(Scheduler):
 class Lcm(Scheduler):
     """For models distilled to draw in a few steps, or an adapter that makes them so."""
 
-    key: ClassVar[str] = "scheduler.lcm"
-    source: ClassVar[str | None] = (
-        "https://huggingface.co/docs/diffusers/using-diffusers/inference_with_lcm"
-    )
+    key = "scheduler.lcm"
+    source = "https://huggingface.co/docs/diffusers/using-diffusers/inference_with_lcm"
     class_name: ClassVar[str] = "LCMScheduler"
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         part = _scheduler(setting)
         config = part.config if part else {}
@@ -253,7 +247,7 @@ class Lcm(Scheduler):
         own = config.get("_class_name", part.class_name if part else None)
         distilled = own == self.class_name or pipeline.startswith("LatentConsistencyModel")
         if setting.run.choices["lora"] == "none" and not distilled:
-            yield Notice(
+            yield base.Notice(
                 self.choice,
                 "is for models that were distilled for it; this one isn't known to be, and draws poorly "
                 "without an adapter: lora=lcm",
@@ -334,7 +328,7 @@ class FlowScheduler(Scheduler):
             )
         return None
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         if self.shift is not None and not 0 < self.shift < math.inf:
             yield Problem(
                 f"scheduler.shift={self.shift:g}",
@@ -345,7 +339,7 @@ class FlowScheduler(Scheduler):
         yield from super().check(setting)
         yield from self._equal_timesteps(setting)
 
-    def _equal_timesteps(self, setting: Setting) -> Iterator[Problem]:
+    def _equal_timesteps(self, setting: base.Setting) -> Iterator[Problem]:
         """Two steps of one whole timestep: where the pipeline doesn't say which is first, the scheduler begins at the second."""
         part, steps = _scheduler(setting), setting.run.generation.steps
         handed = HANDED.get(setting.facts.pipeline) if setting.facts else None
@@ -384,7 +378,7 @@ def _shift(config: Mapping[str, Any]) -> float:
 
 @dataclass
 class FlowEuler(FlowScheduler):
-    key: ClassVar[str] = "scheduler.flow_euler"
+    key = "scheduler.flow_euler"
     class_name: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
     takes: ClassVar[frozenset[str]] = frozenset({"sigmas", "mu", "timesteps"})
     follows: ClassVar[frozenset[str]] = frozenset(
@@ -396,7 +390,7 @@ class FlowEuler(FlowScheduler):
 class FlowHeun(FlowScheduler):
     """Calls the denoiser twice in each step but the last."""
 
-    key: ClassVar[str] = "scheduler.flow_heun"
+    key = "scheduler.flow_heun"
     class_name: ClassVar[str] = "FlowMatchHeunDiscreteScheduler"
     takes: ClassVar[frozenset[str]] = frozenset()
 
@@ -419,7 +413,7 @@ class FlowMultistep(FlowScheduler):
 
 @dataclass
 class FlowUniPc(FlowMultistep):
-    key: ClassVar[str] = "scheduler.flow_unipc"
+    key = "scheduler.flow_unipc"
     class_name: ClassVar[str] = "UniPCMultistepScheduler"
     takes: ClassVar[frozenset[str]] = frozenset({"sigmas as array", "mu"})
     begins_at: ClassVar[float | None] = 1.0
@@ -428,13 +422,13 @@ class FlowUniPc(FlowMultistep):
 
 @dataclass
 class FlowDpmSolver(FlowMultistep):
-    key: ClassVar[str] = "scheduler.flow_dpm_solver"
+    key = "scheduler.flow_dpm_solver"
     class_name: ClassVar[str] = "DPMSolverMultistepScheduler"
     takes: ClassVar[frozenset[str]] = frozenset({"mu where dynamic", "timesteps"})
     begins_at: ClassVar[float | None] = 0.999
 
 
-OPTIONS: dict[str, type[Option]] = {
+OPTIONS: dict[str, type[base.Option]] = {
     "default": OwnScheduler,
     "euler": Euler,
     "ddim": Ddim,

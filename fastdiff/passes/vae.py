@@ -24,7 +24,7 @@ from fastdiff.models.hub import (
 )
 from fastdiff.models.reading import read_component
 from fastdiff.models.sources import Model, model_of
-from fastdiff.passes.base import Context, Fidelity, Loading, Notice, Option, Pass, Setting, Stage
+from fastdiff.passes import base
 from fastdiff.passes.effects import Effect
 from fastdiff.script import Script, literal
 
@@ -36,33 +36,29 @@ _FP16_FIX = "https://huggingface.co/madebyollin/sdxl-vae-fp16-fix"
 
 
 @dataclass
-class OwnVae(Option):
+class OwnVae(base.Option):
     """The model's own."""
 
-    slot: ClassVar[str] = "vae"
+    slot = "vae"
 
 
 @dataclass
-class Replacement(Option, Pass):
+class Replacement(base.Option, base.Pass):
     """Base of the options that put another VAE in the place of the model's own.
 
     id: org/name on the hub; null takes the one that the model names.
     path: a folder that the VAE's own `save_pretrained` wrote; relative paths start where the command is typed.
     """
 
-    slot: ClassVar[str] = "vae"
-    stage: ClassVar[Stage] = Stage.REPLACE
-    fidelity: ClassVar[Fidelity] = Fidelity.MODEL
+    slot = "vae"
+    stage = base.Stage.REPLACE
+    fidelity = base.Fidelity.MODEL
     class_name: ClassVar[str]
     title: ClassVar[str]
     replaces: ClassVar[tuple[str, ...]]  # classes that it can stand in for
 
     id: str | None = None
     path: str | None = field(default=None, metadata=PLACE)
-
-    @property
-    def choice(self) -> str:
-        return self.key.replace(".", "=")
 
     def named_by(self, model: Model) -> Path | str | None:
         """What the model itself names for this option: a folder, or org/name on the hub."""
@@ -78,10 +74,10 @@ class Replacement(Option, Pass):
         """The VAE of this name on the hub, if its architecture is known without its files."""
         raise TypeError(f"{type(self).__name__} has no known()")
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
-        return (setting.vae.name if setting.vae else "vae",)
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
+        return (setting.vae_name,)
 
-    def explain(self, setting: Setting) -> str:
+    def explain(self, setting: base.Setting) -> str:
         model = model_of(setting.run)
         origin = self.origin(model)
         name = origin.name if isinstance(origin, Path) else origin
@@ -97,7 +93,7 @@ class Replacement(Option, Pass):
         part = self._component(model, own)
         return replace(facts, components={**facts.components, own.name: part})
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         model = model_of(setting.run)
         problems = list(self._problems(model, setting.facts))
         yield from problems
@@ -106,7 +102,7 @@ class Replacement(Option, Pass):
             return
         if isinstance(origin, str) and not _held(origin):
             text = f"{origin} is not on this machine yet; the run will download it"
-            yield Notice(self.choice, text)
+            yield base.Notice(self.choice, text)
 
     def _problems(self, model: Model, facts: ModelFacts | None) -> Iterator[Problem]:
         """Why it can't stand in for this model's VAE. Raises ModelError if its folder holds no such VAE."""
@@ -202,13 +198,13 @@ class Replacement(Option, Pass):
 
     # What is done ------------------------------------------------------------------------------------
 
-    def prepare(self, loading: Loading) -> None:
+    def prepare(self, loading: base.Loading) -> None:
         setting = loading.setting
         (name,) = self.components(setting)
 
         loading.parts[name] = lambda dtype: self._load(setting, dtype)
 
-    def _load(self, setting: Setting, dtype: torch.dtype | None) -> Any:
+    def _load(self, setting: base.Setting, dtype: torch.dtype | None) -> Any:
         """The VAE on the CPU, in eval mode. Raises ModelError."""
         import diffusers
 
@@ -247,7 +243,7 @@ class Replacement(Option, Pass):
                 raise
             raise refused.with_way_out("vae.path=DIR, or vae=default") from error
 
-    def apply(self, pipeline: Any, context: Context) -> Effect:
+    def apply(self, pipeline: Any, context: base.Context) -> Effect:
         (name,) = self.components(context.setting)
         found = getattr(pipeline, name)
         changed = int(found is context.made.get(name))
@@ -262,7 +258,7 @@ class Replacement(Option, Pass):
         }
         return Effect(self.key, changed, "component", details=details)
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         origin = self.origin(model_of(setting.run))
         asked = f"a folder that {self.class_name}'s own save_pretrained() wrote"
         source = literal(origin) if isinstance(origin, str) else script.ask("--vae", asked)
@@ -293,9 +289,9 @@ def _latents(part: Component) -> tuple[int, int]:
 class Tiny(Replacement):
     """A small distilled autoencoder: decodes in a fraction of the time and memory, with less detail."""
 
-    key: ClassVar[str] = "vae.tiny"
-    does: ClassVar[str] = "put a tiny autoencoder in the place of the model's VAE"
-    source: ClassVar[str | None] = _TAESD
+    key = "vae.tiny"
+    does = "put a tiny autoencoder in the place of the model's VAE"
+    source = _TAESD
     class_name: ClassVar[str] = "AutoencoderTiny"
     title: ClassVar[str] = "tiny autoencoder"
     replaces: ClassVar[tuple[str, ...]] = ("AutoencoderKL", "AutoencoderTiny")
@@ -312,9 +308,9 @@ class Tiny(Replacement):
 class Fp16Fix(Replacement):
     """The model's VAE with its weights scaled so that it decodes in fp16, which the published one can't."""
 
-    key: ClassVar[str] = "vae.fp16_fix"
-    does: ClassVar[str] = "put a VAE that decodes in fp16 in the place of the model's own"
-    source: ClassVar[str | None] = _FP16_FIX
+    key = "vae.fp16_fix"
+    does = "put a VAE that decodes in fp16 in the place of the model's own"
+    source = _FP16_FIX
     class_name: ClassVar[str] = "AutoencoderKL"
     title: ClassVar[str] = "VAE repaired for fp16"
     replaces: ClassVar[tuple[str, ...]] = ("AutoencoderKL",)
@@ -336,14 +332,14 @@ class Fp16Fix(Replacement):
         if part.config and own.config and scale != own_scale:
             yield f"is made for latents scaled by {scale}, and this model's are scaled by {own_scale}"
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         if setting.run.choices["precision"] != "fp16":
-            yield Notice(
+            yield base.Notice(
                 self.choice,
                 f"is for precision=fp16, where the model's own VAE decodes in fp32; "
                 f"{setting.chosen('precision')} gains nothing",
             )
 
 
-OPTIONS: dict[str, type[Option]] = {"default": OwnVae, "tiny": Tiny, "fp16_fix": Fp16Fix}
+OPTIONS: dict[str, type[base.Option]] = {"default": OwnVae, "tiny": Tiny, "fp16_fix": Fp16Fix}

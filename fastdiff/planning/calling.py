@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from fastdiff.errors import Problem, nearest
 from fastdiff.models.calls import (
     CALLS,
-    DIFFUSERS,
     CallFacts,
     call_facts,
     negative_prompt_unread,
     scale_unread,
+    table_version,
     why_no_pictures,
 )
 from fastdiff.models.sides import drops_the_rest, side_multiple, taken_for
@@ -58,7 +58,7 @@ def _unknown(setting: Setting, pipeline: str) -> Iterator[Problem | Notice]:
     """A class outside the table: one that the installed diffusers lacks, or one that came after the table."""
     choice = setting.chosen("model")
     version = setting.environment.versions.get("diffusers", "")
-    if version.startswith(f"{DIFFUSERS}."):
+    if version.startswith(f"{table_version()}."):
         near = nearest(pipeline, CALLS)
         meant = f"`_class_name` {near} in model_index.json, or " if near else ""
         yield Problem(

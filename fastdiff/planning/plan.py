@@ -62,13 +62,8 @@ class Plan:
     @property
     def variables(self) -> dict[str, str]:
         """Environment variables that the run's process has to begin with."""
-        options = (option for _, _, option in self.setting.run.options())
-        return {
-            name: value
-            for option in options
-            if isinstance(option, Option)
-            for name, value in option.variables().items()
-        }
+        options = self.setting.options
+        return {name: value for option in options for name, value in option.variables().items()}
 
     def to_dict(self) -> list[dict[str, Any]]:
         return [step.to_dict() for step in self.steps]
@@ -130,12 +125,10 @@ def _noise_levels(facts: ModelFacts | None) -> int | None:
 
 
 def _passes(setting: Setting) -> Iterator[Pass]:
-    options = [option for _, _, option in setting.run.options()]
     if not setting.placed_by_option:
         yield Place()
-    for option in options:
-        if isinstance(option, Option):
-            yield from option.passes()
+    for option in setting.options:
+        yield from option.passes()
 
 
 def _findings(setting: Setting) -> Iterator[Problem | Notice]:

@@ -13,7 +13,7 @@ from fastdiff.errors import MachineProblem, Problem
 from fastdiff.machine.cache_folder import VARIABLE, rates_unkeepable
 from fastdiff.machine.environment import Environment
 from fastdiff.models.shapes.scenes import Scene
-from fastdiff.models.sources import Shapes
+from fastdiff.models.sources import Model
 from fastdiff.passes.base import Notice, Setting
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -228,7 +228,7 @@ def _caption_rules(quality: Reference, setting: Setting) -> Iterator[Problem]:
         yield Problem(
             f"quality.captions={quality.captions}", "can't be negative", "quality.captions=24"
         )
-    if not isinstance(setting.run.model, Shapes):
+    if not (isinstance(setting.run.model, Model) and setting.run.model.captioned):
         limit = quality.min_caption_score
         asked |= {"min_caption_score": f"{limit:g}"} if limit is not None else {}
         for key, value in asked.items():

@@ -197,7 +197,7 @@ def report_failure(
 ) -> dict[str, Any]:
     """Write the report of a run that ended early, with the figures that it had by then, and return it."""
     measured = folder / MEASURED
-    report: dict[str, Any] = blank_report(plan.setting.run, plan, overrides, started_at)
+    report = blank_report(plan.setting.run, plan, overrides, started_at).to_dict()
     if measured.is_file():
         report |= read_json(measured)
         measured.unlink()

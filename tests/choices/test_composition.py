@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from by_hydra import composed_by_hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fastdiff.choices.assembling import assembled
-from fastdiff.choices.compose import compose, composed_by_hydra, restore, with_option
+import fastdiff.choices.compose
+from fastdiff.__main__ import main
+from fastdiff.choices.compose import compose, restore, with_option
 from fastdiff.choices.experiments import experiments
+from fastdiff.choices.grid import read_grid
 from fastdiff.choices.options import every_key, is_literal, keys_of, option_files, schemas
 from fastdiff.choices.overrides import quote_literal
 from fastdiff.config import SLOTS, Generation, RunConfig, fingerprint
@@ -138,7 +143,7 @@ def test_schemas_cover_every_slot() -> None:
     assert schemas()["model"] == MODELS
 
 
-# The two ways to compose ---------------------------------------------------------------------------
+# One way, held to Hydra's ---------------------------------------------------------------------------
 
 TOGETHER = (
     *([choice] for choice in EVERY_OPTION),
@@ -161,50 +166,112 @@ TOGETHER = (
 
 
 @pytest.mark.parametrize("overrides", TOGETHER, ids=" ".join)
-def test_assembling_gives_what_hydra_composes(overrides: list[str]) -> None:
-    ours, theirs = assembled(overrides), composed_by_hydra(overrides)
-    assert ours == theirs
+def test_a_run_is_what_hydra_composes(overrides: list[str]) -> None:
+    ours, theirs = compose(overrides, literal=False), composed_by_hydra(overrides)
+    ours.generation = theirs.generation = resolved(ours, theirs)
     assert repr(ours) == repr(theirs)
-    assert ours is not None
     assert list(ours.choices.items()) == list(theirs.choices.items())
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["generation.steps=abc"],
-        ["generation.steps=1,2"],
-        ["generation.steps=(1"],
-        ["generation.seed=null"],
-        ["device=[1]"],
-        ["bench.runs=1.5"],
-        ["model=sdxl", "model.student=x"],
-        ["generation.steps=${bench.runs}"],
-        ["hydra.run.dir=x"],
-        ["hydra/job_logging=default"],
-    ],
-    ids=" ".join,
-)
-def test_what_can_not_be_assembled_is_left_to_hydra(overrides: list[str]) -> None:
-    assert assembled(overrides) is None
+def resolved(ours: RunConfig, theirs: RunConfig) -> Generation:
+    """Theirs with the model's values, as ours has them, where they left null; nothing else may differ."""
+    for key, value in vars(theirs.generation).items():
+        if value is None:
+            value = getattr(ours.model.generation, key)  # type: ignore[attr-defined]
+        assert getattr(ours.generation, key) == value
+    return ours.generation
 
 
-def test_what_is_assembled_twice_shares_nothing() -> None:
-    one = assembled(["quant=int8", "generation.prompt=[a cat]"])
-    assert one is not None
+def test_what_is_composed_twice_shares_nothing() -> None:
+    one = compose(["quant=int8", "generation.prompt=[a cat]"])
     one.quant.skip_shapes.clear()  # type: ignore[attr-defined]
     one.generation.prompt.clear()
-    other = assembled(["quant=int8", "generation.prompt=[a cat]"])
-    assert other == composed_by_hydra(["quant=int8", "generation.prompt=[a cat]"])
+    assert compose(["quant=int8", "generation.prompt=[a cat]"]).generation.prompt == ["a cat"]
 
 
-def test_a_usual_run_is_composed_without_hydras_search(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def compositions(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
+    """What was composed, time by time; Hydra composes nothing."""
+    counted: list[Sequence[str]] = []
+    once = fastdiff.choices.compose._composed
+
+    def count(words: Sequence[str], brought: Any) -> RunConfig:
+        counted.append(words)
+        return once(words, brought)
+
     def searched(*_: object) -> None:
         raise AssertionError("Hydra was asked")
 
-    monkeypatch.setattr("fastdiff.choices.compose.composed_by_hydra", searched)
-    run = compose(["experiment=sdxl_tutorial/int8", "model=shapes", "generation.steps=3"])
-    assert (run.choices["quant"], run.generation.steps) == ("int8", 3)
+    monkeypatch.setattr("fastdiff.choices.compose._composed", count)
+    monkeypatch.setattr("fastdiff.choices.compose.hydras_config", searched)
+    return counted
+
+
+@pytest.fixture
+def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Where runs would begin that are typed in an empty folder; their workers only restore what they are given."""
+    begun: list[str] = []
+
+    def worker(plan: Any, overrides: list[str], folder: Path, *_: Any) -> dict[str, str]:
+        data = plan.setting.run.to_dict()
+        assert restore(json.loads(json.dumps(data))).to_dict() == data
+        assert folder.is_dir()
+        begun.append(str(folder))
+        return {"status": "interrupted"}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastdiff.runs.single.execute", worker)
+    monkeypatch.setattr("fastdiff.display.report.summary", lambda *_: "")
+    return begun
+
+
+def test_a_run_is_composed_once_and_its_worker_composes_nothing(
+    compositions: list[Sequence[str]], folders: list[str]
+) -> None:
+    words = ["device=cpu", "quant=int8", "compile=default", "generation.steps=3"]
+    assert main([*words, "hydra.run.dir=here"]) == 130
+    assert (compositions, folders) == ([words], ["here"])
+
+
+FOLDERS = {
+    "plain/a b": "plain/a b",
+    "'quoted'": "quoted",
+    "out/${hydra:runtime.choices.precision}": "out/bf16",
+    "${generation.steps}_${hydra.job.name}_${now:%%}": "3_fastdiff_%",
+}
+
+
+@pytest.mark.parametrize("named", FOLDERS)
+def test_a_runs_folder_is_where_hydra_would_make_it(named: str, folders: list[str]) -> None:
+    words = ["device=cpu", "precision=bf16", "generation.steps=3"]
+    assert main([*words, f"hydra.run.dir={named}"]) == 130
+    assert folders == [FOLDERS[named]]
+
+
+def test_a_cell_of_a_grid_is_composed_once(compositions: list[Sequence[str]]) -> None:
+    grid = ["quant=none,int8", "generation.steps=3,abc"]
+    assert [cell.run is None for cell in read_grid(grid).cells] == [False, True] * 2
+    assert len(compositions) == 4
+
+
+FROM_OTHERS = {
+    ("generation.steps=${bench.runs}",): ("generation", "steps", 5),
+    ("generation.seed=3", "bench.runs=${generation.seed}"): ("bench", "runs", 3),
+    ("generation.prompt='${device}, ${generation.seed}'",): ("generation", "prompt", "auto, 0"),
+    ("quant=int8", "quant.min_in_features=${quant.max_in_features}"): None,
+}
+
+
+@pytest.mark.parametrize("words", FROM_OTHERS)
+def test_interpolations_are_what_hydra_makes_of_them(words: tuple[str, ...]) -> None:
+    expected = FROM_OTHERS[words]
+    if expected is None:
+        with pytest.raises(UsageError, match=r"Interpolation key .* not found"):
+            compose(words, literal=False)
+        return
+    root, key, value = expected
+    for run in (compose(words, literal=False), composed_by_hydra(words)):
+        assert getattr(getattr(run, root), key) == value
 
 
 # What is drawn -------------------------------------------------------------------------------------
@@ -317,7 +384,7 @@ def test_hydras_own_keys_are_let_through() -> None:
 def test_every_key_of_every_option_can_be_overridden_as_far_as_names_go() -> None:
     run = compose(["model=sdxl", "model.student.id=a/b", "model.generation.steps=3"])
     assert run.generation.steps == 3
-    assert run.model.student.id == "a/b"
+    assert run.model.student.id == "a/b"  # type: ignore[attr-defined]
 
 
 def test_composing_leaves_nothing_behind_for_the_next_time() -> None:

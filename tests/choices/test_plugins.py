@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_hydra import composed_by_hydra
 
 from fastdiff.__main__ import main
-from fastdiff.choices.compose import compose, composed_by_hydra, restore
+from fastdiff.choices.compose import compose, restore
 from fastdiff.choices.experiments import names
 from fastdiff.choices.options import keys_of, option_files, origins, schemas
 from fastdiff.choices.plugins import GROUP, plugins
@@ -85,7 +86,7 @@ GOOD = """
 from dataclasses import dataclass
 from typing import ClassVar
 from fastdiff.passes.base import Option, Pass, Stage
-from fastdiff.machine.files import Effect
+from fastdiff.passes.effects import Effect
 
 @dataclass
 class Ours(Option, Pass):

@@ -614,7 +614,7 @@ def test_a_disk_that_fills_up_while_a_run_goes_on_is_no_traceback(
     def full(_: list[str]) -> int:
         raise OSError(errno.ENOSPC, "No space left on device", "log.txt")
 
-    monkeypatch.setattr("fastdiff.commands.plan._plan", full)
+    monkeypatch.setattr("fastdiff.commands.plan.run", full)
     assert main(["plan"]) == 1
     assert capsys.readouterr().err == lines(
         "fastdiff: no room on the disk: [Errno 28] No space left on device: 'log.txt'",
@@ -696,7 +696,7 @@ def test_ctrl_c_ends_with_130(
     def interrupted(_: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastdiff.commands.plan._plan", interrupted)
+    monkeypatch.setattr("fastdiff.commands.plan.run", interrupted)
     assert main(["plan"]) == 130
     assert capsys.readouterr().err == "fastdiff: interrupted\n"
 
@@ -908,7 +908,7 @@ def latency_line(samples: tuple[float, ...], warm_up_calls: int) -> str:
     from fastdiff.planning.plan import make_plan
 
     run = compose(["device=cpu"])
-    report = blank_report(run, make_plan(run, CPU, None), [], "now")
+    report = blank_report(run, make_plan(run, CPU, None), [], "now").to_dict()
     report |= {"status": "ok", "images": [{"path": "image-0.png"}]}
     report["environment"]["threads"] = 1
     report["latency_s"] = Latency(samples).to_dict()
@@ -1111,7 +1111,7 @@ def test_windows_is_refused_in_one_sentence(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fastdiff.runs.process.sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr("fastdiff.runs.folders.sys", SimpleNamespace(platform="win32"))
     assert main(words) == 2
     assert capsys.readouterr().err == (
         "fastdiff: Windows can't run this: a run's process is watched and ended by calls\n"

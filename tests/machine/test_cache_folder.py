@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fastdiff.machine.cache_folder import (
     VARIABLE,
+    KeptFile,
     cache_folder,
     distrust,
-    make_private,
+    doubtful,
     rates_folder,
     rates_unkeepable,
     unwritable,
@@ -66,27 +66,34 @@ def test_rates_can_be_kept_where_the_user_said_or_it_is_known_why_not(
     assert rates_unkeepable() is None  # nobody asked for that folder
 
 
-@pytest.fixture
-def _for_the_group_too() -> Iterator[None]:
-    """The umask of systems where every user has a group of their own."""
-    before = os.umask(0o002)
-    yield
-    os.umask(before)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_kept_file_is_for_this_user_alone_unless_its_folder_is_anothers(
+    tmp_path: Path, shared: bool
+) -> None:
+    file = KeptFile(tmp_path / "new" / "x.json", shared)
+    assert file.read() == (None, None)
+    assert file.keep({"a": 1}) is None
+    assert file.read() == ({"a": 1}, None)
+    assert (file.path.parent.stat().st_mode & 0o077 == 0) is not shared
+    file.path.chmod(0o666)
+    assert file.read() == (({"a": 1}, None) if shared else (None, "can be written by others"))
+    for text in ("", "{", "[1]", "null", "[" * 100_000):
+        file.keep({})
+        file.path.write_text(text)
+        assert file.read() == (None, "can't be read")
+    assert KeptFile(file.path / "x.json", shared).keep({}) == "File exists"
 
 
-@pytest.mark.usefixtures("_for_the_group_too")
 def test_what_is_made_is_for_this_user_alone_whatever_the_umask(tmp_path: Path) -> None:
-    (tmp_path / "cache").mkdir(mode=0o755)
-    made = [tmp_path / "cache" / "fastdiff", tmp_path / "cache" / "fastdiff" / "aot"]
-    make_private(made[-1])
-    assert [folder.stat().st_mode & 0o777 for folder in made] == [0o700, 0o700]
-    assert [distrust(folder) for folder in made] == [None, None]
-
-
-@pytest.mark.usefixtures("_for_the_group_too")
-def test_what_is_there_already_stays_as_it_is(tmp_path: Path) -> None:
-    there = tmp_path / "fastdiff"
-    there.mkdir()
-    make_private(there / "aot")
-    assert there.stat().st_mode & 0o777 == 0o775
-    assert distrust(there) == "can be written by others"
+    before = os.umask(0o002)  # of systems where every user has a group of their own
+    try:
+        (tmp_path / "cache").mkdir(mode=0o755)
+        made = [tmp_path / "cache" / "fastdiff", tmp_path / "cache" / "fastdiff" / "aot"]
+        assert doubtful(*made) is None
+        assert [folder.stat().st_mode & 0o777 for folder in made] == [0o700, 0o700]
+        there = tmp_path / "there"
+        there.mkdir()  # what is there already stays as it is
+        assert doubtful(there, there / "aot") == (there, "can be written by others")
+        assert there.stat().st_mode & 0o777 == 0o775
+    finally:
+        os.umask(before)

@@ -119,7 +119,7 @@ def test_settings_can_be_read_after_the_newer_name_was_used() -> None:
     import sys
 
     code = (
-        "import torch; from fastdiff import software\n"
+        "import torch; from fastdiff.machine import software\n"
         "torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
         "print(software.process_flags(), software.torch_settings()['float32_matmul_precision'])"
     )

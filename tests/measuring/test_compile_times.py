@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from conftest import TorchServer
 
-from fastdiff.choices.compose import compose
 from fastdiff.measuring import compile_times
 from fastdiff.measuring.compile_times import native_code, read, records_folder, setting_key
 from fastdiff.passes.effects import Observed
@@ -31,8 +30,16 @@ def judged(
     outcomes: Sequence[Any] = (),
     built: bool = True,
     held: bool = True,
-) -> dict[str, Any]:
-    return compile_times.judged(record, observed, counts, outcomes, built=built, held=held)
+) -> tuple[Any, ...]:
+    """Cache, cold_compile_s, saved_s and its reason."""
+    found = compile_times.judged(record, observed, counts, outcomes, built=built, held=held)
+    assert list(found) == ["cache", "cold_compile_s", "saved_s", "saved_reason"]
+    return tuple(found.values())
+
+
+FILLED = "this run filled the cache"
+PART = "part of the cache was missing and was compiled again"
+NOTHING_TAKEN = "a cold run is on record, and nothing was taken from the cache: it was emptied, damaged or switched off"
 
 
 @pytest.fixture
@@ -41,84 +48,34 @@ def record(tmp_path: Path) -> Path:
 
 
 def test_a_cold_run_is_put_on_record_and_a_warm_one_says_what_it_saved(record: Path) -> None:
-    assert judged(record, COLD, MISSES, ()) == {
-        "cache": "cold",
-        "cold_compile_s": 96.0,
-        "saved_s": None,
-        "saved_reason": "this run filled the cache",
-    }
-    assert judged(record, WARM, HITS, ()) == {
-        "cache": "warm",
-        "cold_compile_s": 96.0,
-        "saved_s": 90.5,
-        "saved_reason": None,
-    }
-
-
-def test_a_warm_run_without_a_record_says_so(record: Path) -> None:
-    assert judged(record, WARM, HITS, ()) == {
-        "cache": "warm",
-        "cold_compile_s": None,
-        "saved_s": None,
-        "saved_reason": (
-            f"no cold run of this setting on this machine is on record in {record.parent}"
-        ),
-    }
+    unknown = f"no cold run of this setting on this machine is on record in {record.parent}"
+    assert judged(record, WARM, HITS) == ("warm", None, None, unknown)
+    assert judged(record, COLD, MISSES) == ("cold", 96.0, None, FILLED)
+    assert judged(record, WARM, HITS) == ("warm", 96.0, 90.5, None)
 
 
 def test_a_run_that_found_a_part_is_not_put_on_record(record: Path) -> None:
-    part = "part of the cache was missing and was compiled again"
-    assert judged(record, COLD, MISSES | HITS, ())["saved_reason"] == part
+    outcomes = [SimpleNamespace(reused=False), SimpleNamespace(reused=True)]
+    assert judged(record, COLD, MISSES | HITS) == ("cold", None, None, PART)
+    assert judged(record, COLD, {}, outcomes) == ("cold", None, None, PART)
     assert not record.exists()
-    judged(record, COLD, MISSES, ())
-    later = judged(record, replace(COLD, compile_s=50.0), MISSES | HITS, ())
-    assert later == {
-        "cache": "cold",
-        "cold_compile_s": 96.0,
-        "saved_s": None,
-        "saved_reason": part,
-    }
-
-
-def test_packages_that_were_partly_reused_are_not_put_on_record(
-    record: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Some:
-        loaded = (SimpleNamespace(built=True), SimpleNamespace(built=False))
-
-    monkeypatch.setattr(compile_times, "Packages", Some)
-    assert "part of the cache" in judged(record, COLD, {}, [Some(), object()])["saved_reason"]
-    assert not record.exists()
+    judged(record, COLD, MISSES)
+    later = judged(record, replace(COLD, compile_s=50.0), MISSES | HITS)
+    assert later == ("cold", 96.0, None, PART)
 
 
 def test_frozen_graphs_are_planned_again_and_their_code_is_taken(record: Path) -> None:
-    assert judged(record, COLD, FROZEN, ())["saved_reason"] == "this run filled the cache"
-    again = judged(record, replace(COLD, compile_s=20.0), FROZEN, built=False)
-    assert again == {
-        "cache": "warm",
-        "cold_compile_s": 96.0,
-        "saved_s": 76.0,
-        "saved_reason": (
-            "frozen graphs are planned again in every process; their native code was in the cache"
-        ),
-    }
+    again = replace(COLD, compile_s=20.0)
+    assert judged(record, COLD, FROZEN) == ("cold", 96.0, None, FILLED)
+    assert judged(record, again, FROZEN, built=False) == (
+        *("warm", 96.0, 76.0),
+        "frozen graphs are planned again in every process; their native code was in the cache",
+    )
+    assert judged(record, again, FROZEN) == ("cold", 96.0, None, PART)  # some had to be built
     assert read(record) == 96.0
-
-
-def test_frozen_graphs_of_which_some_code_had_to_be_built_again_are_cold(record: Path) -> None:
-    judged(record, COLD, FROZEN)
-    again = judged(record, replace(COLD, compile_s=20.0), FROZEN)
-    assert (again["cache"], again["saved_s"]) == ("cold", None)
-    assert again["saved_reason"] == "part of the cache was missing and was compiled again"
-
-
-def test_frozen_graphs_in_an_emptied_folder_are_as_cold_as_any(record: Path) -> None:
-    judged(record, COLD, FROZEN, held=False)
-    again = judged(record, replace(COLD, compile_s=80.0), FROZEN, held=False)
-    assert (again["cold_compile_s"], again["saved_reason"]) == (80.0, NOTHING_TAKEN)
-
-
-NOTHING_TAKEN = "a cold run is on record, and nothing was taken from the cache: it was emptied, damaged or switched off"
+    # In an emptied folder they are as cold as any.
+    emptied = judged(record, replace(COLD, compile_s=80.0), FROZEN, held=False)
+    assert emptied == ("cold", 80.0, None, NOTHING_TAKEN)
 
 
 @pytest.mark.parametrize("counts", [MISSES, {}])
@@ -129,14 +86,12 @@ def test_the_quickest_cold_run_stays_on_record(
     said = []
     for compile_s in (60.0, 50.0, 90.0, 62.0):
         observed = Observed(cache="cold", compile_s=compile_s)
-        found = judged(record, observed, counts, built=built, held=held)
-        assert (found["cache"], found["saved_s"]) == ("cold", None)
-        said.append((found["cold_compile_s"], found["saved_reason"], read(record)))
+        said.append((*judged(record, observed, counts, built=built, held=held), read(record)))
     assert said == [
-        (60.0, "this run filled the cache", 60.0),
-        *[(50.0, NOTHING_TAKEN, 50.0)] * 3,
+        ("cold", 60.0, None, FILLED, 60.0),
+        *[("cold", 50.0, None, NOTHING_TAKEN, 50.0)] * 3,
     ]
-    assert judged(record, WARM, HITS)["saved_s"] == 44.5
+    assert judged(record, WARM, HITS)[2] == 44.5
 
 
 @pytest.mark.parametrize("counts", [MISSES, {}])
@@ -144,17 +99,13 @@ def test_code_beside_a_damaged_index_may_be_taken_and_the_record_stays(
     counts: dict[str, int], record: Path
 ) -> None:
     beside = replace(COLD, compile_s=20.0)
-    assert judged(record, beside, counts, built=False)["cold_compile_s"] is None
+    assert judged(record, beside, counts, built=False)[1] is None
     judged(record, COLD, MISSES)
-    assert judged(record, beside, counts, built=False) == {
-        "cache": "cold",
-        "cold_compile_s": 96.0,
-        "saved_s": None,
-        "saved_reason": (
-            "graphs were planned again; native code may have been taken from the cache, whose index was missing, "
-            "damaged or switched off"
-        ),
-    }
+    assert judged(record, beside, counts, built=False) == (
+        *("cold", 96.0, None),
+        "graphs were planned again; native code may have been taken from the cache, whose index was missing, "
+        "damaged or switched off",
+    )
     assert read(record) == 96.0
 
 
@@ -179,24 +130,20 @@ def test_a_broken_record_is_none(text: str, record: Path) -> None:
     record.parent.mkdir()
     record.write_text(text)
     assert read(record) is None
-    assert judged(record, WARM, HITS, ())["saved_s"] is None
+    assert judged(record, WARM, HITS)[2] is None
 
 
 def test_a_record_that_cannot_be_written_is_said(record: Path) -> None:
     record.parent.write_text("a file")
-    found = judged(record, COLD, MISSES, ())
-    assert found["cold_compile_s"] == 96.0
-    assert found["saved_reason"].startswith(f"can't be put on record in {record.parent} (")
+    _, cold_s, _, reason = judged(record, COLD, MISSES)
+    assert cold_s == 96.0
+    assert reason.startswith(f"can't be put on record in {record.parent} (")
 
 
 def test_nothing_compiled(shapes_plan: Any) -> None:
     setting = shapes_plan().setting
-    assert compile_times.compile_times(setting, Observed(), (), frozenset()) == {
-        "cache": "none",
-        "cold_compile_s": None,
-        "saved_s": None,
-        "saved_reason": "nothing was compiled",
-    }
+    found = compile_times.compile_times(setting, Observed(), (), frozenset())
+    assert tuple(found.values()) == ("none", None, None, "nothing was compiled")
 
 
 def test_the_record_belongs_to_what_is_compiled(shapes_plan: Any) -> None:
@@ -212,13 +159,14 @@ def test_the_record_belongs_to_what_is_compiled(shapes_plan: Any) -> None:
     assert setting_key(replace(setting, environment=elsewhere)) != plain
 
 
-def test_records_lie_within_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_lie_within_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes_plan: Any
+) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     monkeypatch.setenv("FASTDIFF_CACHE_DIR", str(tmp_path / "own"))
 
-    def where(*overrides: str) -> Path:
-        option: Any = compose(list(overrides)).compile
-        return records_folder(option)
+    def where(*overrides: str) -> Path | None:
+        return records_folder(shapes_plan(*overrides).setting)
 
     assert where("compile=default") == tmp_path / "inductor" / "fastdiff"
     named = where("compile=default", f"compile.cache_dir={tmp_path / 'mine'}")

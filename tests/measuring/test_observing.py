@@ -21,6 +21,8 @@ from fastdiff.passes.effects import Observed
 FLASH = "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4> >"
 CUTLASS = "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel)"
 CUDNN = "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128"
+DOT, INNER = "aten::_scaled_dot_product_", "aten::_efficient_attention_forward"
+SPLIT = "void pytorch_flash::flash_fwd_splitkv_kernel<Flash_fwd_kernel_traits<64> >"
 GEMM = "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64"
 
 
@@ -29,66 +31,37 @@ GEMM = "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64"
     [
         ({}, {}),
         ({"aten::mm": 50, GEMM: 50, "aten::softmax": 3}, {}),
-        ({"aten::_scaled_dot_product_flash_attention_for_cpu": 14}, {"flash": 14}),
-        ({"aten::_scaled_dot_product_flash_attention": 8, FLASH: 8}, {"flash": 8}),
-        ({"aten::_scaled_dot_product_efficient_attention": 8, CUTLASS: 8}, {"efficient": 8}),
-        ({"aten::_scaled_dot_product_cudnn_attention": 8, CUDNN: 8}, {"cudnn": 8}),
-        ({"aten::_scaled_dot_product_attention_math": 4, "aten::bmm": 8}, {"math": 4}),
+        ({f"{DOT}flash_attention_for_cpu": 14}, {"flash": 14}),
+        ({f"{DOT}flash_attention": 8, FLASH: 8}, {"flash": 8}),
+        ({f"{DOT}efficient_attention": 8, CUTLASS: 8}, {"efficient": 8}),
+        ({f"{DOT}cudnn_attention": 8, CUDNN: 8}, {"cudnn": 8}),
+        ({f"{DOT}attention_math": 4, "aten::bmm": 8}, {"math": 4}),
         # On mps the formula has an operator of its own (aten/src/ATen/native/mps/operations/Attention.mm).
-        (
-            {
-                "aten::_scaled_dot_product_attention_math_for_mps": 4,
-                "aten::scaled_dot_product_attention": 4,
-            },
-            {"math": 4},
-        ),
+        ({f"{DOT}attention_math_for_mps": 4, "aten::scaled_dot_product_attention": 4}, {"math": 4}),
         ({"aten::baddbmm": 4, "aten::bmm": 4}, {"baddbmm": 4}),
         (
-            {
-                "aten::_scaled_dot_product_flash_attention": 3,
-                "aten::_scaled_dot_product_efficient_attention": 5,
-            },
+            {f"{DOT}flash_attention": 3, f"{DOT}efficient_attention": 5},
             {"efficient": 5, "flash": 3},
         ),
         ({"xformers::efficient_attention_forward_cutlass": 6}, {"xformers": 6}),
         ({"xformers_flash::flash_fwd": 6, FLASH: 6}, {"xformers": 6}),
-        ({"aten::_efficient_attention_forward": 6, CUTLASS: 6}, {"xformers": 6}),
+        ({INNER: 6, CUTLASS: 6}, {"xformers": 6}),
         # A parent and its child, as CUDA profiles show them, are one call.
-        (
-            {
-                "aten::_scaled_dot_product_efficient_attention": 8,
-                "aten::_efficient_attention_forward": 8,
-                CUTLASS: 8,
-            },
-            {"efficient": 8},
-        ),
-        (
-            {
-                "xformers::efficient_attention_forward_cutlass": 6,
-                "aten::_efficient_attention_forward": 6,
-            },
-            {"xformers": 6},
-        ),
+        ({f"{DOT}efficient_attention": 8, INNER: 8, CUTLASS: 8}, {"efficient": 8}),
+        ({"xformers::efficient_attention_forward_cutlass": 6, INNER: 6}, {"xformers": 6}),
+        # A replayed CUDA graph shows kernels and no operators.
+        *[
+            ({name: 12, GEMM: 100, "cudaGraphLaunch": 1}, {kernel: 12})
+            for name, kernel in ((FLASH, "flash"), (CUTLASS, "efficient"), (CUDNN, "cudnn"))
+        ],
+        # Over few queries FlashAttention splits keys and values, and sums up in a kernel of its own.
+        ({SPLIT: 20, SPLIT.replace("splitkv", "splitkv_combine"): 20}, {"flash": 20}),
     ],
 )
 def test_operators_are_counted_by_kernel(events: dict[str, int], kernels: dict[str, int]) -> None:
     found = count_kernels(Counter(events))
     assert found == kernels
     assert list(found) == list(kernels)  # the most frequent first
-
-
-@pytest.mark.parametrize(
-    ("name", "kernel"), [(FLASH, "flash"), (CUTLASS, "efficient"), (CUDNN, "cudnn")]
-)
-def test_a_replayed_cuda_graph_shows_kernels_and_no_operators(name: str, kernel: str) -> None:
-    assert count_kernels(Counter({name: 12, GEMM: 100, "cudaGraphLaunch": 1})) == {kernel: 12}
-
-
-def test_flash_attention_in_two_kernels_is_one_call() -> None:
-    """Over few queries it splits keys and values, and sums up in a kernel of its own."""
-    split = "void pytorch_flash::flash_fwd_splitkv_kernel<Flash_fwd_kernel_traits<64> >"
-    combine = "void pytorch_flash::flash_fwd_splitkv_combine_kernel<Flash_fwd_kernel_traits<64> >"
-    assert count_kernels(Counter({split: 20, combine: 20})) == {"flash": 20}
 
 
 def test_one_profiled_call_leaves_the_pipeline_as_it_was(shapes_plain: Any) -> None:
@@ -111,12 +84,9 @@ def test_one_profiled_call_leaves_the_pipeline_as_it_was(shapes_plain: Any) -> N
 
 
 def test_the_pipeline_is_given_back_when_the_profiled_call_fails(
-    sd_folder: Path, local_plan: Any
+    sd_folder: Path, local_plan: Any, built: Any
 ) -> None:
-    from fastdiff.planning.build import build
-
-    plan = local_plan(sd_folder)
-    pipeline = build(plan).pipeline
+    pipeline, generation = built(local_plan(sd_folder))
 
     def broken(*args: Any) -> Any:
         raise ZeroDivisionError
@@ -124,7 +94,7 @@ def test_the_pipeline_is_given_back_when_the_profiled_call_fails(
     hook = pipeline.unet.conv_in.register_forward_pre_hook(broken)
     forward = pipeline.unet.forward
     with pytest.raises(ZeroDivisionError):
-        attention_kernels(pipeline, "unet", plan.setting.run.generation)
+        attention_kernels(pipeline, "unet", generation)
     hook.remove()
     assert pipeline.unet.forward == forward
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import Clock
 
 from fastdiff.config import Generation
 from fastdiff.measuring.parts import (
@@ -20,29 +20,11 @@ from fastdiff.measuring.parts import (
     denoiser_name,
     methods_of,
     not_timed,
-    replaced,
     time_parts,
 )
 from fastdiff.models.pictures import draw
 
 MakePlan = Callable[..., Any]
-
-
-class Clock:
-    """Time that passes only when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "perf_counter", clock)
-    return clock
 
 
 class Scheduler:
@@ -201,21 +183,6 @@ def test_everything_is_put_back_also_after_an_error(clock: Clock) -> None:
     assert attributes(pipeline) == before
 
 
-def test_a_method_is_given_back_to_its_class_or_to_the_object() -> None:
-    class Owner:
-        def name(self) -> str:
-            return "class"
-
-    owner = Owner()
-    with replaced(owner, "name", lambda: "other"):
-        assert owner.name() == "other"
-    assert "name" not in vars(owner)
-    owner.name = lambda: "own"  # type: ignore[method-assign]
-    with replaced(owner, "name", lambda: "other"):
-        pass
-    assert owner.name() == "own"
-
-
 def test_a_parts_context_is_left_when_the_part_fails(clock: Clock) -> None:
     pipeline, seen = Fake(clock), []
 
@@ -231,40 +198,28 @@ def test_a_parts_context_is_left_when_the_part_fails(clock: Clock) -> None:
     assert seen == ["text_encoders", "text_encoders"] * 2
 
 
-@pytest.fixture(params=["sd_folder", "flux_folder"])
-def family(request: pytest.FixtureRequest, local_plan: MakePlan) -> Any:
-    from fastdiff.planning.build import build
-
-    plan = local_plan(request.getfixturevalue(request.param))
-    return build(plan).pipeline, plan.setting.run.generation
-
-
-def test_real_pipelines_of_two_families_spend_time_in_every_part(family: Any) -> None:
-    pipeline, generation = family
+@pytest.mark.parametrize("folder", ["sd_folder", "flux_folder"])
+def test_real_pipelines_of_two_families_spend_time_in_every_part(
+    folder: str, request: pytest.FixtureRequest, local_plan: MakePlan, built: Any
+) -> None:
+    pipeline, generation = built(local_plan(request.getfixturevalue(folder)))
     before = attributes(pipeline)
     found = time_parts(pipeline, generation, "cpu", 1)
     assert all(found[name] > 0 for name in (*PARTS, "other"))
     assert sum(found[name] for name in (*PARTS, "other")) == pytest.approx(found["whole"])
     assert found["denoiser_calls"] == 2
     assert attributes(pipeline) == before
-
-
-def test_the_denoiser_is_known_by_the_pipelines_class_and_components(family: Any) -> None:
-    assert denoiser_name(family[0]) in ("unet", "transformer")
+    assert denoiser_name(pipeline) in ("unet", "transformer")
     assert denoiser_name(SimpleNamespace(components={})) is None
 
 
 def test_the_embedded_model_has_two_text_encoders(shapes_plain: Any) -> None:
-    methods = methods_of(shapes_plain.pipeline)
-    assert [(m.part, m.name) for m in methods] == [
-        ("text_encoders", "forward"),
-        ("text_encoders", "forward"),
+    found = [(method.part, method.name) for method in methods_of(shapes_plain.pipeline)]
+    assert found == [
+        *[("text_encoders", "forward")] * 2,
         ("denoiser", "forward"),
-        ("scheduler", "set_timesteps"),
-        ("scheduler", "scale_model_input"),
-        ("scheduler", "step"),
-        ("vae", "encode"),
-        ("vae", "decode"),
+        *[("scheduler", name) for name in ("set_timesteps", "scale_model_input", "step")],
+        *[("vae", name) for name in ("encode", "decode")],
     ]
 
 
@@ -295,14 +250,13 @@ def test_the_empty_report_has_every_field(clock: Clock) -> None:
 
 @pytest.mark.slow
 def test_looking_at_the_parts_compiles_nothing_again(
-    smallest_folder: Path, local_plan: MakePlan
+    smallest_folder: Path, local_plan: MakePlan, built: Any
 ) -> None:
     from fastdiff.measuring.observing import compile_counters
     from fastdiff.measuring.profiling import profile_call
-    from fastdiff.planning.build import build
 
     plan = local_plan(smallest_folder, "compile=default", "generation.steps=6")
-    pipeline, generation = build(plan).pipeline, plan.setting.run.generation
+    pipeline, generation = built(plan)
     draw(pipeline, generation)
     forward, graphs = pipeline.unet.forward, compile_counters().graphs
     time_parts(pipeline, generation, "cpu", 2)

@@ -49,6 +49,11 @@ def process(tmp_path: Path) -> Process:
     return Process(tmp_path)
 
 
+@pytest.fixture
+def memory(process: Process) -> PeakMemory:
+    return PeakMemory("cpu", process.folder)
+
+
 @pytest.fixture(autouse=True)
 def no_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
@@ -68,8 +73,9 @@ def a_run(memory: PeakMemory, process: Process) -> None:
         process.hold(330, peak=370)
 
 
-def test_phases_are_told_apart_and_the_peak_is_that_of_the_whole_process(process: Process) -> None:
-    memory = PeakMemory("cpu", process.folder)
+def test_phases_are_told_apart_and_the_peak_is_that_of_the_whole_process(
+    memory: PeakMemory, process: Process
+) -> None:
     a_run(memory, process)
     linear = nn.Linear(1024, 1024 * 5, bias=False)  # 20 MB
     found = memory.parts([linear], compiled=True)
@@ -92,15 +98,21 @@ def test_phases_are_told_apart_and_the_peak_is_that_of_the_whole_process(process
     }
 
 
-def test_a_peak_from_before_the_first_phase_is_kept(process: Process) -> None:
+def test_a_peak_from_before_the_first_phase_is_kept_and_of_not_compiling_there_is_none(
+    process: Process,
+) -> None:
     process.hold(100, peak=2000)
     memory = PeakMemory("cpu", process.folder)
     a_run(memory, process)
     assert memory.to_dict()["host"] == 2000 * MB
+    found = memory.parts([], compiled=False)
+    assert found["compile"] == {"device": None, "host": None}
+    assert found["reasons"]["compile"] == "nothing was compiled"
 
 
-def test_calls_that_fit_into_what_was_kept_show_no_activations(process: Process) -> None:
-    memory = PeakMemory("cpu", process.folder)
+def test_calls_that_fit_into_what_was_kept_show_no_activations(
+    memory: PeakMemory, process: Process
+) -> None:
     with memory.phase("import"):
         process.hold(250)
     with memory.phase("first_call"):
@@ -116,19 +128,10 @@ def test_calls_that_fit_into_what_was_kept_show_no_activations(process: Process)
     assert found["compile"]["host"] == 100 * MB
 
 
-def test_without_compiling_there_is_no_peak_of_it(process: Process) -> None:
-    memory = PeakMemory("cpu", process.folder)
-    a_run(memory, process)
-    found = memory.parts([], compiled=False)
-    assert found["compile"] == {"device": None, "host": None}
-    assert found["reasons"]["compile"] == "nothing was compiled"
-
-
 def test_a_system_that_keeps_one_peak_tells_no_phases_apart(
-    process: Process, monkeypatch: pytest.MonkeyPatch
+    memory: PeakMemory, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PeakMemory, "_reset_host", lambda self: False)
-    memory = PeakMemory("cpu", process.folder)
     a_run(memory, process)
     found = memory.parts([], compiled=True)
     assert memory.to_dict()["host"] == 900 * MB
@@ -139,8 +142,9 @@ def test_a_system_that_keeps_one_peak_tells_no_phases_apart(
     )
 
 
-def test_nothing_is_kept_of_a_phase_that_failed_but_its_peak(process: Process) -> None:
-    memory = PeakMemory("cpu", process.folder)
+def test_nothing_is_kept_of_a_phase_that_failed_but_its_peak(
+    memory: PeakMemory, process: Process
+) -> None:
 
     def fail() -> None:
         process.hold(100, peak=700)
@@ -153,8 +157,9 @@ def test_nothing_is_kept_of_a_phase_that_failed_but_its_peak(process: Process) -
     assert memory.parts([], compiled=False)["reasons"]["host"] == "no phase was followed"
 
 
-def test_weights_of_which_less_is_resident_leave_nothing_to_be_told(process: Process) -> None:
-    memory = PeakMemory("cpu", process.folder)
+def test_weights_of_which_less_is_resident_leave_nothing_to_be_told(
+    memory: PeakMemory, process: Process
+) -> None:
     a_run(memory, process)
     found = memory.parts([nn.Linear(1024, 1024 * 100, bias=False)], compiled=False)  # 400 MB
     assert found["held"]["host"] is None
@@ -164,8 +169,9 @@ def test_weights_of_which_less_is_resident_leave_nothing_to_be_told(process: Pro
     )
 
 
-def test_a_run_that_was_not_followed_from_its_imports_on_says_so(process: Process) -> None:
-    memory = PeakMemory("cpu", process.folder)
+def test_a_run_that_was_not_followed_from_its_imports_on_says_so(
+    memory: PeakMemory, process: Process
+) -> None:
     with memory.phase("steady"):
         process.hold(100, peak=120)
     found = memory.parts([], compiled=False)
@@ -272,17 +278,12 @@ def test_the_empty_report_has_every_field() -> None:
     assert empty["reasons"] == {"all": "nothing was measured"}
 
 
-def test_peaks_on_a_cpu_are_the_hosts_alone() -> None:
+def test_peaks_on_a_cpu_are_the_hosts_alone_and_known_without_proc(tmp_path: Path) -> None:
     peaks = peak_memory_bytes("cpu")
     assert (peaks["device_allocated"], peaks["device_reserved"]) == (None, None)
-    assert peaks["host"] is not None
-    assert peaks["host"] > 50_000_000  # torch alone is more
-
-
-def test_without_proc_the_system_is_asked(tmp_path: Path) -> None:
-    peak = host_peak_bytes(tmp_path / "nowhere")
-    assert peak is not None
-    assert peak > 50_000_000
+    for peak in (peaks["host"], host_peak_bytes(tmp_path / "nowhere")):
+        assert peak is not None
+        assert peak > 50_000_000  # torch alone is more
 
 
 def told_by(program: str) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from conftest import silent
 from PIL import Image
 
 from fastdiff.config import Generation
@@ -16,10 +17,6 @@ WAY_OUT = (
     "\n  instead: precision=bf16 or precision=fp32 if it was fp16, which overflows on some models, or "
     "lora=none, the model's own guidance_scale and scheduler; a safety checker paints what it rejects black"
 )
-
-
-def silent(phase: str, done: int, of: int) -> None:
-    """Nobody watches."""
 
 
 def coloured() -> Image.Image:

@@ -6,25 +6,28 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Clock
 
+from fastdiff.machine import cache_folder
 from fastdiff.machine.cache_folder import VARIABLE
 from fastdiff.measuring import rates
 from fastdiff.measuring.rates import (
-    Convolution,
-    Product,
+    Growing,
     Rates,
     Spent,
     best_rate,
+    convolutions,
     copy_rate,
     int8_product,
     machine_rates,
     made_for,
+    products,
     shortest,
     usable_processors,
 )
@@ -120,25 +123,19 @@ def test_a_file_that_may_lie_is_said_and_written_anew(
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX permissions")
-def test_a_file_that_others_can_write_is_not_taken(folder: Path, measured: Measured) -> None:
+def test_what_others_can_write_is_neither_taken_nor_written(
+    folder: Path, measured: Measured
+) -> None:
     machine_rates("cpu", torch.float32)
     path = kept_in(folder)
     path.chmod(0o666)
-    again = machine_rates("cpu", torch.float32)
-    assert again.notices == (
+    assert machine_rates("cpu", torch.float32).notices == (
         f"this machine's rates were measured again: {path} can be written by others",
     )
     assert path.stat().st_mode & 0o022 == 0
-
-
-@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX permissions")
-def test_in_a_folder_that_others_can_write_nothing_is_kept(
-    folder: Path, measured: Measured
-) -> None:
-    folder.mkdir(parents=True)
+    path.unlink()
     folder.chmod(0o777)
-    found = machine_rates("cpu", torch.float32)
-    assert found.notices == (
+    assert machine_rates("cpu", torch.float32).notices == (
         "this machine's rates can't be kept, each run measures them: "
         f"{folder} can be written by others",
     )
@@ -172,7 +169,7 @@ def test_a_disk_that_is_full_is_a_notice(
     def full(path: Path, data: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(rates, "write_json", full)
+    monkeypatch.setattr(cache_folder, "write_json", full)
     assert machine_rates("cpu", torch.float32).notices == (
         "this machine's rates can't be kept, each run measures them: "
         f"{folder} can't be written (No space left on device)",
@@ -198,41 +195,27 @@ def test_rates_in_doubt_are_used_and_said_and_not_kept(
     assert list(folder.iterdir()) == []
 
 
-class Clock:
-    """Time that passes only when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "perf_counter", clock)
-    return clock
-
-
 @dataclass
-class Products:
-    """Products on a machine of so many operations a second, slower by `decline` with each size."""
+class Machine:
+    """A machine of so many operations a second, slower by `decline` with each size of products; which sizes it was given.
+
+    largest: size that there is memory for.
+    """
 
     clock: Clock
     flops_per_s: float
     decline: float = 1.0
-    device: str = "cpu"
     largest: int = 4096
-    smallest: int = 256
-    growth: int = 8
-    limit_s: float = 0.7
+    sizes: list[int] = field(default_factory=list)
 
-    def operations(self, rows: int) -> int:
-        return 2 * rows**3
+    def rate(self, smallest: int = 256) -> float:
+        work = Growing("cpu", smallest, 4096, 8, 0.7, lambda rows: 2 * rows**3, self.prepared)
+        return best_rate(work, Spent())
 
     def prepared(self, rows: int) -> Callable[[], None]:
-        self.sizes = [*getattr(self, "sizes", []), rows]
+        if rows > self.largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB")
+        self.sizes.append(rows)
         rate = self.flops_per_s / self.decline ** (rows.bit_length() - 9)
 
         def work() -> None:
@@ -241,24 +224,27 @@ class Products:
         return work
 
 
-def test_a_quick_machine_is_measured_up_to_the_largest_size(clock: Clock) -> None:
-    products = Products(clock, 1e13)
-    assert best_rate(products, Spent()) == pytest.approx(1e13)  # type: ignore[arg-type]
-    assert products.sizes == [256, 512, 1024, 2048, 4096]
+@pytest.mark.parametrize(
+    ("flops_per_s", "facts", "sizes"),
+    [
+        (1e13, {}, [256, 512, 1024, 2048, 4096]),  # a quick one, up to the largest size
+        (3e9, {"decline": 1.5}, [256, 512]),  # half precision without arithmetic for it
+        (1e7, {}, [256]),  # one that can hardly do one product
+        (1e13, {"largest": 512}, [256, 512]),  # for the others there is no memory
+    ],
+)
+def test_a_machine_is_measured_in_sizes_that_take_about_a_second(
+    flops_per_s: float, facts: dict[str, Any], sizes: list[int], clock: Clock
+) -> None:
+    machine = Machine(clock, flops_per_s, **facts)
+    assert machine.rate() == pytest.approx(flops_per_s)
+    assert machine.sizes == sizes
+    assert clock.now - 100 < 1.0 or len(sizes) == 1
 
 
-def test_a_slow_machine_takes_little_more_than_a_second(clock: Clock) -> None:
-    """Of half-precision products on a processor without arithmetic for them: 3 GFLOP/s, and slower with size."""
-    products = Products(clock, 3e9, decline=1.5)
-    assert best_rate(products, Spent()) == pytest.approx(3e9)  # type: ignore[arg-type]
-    assert products.sizes == [256, 512]
-    assert clock.now - 100 < 1.0
-
-
-def test_a_machine_that_can_hardly_do_one_product_is_measured_all_the_same(clock: Clock) -> None:
-    products = Products(clock, 1e7)
-    assert best_rate(products, Spent()) == pytest.approx(1e7)  # type: ignore[arg-type]
-    assert products.sizes == [256]
+def test_a_machine_without_memory_for_the_smallest_size_says_so(clock: Clock) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        Machine(clock, 1e13, largest=512).rate(smallest=1024)
 
 
 def test_the_quickest_of_ten_calls_counts_and_none_begins_too_late(clock: Clock) -> None:
@@ -276,62 +262,37 @@ def test_a_clock_that_stands_still_divides_nothing_by_zero(clock: Clock) -> None
     assert shortest(lambda: None, "cpu", 1.0, Spent())[0] == 1e-9
 
 
-@dataclass
-class Machine:
-    """Two clocks: of the wall, and of so many processors that a call's threads keep busy."""
+@pytest.mark.parametrize("processors", [64, 16])
+def test_of_the_processors_others_left_a_part_however_numbers_were_drawn(
+    processors: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers are drawn by one of 64 threads, and first calls have to start the others: that makes no machine busy."""
+    computed_s = 7.0
 
-    clock: Clock
-    processors: float
-    computed_s: float = 7.0
+    def compute(seconds: float, by: int = processors) -> None:
+        nonlocal computed_s
+        clock.now += seconds
+        computed_s += seconds * by
 
-    def compute(self, seconds: float, processors: float | None = None) -> None:
-        self.clock.now += seconds
-        self.computed_s += seconds * (self.processors if processors is None else processors)
+    def calls(size: int = 0) -> Callable[[], None]:
+        compute(0.5, by=1)
+        first = iter([0.3])
+        return lambda: compute(next(first, 0.01))
 
-
-@pytest.fixture
-def idle(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """64 idle processors."""
-    idle = Machine(clock, 64)
-    monkeypatch.setattr(time, "process_time", lambda: idle.computed_s)
+    monkeypatch.setattr(time, "process_time", lambda: computed_s)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(rates, "available_processors", lambda: 64)
     monkeypatch.setattr(rates, "_cpu_limit", lambda: None)
-    return idle
-
-
-def measured_share(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> float | None:
-    """What a machine's share comes to if numbers are drawn by one thread, and first calls have to start the others."""
-
-    def calls() -> Callable[[], None]:
-        machine.compute(0.5, processors=1)
-        first = iter([0.3])
-        return lambda: machine.compute(next(first, 0.01), machine.processors)
-
-    for work in (rates.Product, rates.Convolution):
-        monkeypatch.setattr(work, "prepared", lambda work, size: calls())
+    for kind in ("products", "convolutions"):
+        work = Growing("cpu", 64, 1024, 4, 0.5, lambda size: size, calls)
+        monkeypatch.setattr(rates, kind, lambda device, dtype, how, work=work: work)
     monkeypatch.setattr(
         rates, "copy_rate", lambda device, dtype, spent: shortest(calls(), device, 0.5, spent)[0]
     )
     found = rates.measure("cpu", torch.float32, {})
-    share = found.processor_share
-    assert share is not None
-    busy = f"the machine was busy ({share:.0%} of the processors' time was left)"
-    assert found.doubt == (busy if share < 0.75 else None)
-    return share
-
-
-def test_drawing_numbers_makes_no_idle_machine_busy(
-    idle: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert measured_share(idle, monkeypatch) == pytest.approx(1.0)
-
-
-def test_of_the_processors_others_left_a_quarter(
-    idle: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    idle.processors = 16
-    assert measured_share(idle, monkeypatch) == pytest.approx(0.25)
+    assert found.processor_share == pytest.approx(processors / 64)
+    busy = "the machine was busy (25% of the processors' time was left)"
+    assert found.doubt == (busy if processors == 16 else None)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +339,7 @@ def test_real_rates_are_numbers_above_zero(folder: Path, monkeypatch: pytest.Mon
 
 
 def test_a_convolution_counts_two_operations_for_each_number_of_its_windows() -> None:
-    work = Convolution("cpu", torch.float32, torch.channels_last)
+    work = convolutions("cpu", torch.float32, torch.channels_last)
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -399,39 +360,41 @@ def test_int8_products_are_timed_in_the_layout_of_quantized_layers(
         return left
 
     monkeypatch.setattr(torch, "_int_mm", int_mm)
-    Product("cpu", torch.int8, int8_product).prepared(256)()
+    products("cpu", torch.int8, int8_product).prepared(256)()
     assert seen == [(256, 1), (1, 256)]
 
 
-def work_rates(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Any], None]) -> Rates:
-    """Measured rates where each kind of work has the one of its name; `fails` may raise instead."""
+RATES = {
+    torch.float32: 1e12,
+    torch.int8: 4e12,
+    torch.contiguous_format: 1e12,
+    torch.channels_last: 3e12,
+}
+
+
+def work_rates(monkeypatch: pytest.MonkeyPatch, fails: dict[Any, Exception]) -> Rates:
+    """Measured rates where products have that of their dtype and convolutions that of their layout; or what fails."""
 
     def rate(work: Any, spent: Spent) -> float:
-        fails(work)
-        layout = getattr(work, "memory_format", None)
-        return {torch.int8: 4e12, torch.channels_last: 3e12}.get(layout or work.dtype, 1e12)
+        if work in fails:
+            raise fails[work]
+        return RATES[work]
 
+    monkeypatch.setattr(rates, "products", lambda device, dtype, multiply: dtype)
+    monkeypatch.setattr(rates, "convolutions", lambda device, dtype, layout: layout)
     monkeypatch.setattr(rates, "best_rate", rate)
     monkeypatch.setattr(rates, "copy_rate", lambda device, dtype, spent: 1e10)
     return rates.measure("cpu", torch.float32, {})
 
 
-def test_convolutions_have_a_rate_of_their_own_in_the_better_layout(
+def test_each_kind_of_work_has_a_rate_of_its_own_or_none_where_torch_cannot_do_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = work_rates(monkeypatch, lambda work: None)
+    found = work_rates(monkeypatch, {})
     assert (found.matmul_flops_per_s, found.int8_ops_per_s) == (1e12, 4e12)
-    assert found.convolution_flops_per_s == 3e12
-
-
-def test_a_kind_of_work_that_torch_cannot_do_has_no_rate_and_the_others_have(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fails(work: Any) -> None:
-        if isinstance(work, Convolution) or work.dtype is torch.int8:
-            raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
-
-    found = work_rates(monkeypatch, fails)
+    assert found.convolution_flops_per_s == 3e12  # in the better layout
+    cannot = RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
+    found = work_rates(monkeypatch, dict.fromkeys((torch.int8, torch.channels_last), cannot))
     assert (found.int8_ops_per_s, found.convolution_flops_per_s) == (None, None)
     assert found.matmul_flops_per_s == 1e12
 
@@ -439,26 +402,9 @@ def test_a_kind_of_work_that_torch_cannot_do_has_no_rate_and_the_others_have(
 def test_no_memory_is_not_taken_for_work_that_torch_cannot_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fails(work: Any) -> None:
-        if isinstance(work, Convolution):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB")
-
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB")
     with pytest.raises(torch.OutOfMemoryError):
-        work_rates(monkeypatch, fails)
-
-
-def test_sizes_that_there_is_no_memory_for_leave_the_rate_of_smaller_ones(clock: Clock) -> None:
-    class Small(Products):
-        def prepared(self, rows: int) -> Callable[[], None]:
-            if rows > 512:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB")
-            return super().prepared(rows)
-
-    products = Small(clock, 1e13)
-    assert best_rate(products, Spent()) == pytest.approx(1e13)
-    assert products.sizes == [256, 512]
-    with pytest.raises(torch.OutOfMemoryError):
-        best_rate(Small(clock, 1e13, smallest=1024), Spent())
+        work_rates(monkeypatch, {torch.channels_last: full})
 
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, before: Any, after: Any) -> str | None:
@@ -467,7 +413,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, before: Any, after: Any) -> str | 
     said = iter((unknown | before, unknown | after))
     monkeypatch.setattr(rates, "best_rate", lambda work, spent: 1e12)
     monkeypatch.setattr(rates, "copy_rate", lambda device, dtype, spent: 1e10)
-    monkeypatch.setattr(rates, "gpu_state_now", lambda: next(said))
+    monkeypatch.setattr(rates, "this_gpu_state", lambda: next(said))
     return rates.measure("cuda", torch.float32, {}).doubt
 
 
@@ -486,11 +432,11 @@ def test_rates_beside_another_process_on_the_gpu_or_in_its_distress_are_in_doubt
 
 @pytest.mark.gpu
 def test_on_a_gpu_int8_products_in_their_own_layout_are_the_quicker_ones() -> None:
-    by_columns = best_rate(Product("cuda", torch.int8, int8_product), Spent())
-    by_rows = best_rate(Product("cuda", torch.int8, torch._int_mm), Spent())
+    by_columns = best_rate(products("cuda", torch.int8, int8_product), Spent())
+    by_rows = best_rate(products("cuda", torch.int8, torch._int_mm), Spent())
     assert by_columns > 0.9 * by_rows
     if torch.cuda.get_device_capability() >= (8, 0):
-        halves = best_rate(Product("cuda", torch.bfloat16, torch.mm), Spent())
+        halves = best_rate(products("cuda", torch.bfloat16, torch.mm), Spent())
         assert by_columns > 1.2 * halves
 
 

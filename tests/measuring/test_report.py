@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,21 @@ import pytest
 from fastdiff.display import words
 from fastdiff.display.report import render
 from fastdiff.latency import Latency
-from fastdiff.machine import software
-from fastdiff.measuring import quality
-from fastdiff.measuring.report import MeasuredOn, blank_report
+from fastdiff.machine import hardware, nvml, software
+from fastdiff.machine.files import read_json
+from fastdiff.measuring import fields, quality
+from fastdiff.measuring.captions import not_judged
+from fastdiff.measuring.conditions import Moment, Room, host_report
+from fastdiff.measuring.exactness import Verdict, not_checked
+from fastdiff.measuring.fields import Report
+from fastdiff.measuring.memory import memory_not_told
+from fastdiff.measuring.parts import not_timed
+from fastdiff.measuring.profiling import not_profiled
+from fastdiff.measuring.report import blank_report, measured_on
+from fastdiff.measuring.roofline import no_roofline
+from fastdiff.measuring.syncs import not_counted
+from fastdiff.measuring.timing import Warmup
+from fastdiff.passes.effects import Effect
 
 
 def test_the_runs_own_process_records_what_explains_a_difference(
@@ -24,7 +38,7 @@ def test_the_runs_own_process_records_what_explains_a_difference(
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("GOMP_SPINCOUNT", "0")
     monkeypatch.setattr(software, "cpp_compiler", lambda _: "g++ 13")
-    seen = MeasuredOn("cpu").to_dict()
+    seen = measured_on("cpu").to_dict()
     text = json.dumps(seen, allow_nan=False)
     assert "hf_secret" not in text
     assert seen["environment_variables"]["GOMP_SPINCOUNT"] == "0"
@@ -46,14 +60,71 @@ def test_planning_and_a_run_that_failed_start_no_program(
 
     monkeypatch.setattr("subprocess.Popen", started)
     plan = shapes_plan()
-    report = blank_report(plan.setting.run, plan, [], "now")
+    report = blank_report(plan.setting.run, plan, [], "now").to_dict()
     assert "torch_build" not in report["environment"]
     assert report["compile"]["saved_reason"] == "nothing was measured"
 
 
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parents[2] / "benchmarks" / "results").rglob("round-1/report.json")),
+    ids=lambda p: "/".join(p.parts[-4:-2]),
+)
+def test_a_committed_report_is_read_with_every_field_that_it_has(path: Path) -> None:
+    def held(data: Any, found: Any) -> Any:
+        """Of what was found, that which the file has."""
+        if isinstance(data, dict):
+            return {key: held(value, found[key]) for key, value in data.items()}
+        return (
+            [held(*each) for each in zip(data, found, strict=True)]
+            if isinstance(data, list)
+            else found
+        )
+
+    data = read_json(path)
+    assert held(data, Report.of(data).to_dict()) == data
+
+
+def test_the_fields_are_those_that_are_measured() -> None:
+    files, room, now = hardware.Files(), Room(1, 1, None, 1), Moment(0.0, 0.0, None)
+    nothing = "nothing was measured"
+    for part, made in (
+        (fields.System, hardware.system(files, {})),
+        (fields.Processor, hardware.processor(files)),
+        (fields.HostMemory, hardware.host_memory(files)),
+        (fields.GpuMoment, nvml.gpu_state([])),
+        (fields.Host, host_report(room, now, now)),
+        (fields.ExactCall, asdict(Verdict())),
+        (fields.PassEffect, Effect("quant.int8", 63, "linears").to_dict()),
+        (fields.Warmup, Warmup(0, 0, 0, None).to_dict()),
+        (fields.Times, Latency(()).to_dict()),
+        (fields.TimesByCall, Latency.by_call(()).to_dict()),
+        (fields.MemoryInParts, memory_not_told(nothing)),
+        (fields.PartTimes, not_timed(nothing)),
+        (fields.Roofline, no_roofline(nothing)),
+        (fields.Profile, not_profiled(nothing)),
+        (fields.Exactness, not_checked(nothing)),
+        (fields.Syncs, not_counted(nothing)),
+        (fields.Caption, not_judged(nothing)),
+    ):
+        assert part.of(made).to_dict() == made
+    assert set(nvml.gpu_settings([])) < set(fields.Gpu().to_dict())
+
+
+def test_a_report_of_another_fastdiff_is_read(shapes_plan: Any) -> None:
+    plan = shapes_plan()
+    data = blank_report(plan.setting.run, plan, [], "now").to_dict()
+    assert Report.of(data).to_dict() == data
+    del data["quality"]["lpips"], data["parts_s"], data["applied"], data["profile"]["trace"]
+    found = Report.of(data | {"bananas": 3})
+    assert (found.quality.lpips, found.parts_s.whole, found.parts_s.reason) == (None, None, None)
+    assert (found.applied, found.profile.trace) == ([], None)
+    assert "bananas" not in found.to_dict()
+
+
 def test_a_report_without_figures_has_every_field_in_its_place(shapes_plan: Any) -> None:
     plan = shapes_plan()
-    report = blank_report(plan.setting.run, plan, [], "now")
+    report = blank_report(plan.setting.run, plan, [], "now").to_dict()
     assert {"whole", "denoiser", "vae", "denoiser_calls", "calls"} <= set(report["parts_s"])
     assert report["memory_bytes"]["weights"] == {"device": None, "host": None}
     assert {"achieved_tflops_per_s", "bound", "step_s", "note"} <= set(report["roofline"])
@@ -79,7 +150,7 @@ def rows(report: dict[str, Any]) -> dict[str, str]:
 
 def test_the_page_of_a_run_without_figures_is_dashes_and_reasons(shapes_plan: Any) -> None:
     plan = shapes_plan()
-    report = blank_report(plan.setting.run, plan, [], "now")
+    report = blank_report(plan.setting.run, plan, [], "now").to_dict()
     report["error"] = {"message": "it broke", "log": "log.txt", "log_tail": ["a", "b"]}
     found = rows(report)
     assert found["import"] == found["compile"] == found["warm-up"] == "-"
@@ -107,7 +178,7 @@ HOST = {
 
 def test_the_page_tells_how_it_was_timed(shapes_plan: Any) -> None:
     plan = shapes_plan()
-    report = blank_report(plan.setting.run, plan, [], "now")
+    report = blank_report(plan.setting.run, plan, [], "now").to_dict()
     report |= {"import_s": 4.2, "compile_s": 0.0, "conditions": {"host": HOST, "gpu": None}}
     report["environment"]["threads"] = 1
     report["warmup"] = {"asked": 1, "calls": 4, "most": 10, "steady": True}
@@ -130,7 +201,7 @@ def test_the_page_tells_how_it_was_timed(shapes_plan: Any) -> None:
 
 def test_fewer_than_three_calls_have_no_spread(shapes_plan: Any) -> None:
     plan = shapes_plan()
-    report = blank_report(plan.setting.run, plan, [], "now")
+    report = blank_report(plan.setting.run, plan, [], "now").to_dict()
     for samples in ((3.81,), (3.81, 3.9)):
         report["latency_s"] = Latency(samples).to_dict()
         assert rows(report)["latency, spread"] == "-"

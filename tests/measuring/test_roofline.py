@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from torch import nn
 from fastdiff.measuring import roofline as module
 from fastdiff.measuring.rates import Rates
 from fastdiff.measuring.roofline import (
+    Counted,
     Work,
     against_limit,
     count_flops,
@@ -44,21 +46,25 @@ def meta(*shape: int) -> torch.Tensor:
     return torch.empty(shape, device="meta")
 
 
-def sdxl(pictures: int, pixels: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+@functools.cache
+def unet_of(architecture: str) -> Any:
+    """A published denoiser that has no weights."""
+    return empty_component(ARCHITECTURES[architecture].components["unet"]).to("meta")
+
+
+@functools.cache
+def sdxl(pictures: int, pixels: int) -> Counted:
+    """What a call of SDXL's denoiser counts."""
     sample = meta(pictures, 4, pixels // 8, pixels // 8)
-    added = {"text_embeds": meta(pictures, 1280), "time_ids": meta(pictures, 6)}
     given = {
         "encoder_hidden_states": meta(pictures, 77, 2048),
-        "added_cond_kwargs": added,
+        "added_cond_kwargs": {
+            "text_embeds": meta(pictures, 1280),
+            "time_ids": meta(pictures, 6),
+        },
         "return_dict": False,
     }
-    return (sample, meta()), given
-
-
-def flops_of(architecture: str, name: str, args: Any, kwargs: Any) -> float:
-    """TFLOP of a call of a published model that has no weights."""
-    part = empty_component(ARCHITECTURES[architecture].components[name]).to("meta")
-    return count_flops(part, args, kwargs)[0] / 1e12
+    return count_flops(unet_of("sdxl"), (sample, meta()), given)
 
 
 def attention_of_sdxl(pixels: int) -> float:
@@ -69,10 +75,7 @@ def attention_of_sdxl(pixels: int) -> float:
 
 def test_the_arithmetic_of_sdxl_is_what_is_known() -> None:
     """Counters that overlook attention say 3.07 TFLOP for guidance at 512x512, and 2.99 tera multiply-adds at 1024x1024."""
-    guided, large = (
-        flops_of("sdxl", "unet", *sdxl(2, 512)),
-        flops_of("sdxl", "unet", *sdxl(1, 1024)),
-    )
+    guided, large = sdxl(2, 512).total / 1e12, sdxl(1, 1024).total / 1e12
     assert guided - 2 * attention_of_sdxl(512) == pytest.approx(3.07, rel=0.002)
     assert (large - attention_of_sdxl(1024)) / 2 == pytest.approx(2.99, rel=0.002)
     assert guided == pytest.approx(3.178, rel=0.001)
@@ -82,8 +85,8 @@ def test_the_arithmetic_of_sdxl_is_what_is_known() -> None:
 def test_the_arithmetic_of_stable_diffusion_is_what_is_known() -> None:
     """0.40 tera products and additions a picture and step at 512x512, attention included."""
     given = {"encoder_hidden_states": meta(1, 77, 768), "return_dict": False}
-    found = flops_of("sd1", "unet", (meta(1, 4, 64, 64), meta()), given)
-    assert found / 2 == pytest.approx(0.40, rel=0.02)
+    found = count_flops(unet_of("sd1"), (meta(1, 4, 64, 64), meta()), given)
+    assert found.total / 2e12 == pytest.approx(0.40, rel=0.02)
 
 
 def test_a_layer_counts_two_operations_for_a_product_and_an_addition() -> None:
@@ -126,29 +129,39 @@ def test_arithmetic_binds_where_it_takes_longer_than_the_weights() -> None:
     }
 
 
-def test_memory_binds_where_reading_the_weights_takes_longer() -> None:
-    found = against_limit(Work(10**11, 0, 10**11, torch.float32), rates(), 2.0)
-    assert (found["bound"], found["limit_s"], found["fraction_of_limit"]) == ("memory", 1.0, 0.5)
-
-
-def test_layers_in_int8_have_a_limit_of_their_own() -> None:
-    work = Work(2 * 10**12, 10**12, 0, torch.bfloat16)
-    found = against_limit(work, rates(), 2.5)
-    assert found["limit_s"] == 1.0 + 0.25
-    unknown = against_limit(work, rates(int8_ops_per_s=None), 2.5)
-    assert (unknown["limit_s"], unknown["int8_tops_per_s"]) == (2.0, None)
-    assert unknown["int8_flops_per_step"] == 0
-
-
-def test_convolutions_have_a_limit_of_their_own() -> None:
-    """In fp32 on an NVIDIA GPU cuDNN computes them in TF32, eight times as fast as products in IEEE fp32."""
-    work = Work(2 * 10**12, 0, 0, torch.float32, convolution_flops=10**12)
-    found = against_limit(work, rates(convolution_flops_per_s=8e12), 1.5)
-    assert found["limit_s"] == 1.0 + 0.125
-    assert (found["convolution_flops_per_step"], found["convolution_tflops_per_s"]) == (10**12, 8.0)
-    assert found["fraction_of_limit"] == 0.75
-    unknown = against_limit(work, rates(), 1.5)
-    assert (unknown["limit_s"], unknown["convolution_flops_per_step"]) == (2.0, 0)
+@pytest.mark.parametrize(
+    ("work", "known", "seconds", "expected"),
+    [
+        (  # reading the weights takes longer
+            *(Work(10**11, 0, 10**11, torch.float32), {}, 2.0),
+            {"bound": "memory", "limit_s": 1.0, "fraction_of_limit": 0.5},
+        ),
+        (Work(2 * 10**12, 10**12, 0, torch.bfloat16), {}, 2.5, {"limit_s": 1.0 + 0.25}),
+        (
+            *(Work(2 * 10**12, 10**12, 0, torch.bfloat16), {"int8_ops_per_s": None}, 2.5),
+            {"limit_s": 2.0, "int8_tops_per_s": None, "int8_flops_per_step": 0},
+        ),
+        (  # in fp32 on an NVIDIA GPU cuDNN computes convolutions in TF32
+            *(Work(2 * 10**12, 0, 0, torch.float32, False, 10**12),),
+            *({"convolution_flops_per_s": 8e12}, 1.5),
+            {
+                "limit_s": 1.0 + 0.125,
+                "convolution_flops_per_step": 10**12,
+                "convolution_tflops_per_s": 8.0,
+                "fraction_of_limit": 0.75,
+            },
+        ),
+        (
+            *(Work(2 * 10**12, 0, 0, torch.float32, False, 10**12), {}, 1.5),
+            {"limit_s": 2.0, "convolution_flops_per_step": 0},
+        ),
+    ],
+)
+def test_each_kind_of_work_has_a_limit_of_its_own(
+    work: Work, known: dict[str, Any], seconds: float, expected: dict[str, Any]
+) -> None:
+    found = against_limit(work, rates(**known), seconds)
+    assert found | expected == found
 
 
 def test_convolutions_of_a_model_are_counted_apart() -> None:
@@ -169,9 +182,7 @@ def test_convolutions_of_a_model_are_counted_apart() -> None:
 
 
 def test_a_quarter_of_sdxls_arithmetic_is_convolutions() -> None:
-    part = empty_component(ARCHITECTURES["sdxl"].components["unet"]).to("meta")
-    args, kwargs = sdxl(2, 1024)
-    found = count_flops(part, args, kwargs)
+    found = sdxl(1, 1024)  # by picture: guidance has as much again of both
     assert found.convolutions[""] / found.total == pytest.approx(0.24, abs=0.01)
 
 
@@ -217,15 +228,13 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return asked
 
 
-def built(plan: Any) -> tuple[Any, Any]:
-    from fastdiff.planning.build import build
-
-    return build(plan).pipeline, plan.setting.run.generation
-
-
 @pytest.mark.parametrize("family", ["sd_folder", "flux_folder"])
 def test_a_real_pipelines_step_has_a_limit(
-    family: str, request: pytest.FixtureRequest, local_plan: MakePlan, measured: list[Any]
+    family: str,
+    request: pytest.FixtureRequest,
+    local_plan: MakePlan,
+    built: Any,
+    measured: list[Any],
 ) -> None:
     plan = local_plan(request.getfixturevalue(family), "precision=bf16")
     pipeline, generation = built(plan)
@@ -238,15 +247,18 @@ def test_a_real_pipelines_step_has_a_limit(
     assert measured == [("cpu", torch.bfloat16)]
 
 
-def work(plan: Any) -> Work:
-    pipeline, generation = built(plan)
-    found = work_of_a_step(pipeline, "unet", generation)
-    assert found is not None
+@pytest.fixture
+def work(built: Any) -> Callable[[Any], Work]:
+    def found(plan: Any) -> Work:
+        of_a_step = work_of_a_step(*built(plan)[:1], "unet", plan.setting.run.generation)
+        assert of_a_step is not None
+        return of_a_step
+
     return found
 
 
 def test_what_passes_do_to_the_denoiser_changes_no_arithmetic(
-    shapes_plan: MakePlan, local_plan: MakePlan, sd_folder: Path
+    shapes_plan: MakePlan, work: Callable[[Any], Work]
 ) -> None:
     plain = work(shapes_plan())
     fused = work(shapes_plan("qkv=fused", "attention=sdpa_math", "memory_format=channels_last"))
@@ -257,20 +269,18 @@ def test_what_passes_do_to_the_denoiser_changes_no_arithmetic(
     assert quantized.weight_bytes < plain.weight_bytes / 2
     assert 0 < quantized.int8_flops < plain.flops
     assert work(shapes_plan("quant=int8", "qkv=fused")).int8_flops == quantized.int8_flops
-    weights_only = work(shapes_plan("quant=int8_weight_only"))
+    weights_only = work(shapes_plan("quant=int8_weight_only", "cache=pyramid_attention"))
     assert (weights_only.int8_flops, weights_only.fp8) == (0, False)
-    cached = work(shapes_plan("cache=pyramid_attention"))
-    assert cached.flops == plain.flops
-
-
-def test_guidance_and_batches_are_counted(shapes_plan: MakePlan) -> None:
-    plain = work(shapes_plan())
+    assert weights_only.flops == plain.flops
+    # Guidance and batches are counted.
     assert work(shapes_plan("generation.images_per_prompt=3")).flops == 3 * plain.flops
     assert work(shapes_plan("generation.guidance_scale=1.0")).flops == plain.flops / 2
 
 
 @pytest.mark.slow
-def test_a_compiled_denoiser_hides_nothing(smallest_folder: Path, local_plan: MakePlan) -> None:
+def test_a_compiled_denoiser_hides_nothing(
+    smallest_folder: Path, local_plan: MakePlan, built: Any, work: Callable[[Any], Work]
+) -> None:
     from fastdiff.measuring.observing import compile_counters
     from fastdiff.models.pictures import draw
 

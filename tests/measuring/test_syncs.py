@@ -180,7 +180,7 @@ def test_frames_of_torch_are_not_the_place() -> None:
 
 def test_words_and_the_empty_report(shapes_plan: Callable[..., Any]) -> None:
     plan = shapes_plan()
-    blank = blank_report(plan.setting.run, plan, [], "now")["syncs"]
+    blank = blank_report(plan.setting.run, plan, [], "now").to_dict()["syncs"]
     assert blank == {"per_step": None, "places": [], "reason": "nothing was measured"}
     places = [{"place": f"a.py:{n}", "count": 5 - n} for n in range(5)]
     assert words.syncs({"per_step": 15, "places": places}) == (

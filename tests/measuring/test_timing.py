@@ -9,11 +9,11 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from conftest import silent
 from PIL import Image
 
 from fastdiff.config import Bench, Generation
 from fastdiff.errors import RunError
-from fastdiff.latency import Latency
 from fastdiff.measuring.conditions import Moment, Room, Watch
 from fastdiff.measuring.timing import (
     Reading,
@@ -85,9 +85,6 @@ def quiet(clock: Clock) -> Watch:
     return Watch("cpu", lambda: Moment(clock().counted_s, 0.0, None), lambda: Room(2, 1, (0, 1), 2))
 
 
-def silent(phase: str, done: int, of: int) -> None: ...
-
-
 def steady(
     pipeline: Fake,
     bench: Bench,
@@ -95,12 +92,12 @@ def steady(
     device: str = "cpu",
     tell: Any = silent,
     steps: int = 4,
+    **more: Any,
 ) -> Timed:
     """What is found of a fake pipeline on a quiet machine; its first call is `timed`'s."""
-    timed = timed or Timed([], 0.0)
-    clock = pipeline.clock
+    timed, clock = timed or Timed([], 0.0), pipeline.clock
     a = Generation("a", steps=steps)
-    steady_calls(timed, pipeline, a, bench, device, tell, clock, quiet(clock))
+    steady_calls(timed, pipeline, a, bench, device, tell, clock, quiet(clock), **more)
     return timed
 
 
@@ -144,23 +141,16 @@ def test_warm_up_calls_are_made_and_kept_apart_from_the_timed_ones(clock: Clock)
     ]
 
 
-def test_a_step_is_from_one_end_to_the_next_so_set_up_is_in_none(clock: Clock) -> None:
-    timed = steady(Fake(clock), Bench(0, 3))
-    assert timed.step_latency.samples_s == (0.25,) * (3 * 3)
-    assert timed.step_latency.calls == (3, 3, 3)
-    assert timed.warmup_s == []
-
-
-def test_a_run_of_one_step_has_no_step_times(clock: Clock) -> None:
-    timed = steady(Fake(clock), Bench(0, 1), steps=1)
-    assert timed.step_latency.samples_s == ()
-    assert timed.step_latency.to_dict()["median"] is None
-    assert timed.step_latency.to_dict()["calls"] == [0]
-    assert len(timed.latency.samples_s) == 1
-
-
-def test_a_step_clock_that_heard_nothing_has_no_steps() -> None:
-    assert StepClock("cpu").steps_s() == []
+@pytest.mark.parametrize(("steps", "runs"), [(4, 3), (1, 1)])
+def test_a_step_is_from_one_end_to_the_next_so_set_up_is_in_none(
+    steps: int, runs: int, clock: Clock
+) -> None:
+    timed = steady(Fake(clock), Bench(0, runs), steps=steps)
+    assert timed.step_latency.samples_s == (0.25,) * (steps - 1) * runs
+    assert timed.step_latency.calls == (steps - 1,) * runs
+    assert len(timed.latency.samples_s) == runs
+    assert (timed.warmup_s, timed.device_latency.samples_s) == ([], ())
+    assert StepClock("cpu").steps_s() == []  # of one that heard nothing
 
 
 def test_what_the_machine_did_is_watched_around_the_timed_calls_only(clock: Clock) -> None:
@@ -172,17 +162,8 @@ def test_what_the_machine_did_is_watched_around_the_timed_calls_only(clock: Cloc
 @pytest.mark.parametrize("warmup", [0, 2])
 def test_who_asks_is_told_when_the_warm_up_is_over(warmup: int, clock: Clock) -> None:
     pipeline, made = Fake(clock), []
-    steady_calls(
-        Timed([], 0.0),
-        pipeline,
-        Generation("a", steps=4),
-        Bench(warmup=warmup, runs=3, most_warmup=warmup),
-        "cpu",
-        silent,
-        clock,
-        quiet(clock),
-        on_warm=lambda: made.append(pipeline.calls),
-    )
+    bench = Bench(warmup=warmup, runs=3, most_warmup=warmup)
+    steady(pipeline, bench, on_warm=lambda: made.append(pipeline.calls))
     assert made == [warmup]
 
 
@@ -202,36 +183,28 @@ def test_the_warm_up_goes_on_while_calls_get_faster(clock: Clock) -> None:
     assert told == [*(("warm-up", done, done + 1) for done in range(6)), ("timing", 0, 1)]
 
 
-def test_the_warm_up_ends_at_its_bound_and_the_report_says_so(clock: Clock) -> None:
-    pipeline = Fake(clock, (9.0, 7.0, 5.0, 3.0))
-    timed = steady(pipeline, Bench(warmup=1, runs=1, most_warmup=3), Timed([], 50.0))
-    assert timed.warmup_s == [10.0, 8.0, 6.0]
-    assert timed.warmup.to_dict() == {"asked": 1, "calls": 3, "most": 3, "steady": False}
-    assert timed.notices == [
-        "calls still got faster after 3 of warm-up: times may be too long; bench.most_warmup=6 lets it go on"
-    ]
-
-
-def test_no_warm_up_asked_for_is_none_whatever_its_bound(clock: Clock) -> None:
-    pipeline = Fake(clock)
-    timed = steady(pipeline, Bench(warmup=0, runs=1, most_warmup=10))
-    assert pipeline.calls == 1
-    assert timed.warmup == Warmup(asked=0, calls=0, most=10, steady=None)
-
-
-def test_a_single_call_as_fast_as_the_first_one_is_warm_up_enough(clock: Clock) -> None:
-    pipeline = Fake(clock, (1.0, 1.0))
-    timed = steady(pipeline, Bench(warmup=1, runs=1), Timed([], 2.02))
-    assert timed.warmup == Warmup(asked=1, calls=1, most=10, steady=True)
-
-
-def test_a_single_call_unlike_the_first_one_is_unknown_where_no_second_is_allowed(
+@pytest.mark.parametrize(
+    ("set_up_s", "first_s", "bench", "made", "is_steady"),
+    [
+        ((9.0, 7.0, 5.0, 3.0), 50.0, Bench(1, 1, most_warmup=3), 3, False),  # ends at its bound
+        ((), 0.0, Bench(0, 1), 0, None),  # none asked for is none, whatever its bound
+        ((1.0, 1.0), 2.02, Bench(1, 1), 1, True),  # as fast as the first one
+        ((1.0, 1.0), 50.0, Bench(1, 1, most_warmup=1), 1, None),  # where no second is allowed
+    ],
+)
+def test_a_warm_up_says_how_it_went(
+    set_up_s: tuple[float, ...],
+    first_s: float,
+    bench: Bench,
+    made: int,
+    is_steady: bool | None,
     clock: Clock,
 ) -> None:
-    pipeline = Fake(clock, (1.0, 1.0))
-    timed = steady(pipeline, Bench(warmup=1, runs=1, most_warmup=1), Timed([], 50.0))
-    assert timed.warmup == Warmup(asked=1, calls=1, most=1, steady=None)
-    assert timed.notices == []
+    timed = steady(Fake(clock, set_up_s), bench, Timed([], first_s))
+    assert timed.warmup == Warmup(bench.warmup, made, bench.most_warmup, is_steady)
+    assert timed.warmup_s == [1.0 + s for s in set_up_s[:made]]
+    slower = "calls still got faster after 3 of warm-up: times may be too long; bench.most_warmup=6 lets it go on"
+    assert timed.notices == ([slower] if is_steady is False else [])
 
 
 @pytest.mark.parametrize(
@@ -269,18 +242,9 @@ NO_TRUST = (
 @pytest.mark.parametrize(
     ("passed", "said"),
     [
-        (
-            {"counted": 0.4, "date": 3600.4},
-            "a clock jumped while a call was timed: 0.4 s by one, 3600.4 s by the date",
-        ),
-        (
-            {"counted": 100.0, "date": 90.0},
-            "a clock jumped while a call was timed: 100.0 s by one, 90.0 s by the date",
-        ),
-        (
-            {"counted": 2.0, "date": -50.0},
-            "a clock jumped while a call was timed: 2.0 s by one, -50.0 s by the date",
-        ),
+        ({"counted": 0.4, "date": 3600.4}, "jumped: 0.4 s by one, 3600.4 s by the date"),
+        ({"counted": 100.0, "date": 90.0}, "jumped: 100.0 s by one, 90.0 s by the date"),
+        ({"counted": 2.0, "date": -50.0}, "jumped: 2.0 s by one, -50.0 s by the date"),
         ({"counted": 2.0, "asleep": 12.0}, "the machine slept for 12.0 s while a call was timed"),
         ({"counted": 0.0}, "a clock says that something took 0.0 s"),
         ({"counted": -3.0}, "a clock says that something took -3.0 s"),
@@ -293,6 +257,7 @@ def test_a_clock_that_jumps_ends_the_run(passed: dict[str, float], said: str, cl
     clock.pass_s(**passed)
     with pytest.raises(RunError) as raised:
         seconds_between(before, clock())
+    said = said.replace("jumped:", "a clock jumped while a call was timed:")
     assert str(raised.value) == said + NO_TRUST
 
 
@@ -314,16 +279,12 @@ def test_a_system_without_a_clock_of_its_sleep_has_the_others() -> None:
         seconds_between(before, dataclasses.replace(after, date_s=60.0))
 
 
-def test_a_sleep_in_the_first_call_leaves_no_times(clock: Clock) -> None:
+@pytest.mark.parametrize("in_call", [0, 1, 2])
+def test_a_sleep_in_any_call_leaves_no_times(in_call: int, clock: Clock) -> None:
     pipeline = Fake(clock)
     pipeline.sleeps_in = 0
-    with pytest.raises(RunError) as raised:
+    with pytest.raises(RunError, match=r"slept for 60\.0 s"):
         first_call(pipeline, Generation("a", steps=4), "cpu", silent, clock)
-    assert str(raised.value) == "the machine slept for 60.0 s while a call was timed" + NO_TRUST
-
-
-@pytest.mark.parametrize("in_call", [0, 1, 2])
-def test_a_sleep_in_a_later_call_leaves_no_times(in_call: int, clock: Clock) -> None:
     pipeline, timed = Fake(clock), Timed([], 2.0)
     pipeline.sleeps_in = in_call
     with pytest.raises(RunError) as raised:
@@ -376,29 +337,11 @@ def test_on_cuda_whole_calls_and_steps_are_timed_by_events_too(
     assert fake_cuda == ["synchronize", *["event"] * 6, "synchronize"] * 2
 
 
-def test_off_cuda_there_are_no_times_by_events(clock: Clock) -> None:
-    timed = steady(Fake(clock), Bench(0, 2))
-    assert timed.device_latency.to_dict()["samples"] == []
-
-
 def test_an_event_that_goes_backwards_ends_the_run(fake_cuda: list[str], clock: Clock) -> None:
     pipeline = Fake(clock, (5.0,), step_s=-1.0)
     with pytest.raises(RunError) as raised:
         steady(pipeline, Bench(0, 1), device="cuda")
     assert str(raised.value) == "a clock says that something took -0.9 s" + NO_TRUST
-
-
-# Statistics ----------------------------------------------------------------------------------------
-
-
-def test_statistics_by_hand() -> None:
-    latency = Latency((5.0, 1.0, 2.0, 4.0, 3.0))
-    told = latency.to_dict()
-    assert told["samples"] == [5.0, 1.0, 2.0, 4.0, 3.0]
-    assert (told["median"], told["p10"], told["p90"]) == (3.0, 1.4, 4.6)
-    low, high = told["ci95"]
-    assert 1.0 <= low <= 3.0 <= high <= 5.0
-    assert Latency((1.0, 2.0)).to_dict()["ci95"] is None
 
 
 # On a GPU ------------------------------------------------------------------------------------------
@@ -510,17 +453,7 @@ def test_a_call_that_only_records_is_never_timed(
 ) -> None:
     """The first call has been made; the second takes 9 s, the others 2 s."""
     pipeline, timed = Fake(clock, (8.0, *(1.0,) * 9)), Timed([], 5.0)
-    steady_calls(
-        timed,
-        pipeline,
-        Generation("a", steps=4),
-        bench,
-        "cpu",
-        silent,
-        clock,
-        quiet(clock),
-        settling=Settling(2, "graphs are recorded in the second call"),
-    )
+    steady(pipeline, bench, timed, settling=Settling(2, "graphs are recorded in the second call"))
     assert timed.warmup_s == warmup_s
     assert timed.latency.samples_s == (2.0,)
     assert timed.warmup.asked == bench.warmup

@@ -25,7 +25,7 @@ import pytest
 from conftest import TWO_THREADS, TorchServer, plan_of
 from PIL import Image
 
-from fastdiff import __main__
+from fastdiff.commands import run as commands_run
 from fastdiff.errors import (
     InvalidOutputError,
     ModelError,
@@ -157,7 +157,7 @@ class Runs:
             execute = functools.partial(single.execute, starter=self._server.start)
             patch.setattr(single, "execute", execute)
             words = [*SHORT, *overrides]
-            assert __main__._execute(plan_of(*words), words, folder) == code
+            assert commands_run._execute(plan_of(*words), words, folder) == code
         assert "Traceback" not in errors.getvalue()
         (folder / "screen.txt").write_text(screen.getvalue())
         return folder
@@ -921,7 +921,7 @@ def test_nothing_that_comes_after_the_timed_calls_can_lose_them(
     no_memory = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand a long story")
     broken = [
         *LOOKS,
-        "fastdiff.measuring.measure.MeasuredOn.to_dict",
+        "fastdiff.measuring.measure.measured_on",
         "fastdiff.measuring.quality.compare",
     ]
     report = measured_with(tmp_path, monkeypatch, broken, no_memory)

@@ -11,8 +11,6 @@ from fastdiff.choices.options import option_files
 from fastdiff.errors import ModelError
 from fastdiff.models.architectures import (
     ARCHITECTURES,
-    TAEF1,
-    TAESD,
     TINY_AUTOENCODERS,
     Blueprint,
 )
@@ -46,12 +44,13 @@ def test_every_component_has_the_parameters_that_the_table_says(
     assert sum(weight.numel() for weight in module.parameters()) == blueprint.parameters
 
 
-@pytest.mark.parametrize(("blueprint", "channels"), [(TAESD, 4), (TAEF1, 16)])
+@pytest.mark.parametrize(("name", "channels"), [("taesd", 4), ("taef1", 16)])
 def test_the_tiny_autoencoders_have_their_classs_defaults_but_for_channels(
-    blueprint: Blueprint, channels: int
+    name: str, channels: int
 ) -> None:
     from diffusers import AutoencoderTiny
 
+    blueprint = TINY_AUTOENCODERS[f"madebyollin/{name}"]
     module = empty_component(blueprint)
     own, default = dict(module.config), dict(AutoencoderTiny().config)
     for config in (own, default):
@@ -83,7 +82,8 @@ def test_sdxls_conditioning_is_as_wide_as_its_text_encoders_say() -> None:
 
 def _int8_choice(unet: Any) -> tuple[set[str], set[str]]:
     """Linears that the documents' filter chooses, and those of them that no forward uses."""
-    from fastdiff.passes.quant import Int8, dead_projections
+    from fastdiff.models.given import dead_projections
+    from fastdiff.passes.quant import Int8
 
     int8 = option_files()["quant"]["int8"].option()
     assert isinstance(int8, Int8)

@@ -551,7 +551,7 @@ def test_on_a_gpu_torchs_peaks_hold_a_packages_weights(
     from conftest import Ran, plan_of
 
     from fastdiff.measuring.memory import weight_bytes
-    from fastdiff.measuring.parts import modules_of
+    from fastdiff.models.given import modules_of
 
     monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
     words = ("device=cuda", "generation.steps=2", "compile=aot", "compile.targets=[denoiser]")

@@ -11,11 +11,12 @@ import pytest
 
 from fastdiff.choices.compose import compose
 from fastdiff.errors import NoEffectError, PlanError, RunError
+from fastdiff.models.given import dead_projections
 from fastdiff.models.pictures import draw
 from fastdiff.passes.base import Context
 from fastdiff.passes.effects import Effect
 from fastdiff.passes.memory import ModelOffload
-from fastdiff.passes.quant import Int8, dead_projections
+from fastdiff.passes.quant import Int8
 from fastdiff.planning.build import build
 
 SKIPPED_BY_THE_DOCUMENTS = [
@@ -407,7 +408,7 @@ def test_rows_that_can_not_be_counted_end_the_run_with_a_way_out(
     def no_meta(part: Any) -> Any:
         raise NotImplementedError("aten::odd has no meta kernel\nand a long story")
 
-    monkeypatch.setattr("fastdiff.passes.rows.without_weights", no_meta)
+    monkeypatch.setattr("fastdiff.models.rows.without_weights", no_meta)
     pipeline = build(shapes_plan()).pipeline
     with pytest.raises(RunError) as refused:
         applied(shapes_plan("quant=int8"), pipeline)

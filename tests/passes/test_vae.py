@@ -14,7 +14,7 @@ import pytest
 from fastdiff.choices.compose import compose
 from fastdiff.errors import ModelError, NoEffectError, PlanError
 from fastdiff.machine.environment import this_machine
-from fastdiff.models.architectures import ARCHITECTURES, TAEF1, TAESD
+from fastdiff.models.architectures import ARCHITECTURES, TINY_AUTOENCODERS
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.pictures import draw
 from fastdiff.models.sources import SHAPES_DIR, SHAPES_TINY_VAE
@@ -256,7 +256,10 @@ def test_random_weights_come_without_a_download() -> None:
     assert not [n for n in plan.notices if n.choice == "vae=tiny"]
     vae = made_vae(plan)
     assert type(vae).__name__ == "AutoencoderTiny"
-    assert sum(weight.numel() for weight in vae.parameters()) == TAESD.parameters
+    assert (
+        sum(weight.numel() for weight in vae.parameters())
+        == TINY_AUTOENCODERS["madebyollin/taesd"].parameters
+    )
 
 
 @pytest.mark.slow
@@ -287,7 +290,10 @@ def made_vae(plan: Any) -> Any:
 def test_flux_tiny_autoencoder_has_sixteen_channels() -> None:
     vae = made_vae(planned("model=flux_schnell", "model.weights=random", "vae=tiny"))
     assert (type(vae).__name__, vae.config.latent_channels) == ("AutoencoderTiny", 16)
-    assert sum(weight.numel() for weight in vae.parameters()) == TAEF1.parameters
+    assert (
+        sum(weight.numel() for weight in vae.parameters())
+        == TINY_AUTOENCODERS["madebyollin/taef1"].parameters
+    )
 
 
 def test_an_unknown_architecture_gets_no_random_weights() -> None:

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 LIGHT = """
 import sys, threading
-from fastdiff import forking
+from fastdiff.runs import forking
 forking.import_all = lambda pipelines: {imports}
 sys.exit(forking.main())
 """
@@ -230,7 +230,7 @@ def test_a_server_that_dies_takes_its_forks_along_and_the_next_run_begins_afresh
 PARENT = """
 import sys, time
 from pathlib import Path
-from fastdiff import forking
+from fastdiff.runs import forking
 from fastdiff.runs.process import events_of
 forking._SERVER = (sys.executable, "-c", sys.argv[2])
 with forking.Forks(Path(sys.argv[1]) / "imports.txt") as forks:

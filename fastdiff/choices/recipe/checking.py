@@ -131,9 +131,9 @@ def _forbidden(document: Node) -> Iterator[RecipeProblem]:
         if isinstance(node.value, str):
             if "${" in node.value:
                 yield RecipeProblem(node.line, key, *_INTERPOLATION)
-            elif not _TEXTS.fullmatch(key) and (reason := outside(node.value)):
+            elif not _TEXTS.fullmatch(key) and (out := outside(node.value)):
                 instead = "a name, or a path below the recipe's own folder"
-                yield RecipeProblem(node.line, key, reason, instead)
+                yield RecipeProblem(node.line, key, out, instead)
 
 
 def outside(text: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastdiff.choices.keys import anchored
 from fastdiff.choices.options import option_files
-from fastdiff.choices.overrides import written
+from fastdiff.choices.overrides import Layer, written
 from fastdiff.choices.recipe.checking import read_recipe
 from fastdiff.choices.recipe.format import Recipe, as_mapping
 from fastdiff.config import SLOTS, UsedRecipe
@@ -26,12 +26,12 @@ def words_of(choices: Mapping[str, Any]) -> list[str]:
     return [word for key, choice in choices.items() for word in _words(key, choice)]
 
 
-def with_recipe(words: Sequence[str]) -> tuple[list[str], UsedRecipe]:
+def with_recipe(words: Sequence[str]) -> tuple[list[str], UsedRecipe, Layer]:
     """The words without `recipe=FILE`, and what that recipe brings beside them. Raises UsageError, RecipeError."""
     named = [word.partition("=")[2] for word in words if word.startswith(f"{KEY}=")]
     others = [word for word in words if not word.startswith(f"{KEY}=")]
     if not named:
-        return others, UsedRecipe()
+        return others, UsedRecipe(), Layer()
     if len(named) > 1:
         raise UsageError(
             f"a run takes one recipe, not {len(named)}\n"
@@ -42,7 +42,7 @@ def with_recipe(words: Sequence[str]) -> tuple[list[str], UsedRecipe]:
             raise UsageError(
                 f"recipe={named[0]} and {word} both make choices\n  instead: one of them"
             )
-    return others, used(read_recipe(_unquoted(named[0])), others)
+    return others, *used(read_recipe(_unquoted(named[0])), others)
 
 
 def _unquoted(text: str) -> str:
@@ -52,30 +52,36 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
-def used(recipe: Recipe, typed: Sequence[str] = ()) -> UsedRecipe:
+def used(recipe: Recipe, typed: Sequence[str] = ()) -> tuple[UsedRecipe, Layer]:
     """What a recipe brings to a run beside typed overrides: where one picks another option, the recipe's keys of that
     slot go with its option. Raises UsageError if its model can't be had and nobody named another one.
     """
     options = dict(word.partition("=")[::2] for word in typed if word.partition("=")[0] in SLOTS)
-    found: list[str] = []
+    brought: dict[str, dict[str, Any]] = {}
     replaced: list[list[str]] = []
     model = recipe.model or {"option": None}
     if "model" not in options and model["option"] is not None:
         _check_model(recipe, str(model["option"]))
-        found += words_of({"model": _anchored(recipe, "model", model)})
+        brought["model"] = _anchored(recipe, "model", model)
     for slot, choice in recipe.choices.items():
         name, option = choice["option"], options.get(slot)
         if option is None or option == name:
-            found += words_of({slot: _anchored(recipe, slot, choice)})
+            brought[slot] = _anchored(recipe, slot, choice)
             continue
         keys = [key for key in choice if key != "option"]
         gone = f", and with it {', '.join(keys)}" if keys else ""
         text = f"takes the place of the recipe's {slot}={name}{gone}"
         replaced.append([f"{slot}={option}", text])
-    if recipe.generation:
-        found += words_of({"generation": recipe.generation})
+    choices = {slot: str(choice["option"]) for slot, choice in brought.items()}
+    keys_of_slots = {
+        slot: {key: value for key, value in choice.items() if key != "option"}
+        for slot, choice in brought.items()
+    }
+    generation = {"generation": recipe.generation} if recipe.generation else {}
+    words = words_of(brought | generation)
     option = model["option"] and str(model["option"])
-    return UsedRecipe(recipe.name, recipe.sha256, option, recipe.device, found, replaced)
+    said = UsedRecipe(recipe.name, recipe.sha256, option, recipe.device, words, replaced)
+    return said, Layer(choices, keys_of_slots | generation)
 
 
 def spelled_out(words: Sequence[str], recipe: UsedRecipe) -> list[str]:

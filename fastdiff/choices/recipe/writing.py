@@ -52,10 +52,7 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
     """The recipe as YAML: comments above its parts, an empty line between them."""
     import yaml
 
-    class Plain(yaml.SafeDumper):  # type: ignore[misc]
-        def ignore_aliases(self, data: Any) -> bool:
-            return True  # what is the same twice is written twice: a recipe has no aliases
-
+    dumper = _dumper("CSafeDumper" if str(recipe).isascii() else "SafeDumper")
     comments = dict(_COMMENTS)
     if _option_of(recipe.get("made_for", {}).get("model")) in ("local", "single_file"):
         comments["made_for"] = _LOCAL
@@ -65,9 +62,21 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
         text += "\n" if apart else ""
         text += f"# {comments[key]}\n" if key in comments else ""
         text += yaml.dump(
-            {key: value}, Dumper=Plain, sort_keys=False, allow_unicode=True, width=100
+            {key: value}, Dumper=dumper, sort_keys=False, allow_unicode=True, width=100
         )
     return text
+
+
+@cache
+def _dumper(name: str) -> type[Any]:
+    """One of yaml's. libyaml's (`CSafeDumper`) takes a tenth of the time, but turns emoji into numbers; it may be missing."""
+    import yaml
+
+    class Plain(getattr(yaml, name, yaml.SafeDumper)):  # type: ignore[misc]
+        def ignore_aliases(self, data: Any) -> bool:
+            return True  # what is the same twice is written twice: a recipe has no aliases
+
+    return Plain
 
 
 def _option_of(choice: object) -> object:

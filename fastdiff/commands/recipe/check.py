@@ -9,7 +9,6 @@ from typing import Any
 from fastdiff.choices.compose import compose
 from fastdiff.choices.recipe.checking import look_at
 from fastdiff.choices.recipe.format import Recipe
-from fastdiff.choices.recipe.using import used
 from fastdiff.commands.words import Words, print_json
 from fastdiff.display.layout import headline, labelled
 from fastdiff.errors import FastdiffError, PlanError, RecipeError, RecipeProblem, UsageError
@@ -86,9 +85,7 @@ def check(path: str, overrides: Sequence[str] = ()) -> Checked:
 
 
 def _plan(recipe: Recipe, overrides: Sequence[str], model_named: bool) -> Plan:
-    brought = used(recipe, overrides)
-    run = compose([*brought.overrides, *overrides])
-    run.recipe = brought
+    run = compose(overrides, recipe=recipe)
     if model_named:
         return planned(run)
     from fastdiff.machine.environment import this_machine

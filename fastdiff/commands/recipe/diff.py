@@ -70,7 +70,7 @@ def _value(side: Mapping[str, Any], other: Mapping[str, Any], key: str) -> Any:
     option = side[slot]
     if option is None or option != other[slot] or option not in option_files()[slot]:
         return None
-    value = getattr(option_files()[slot][option].option(), name)
+    value: Any = getattr(option_files()[slot][option].option(), name)
     return asdict(value) if is_dataclass(value) else plain(value)
 
 

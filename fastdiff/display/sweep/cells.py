@@ -135,6 +135,7 @@ def highlights(rows: Sequence[Row], varied: Sequence[str]) -> list[dict[str, Any
                     "figure": said(figure(row)),  # type: ignore[arg-type]
                     "label": labels.label(row, varied),
                     "quality": _told(quality.text),
+                    "disturbed": row.get("disturbed"),
                 }
             )
     return found

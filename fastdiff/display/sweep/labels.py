@@ -31,6 +31,25 @@ def status(row: Mapping[str, Any]) -> str:
     return str(row["status"] or NOT_RUN).replace("_", " ")
 
 
+def marked_status(row: Mapping[str, Any]) -> str:
+    """`ok, disturbed`: a status that says, too, if others took the machine while the row was measured."""
+    return f"{status(row)}, disturbed" if row.get("disturbed") else status(row)
+
+
+def doubt(data: Mapping[str, Any]) -> str | None:
+    """Which rows others disturbed, and what that means; None where none was."""
+    places = [str(row["place"]) for row in data["rows"] if row.get("disturbed")]
+    if not places:
+        return None
+    many = f"{', '.join(places[:5])} and {len(places) - 5} more" if len(places) > 6 else ""
+    rows = f"{'row' if len(places) == 1 else 'rows'} {many or ', '.join(places)}"
+    base = baseline(data)
+    why = "every speed-up is doubtful: its baseline is among them; " if base and base.get(
+        "disturbed"
+    ) else ""  # fmt: skip
+    return f"others took the machine while {rows} ran: {why}sweep.retry=disturbed measures again"
+
+
 def first_line(text: str | None) -> str:
     """The first line of a reason."""
     return (text or "").strip().partition("\n")[0].strip()
@@ -57,14 +76,7 @@ def on(data: Mapping[str, Any]) -> str:
     environment = data["environment"]
     if not environment:
         return ", nothing measured" + (" yet" if data["state"] == "running" else "")
-    return f" on {_device(environment)}"
-
-
-def _device(environment: Mapping[str, Any]) -> str:
-    device = str(environment["device"])
-    if device == "cpu":
-        return f"{device}, {words.counted(environment['threads'], 'thread')}"
-    return f"{device}, {environment['device_name']}"
+    return f" on {words.device(environment)}"
 
 
 def state(data: Mapping[str, Any]) -> str | None:

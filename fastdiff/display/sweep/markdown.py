@@ -65,6 +65,8 @@ def _notes(data: Mapping[str, Any]) -> list[str]:
     if base := labels.baseline(data):
         name = labels.label(base, data["varied"])
         lines.append(f"- speed-up: over row {base['place']} ({_plain(name)}). {latency.METHOD}")
+    if doubt := labels.doubt(data):
+        lines.append(f"- **disturbed**: {_plain(doubt)}")
     lines.append("- latency: median, and its 95 % interval")
     lines.append(
         "- quality: PSNR of all pictures against the reference's; identical ones have none"
@@ -83,7 +85,7 @@ def _row(row: Mapping[str, Any], varied: Sequence[str], places: Mapping[str, int
     return [
         str(row["place"]),
         *(str(row["values"].get(key, "")) for key in varied),
-        labels.status(row),
+        labels.marked_status(row),
         *said,
         _note(row, places),
     ]

@@ -61,7 +61,7 @@ function showSpeedups() {
     told.textContent = itself ? "the baseline, " : found ? `${found.ratio.toFixed(2)}× the baseline's speed, ` : "";
   }
   const over = document.getElementById("over");
-  if (over) over.textContent = base ? `${base.place}, ${base.label}` : "no baseline";
+  if (over) over.textContent = base ? `${base.place}, ${base.label}${base.disturbed ? " (disturbed: every speed-up is doubtful)" : ""}` : "no baseline";
 }
 
 // The table.

@@ -74,4 +74,5 @@ def _line(row: Mapping[str, Any], varied: list[str]) -> dict[str, Any]:
         "report_sha256": row["report_sha256"],
         "finished_at": row["finished_at"],
         "command": row["command"],
+        "disturbed": row.get("disturbed"),
     }

@@ -8,10 +8,10 @@ from typing import Any
 
 from fastdiff import latency
 from fastdiff.display import words
+from fastdiff.display.layout import WIDTH, headline
 from fastdiff.display.sweep import cells, labels
 from fastdiff.display.sweep.markdown import reasons
 
-WIDTH = 80
 _INDENT = 18
 _MOST_ROWS = 20
 _MOST_REASONS = 8
@@ -29,7 +29,7 @@ def sweep_text(data: Mapping[str, Any]) -> str:
     if len(measured) > _MOST_ROWS:
         ok_first = sorted(measured, key=lambda row: (row["status"] != "ok", latency.median_s(row)))
         shown = ok_first[:_MOST_ROWS]
-    lines = [_headline(f"sweep {data['name']}: {data['model']}{labels.on(data)}"), ""]
+    lines = [headline(f"sweep {data['name']}: {data['model']}{labels.on(data)}"), ""]
     if shown:
         lines += [_table(shown, data["varied"]), ""]
     if left := len(measured) - len(shown):
@@ -43,6 +43,8 @@ def sweep_text(data: Mapping[str, Any]) -> str:
         lines.append(
             sweep_row("speed-up", f"over {base['place']}: {labels.label(base, data['varied'])}")
         )
+    if doubt := labels.doubt(data):
+        lines.append(sweep_row("disturbed", doubt))
     lines += _reasons(rows)
     if data["state"] != "complete":
         because = f": {labels.first_line(data['error'])}" if data["error"] else ""
@@ -89,7 +91,7 @@ def _figures(row: Mapping[str, Any]) -> list[str]:
     speedup = row["speedup"]
     quality = cells.figure_cells(row)[cells.FIGURES.index("quality")].text
     return [
-        labels.status(row),
+        labels.marked_status(row),
         words.seconds(latency.median_s(row)),
         f"{speedup['ratio']:.2f}x" if speedup else "-",
         quality,
@@ -120,16 +122,6 @@ def _numbers(places: Sequence[int]) -> str:
     if len(places) <= 6:
         return ", ".join(map(str, places))
     return f"{', '.join(map(str, places[:5]))} and {len(places) - 5} more"
-
-
-def _headline(text: str) -> str:
-    return textwrap.fill(
-        f"fastdiff  {text}",
-        WIDTH,
-        subsequent_indent=" " * 10,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def sweep_row(label: str, text: str) -> str:

@@ -7,9 +7,8 @@ model, `regional.py` and `regions.py`; then `aot.py`, which compiles ahead of ti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from fastdiff.passes.base import Option
+from fastdiff.passes import base
 from fastdiff.passes.compile.aot import Aot
 from fastdiff.passes.compile.regional import Regional
 from fastdiff.passes.compile.regions import Regions
@@ -23,13 +22,13 @@ from fastdiff.passes.compile.whole import (
 
 
 @dataclass
-class NoCompile(Option):
+class NoCompile(base.Option):
     """Eager PyTorch."""
 
-    slot: ClassVar[str] = "compile"
+    slot = "compile"
 
 
-OPTIONS: dict[str, type[Option]] = {
+OPTIONS: dict[str, type[base.Option]] = {
     "none": NoCompile,
     "default": Default,
     "reduce_overhead": ReduceOverhead,

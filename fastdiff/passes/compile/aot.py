@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from fastdiff.config import PROVENANCE
-from fastdiff.errors import MachineProblem, Problem
+from fastdiff.errors import MachineProblem
 from fastdiff.machine.cache_folder import VARIABLE, cache_folder, distrust, unwritable
 from fastdiff.models.sources import model_of
-from fastdiff.passes.base import Conflict, Context, Notice, Setting
+from fastdiff.passes import base
 from fastdiff.passes.compile.inductor import Inductor
 from fastdiff.passes.compile.packages import Packages, packages_folder
 from fastdiff.passes.effects import Pending
@@ -28,14 +29,12 @@ class Aot(Inductor):
         the package is built, which takes about twice as long; null leaves Inductor's own.
     """
 
-    key: ClassVar[str] = "compile.aot"
-    does: ClassVar[str] = "AOTInductor packages, built at the first call or taken from the cache"
-    source: ClassVar[str | None] = (
-        "https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html"
-    )
+    key = "compile.aot"
+    does = "AOTInductor packages, built at the first call or taken from the cache"
+    source = "https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html"
     flags: ClassVar[tuple[str, ...]] = ("max_autotune", *Inductor.flags)
-    conflicts: ClassVar[tuple[Conflict, ...]] = (
-        Conflict(
+    conflicts = (
+        base.Conflict(
             "attention=xformers",
             "can't be combined with attention=xformers: its kernels can't be exported",
             "attention=sdpa, or compile=default",
@@ -47,13 +46,16 @@ class Aot(Inductor):
     def needs_toolkit(self) -> tuple[str, str] | None:
         return "compile=aot", "compile=default"
 
-    def tools(self, setting: Setting) -> tuple[str, ...]:
+    def code_folder(self) -> Path | None:
+        return packages_folder()
+
+    def tools(self, setting: base.Setting) -> tuple[str, ...]:
         """No Python in a package's code, so none of its headers off CUDA, unless kernels are tried out from Python."""
         if setting.device == "cuda":
             return super().tools(setting)
         return ("c++", "Python.h") if self.max_autotune else ("c++",)
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         for folder in (cache_folder(), packages_folder()):
             doubt = distrust(folder)
@@ -68,9 +70,11 @@ class Aot(Inductor):
                 )
                 break
         if setting.device == "cuda":
-            yield Notice("compile=aot", "a package has no CUDA graphs; compile=max_autotune does")
+            yield base.Notice(
+                "compile=aot", "a package has no CUDA graphs; compile=max_autotune does"
+            )
 
-    def apply(self, pipeline: Any, context: Context) -> Pending:
+    def apply(self, pipeline: Any, context: base.Context) -> Pending:
         setting = context.setting
         options = self.inductor_options() | {"freezing": self.freezes(setting)}
         if setting.device == "cuda":
@@ -79,13 +83,12 @@ class Aot(Inductor):
         around = self.around_calls(setting)
         packages = Packages(self.key, _made_for(setting, options), options, around)
         for name, part in context.parts(pipeline, self.components(setting)).items():
-            denoises = setting.denoiser is not None and name == setting.denoiser.name
-            called = "forward" if denoises else "decode"
-            target = "denoiser" if denoises else "vae_decode"
-            setattr(part, called, packages.serving(target, part, getattr(part, called)))
+            method = self.method(setting, name)
+            target = "denoiser" if method == "forward" else "vae_decode"
+            setattr(part, method, packages.serving(target, part, getattr(part, method)))
         return packages
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         self.write_flags(script, setting)
         script.use("functools")
         script.use("torch.utils._pytree", "tree_flatten", "tree_unflatten")
@@ -133,7 +136,7 @@ def ahead_of_time(module, method):
     return call'''
 
 
-def _made_for(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
+def _made_for(setting: base.Setting, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a package depends on beside its weights and inputs: choices, model, machine, versions; plain data.
 
     The number of threads is among it, because Inductor writes it into the code.

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 from fastdiff.config import CODE_PLACE
 from fastdiff.errors import MachineProblem, Problem, RunError, nearest
 from fastdiff.machine.cache_folder import unwritable
-from fastdiff.machine.environment import requirement_of_torch
+from fastdiff.machine.toolchain import requirement_of_torch
 from fastdiff.models.facts import Component
-from fastdiff.passes.base import Fidelity, Notice, Option, Pass, Setting, Stage
+from fastdiff.passes import base
 from fastdiff.passes.precision import upcasts_vae
 from fastdiff.script import Script, bracketed, literal
 
@@ -64,7 +64,7 @@ python, cuda: the versions that it is for, two numbers of each.
 
 
 @dataclass
-class Inductor(Option, Pass):
+class Inductor(base.Option, base.Pass):
     """Base of the options.
 
     targets: what is compiled, of `denoiser` and `vae_decode`.
@@ -77,11 +77,12 @@ class Inductor(Option, Pass):
         C++ compiler's precompiled headers stay in Inductor's own folder.
     """
 
-    slot: ClassVar[str] = "compile"
-    stage: ClassVar[Stage] = Stage.COMPILE
-    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
-    bakes_arithmetic: ClassVar[bool] = True
-    source: ClassVar[str | None] = GUIDE
+    slot = "compile"
+    stage = base.Stage.COMPILE
+    fidelity = base.Fidelity.EXACT
+    bakes_arithmetic = True
+    compiles = True
+    source = GUIDE
     mode: ClassVar[str] = "default"
     cuda_graphs: ClassVar[bool] = False
     flags: ClassVar[tuple[str, ...]] = (
@@ -99,7 +100,7 @@ class Inductor(Option, Pass):
     epilogue_fusion: bool | None = None
     cache_dir: str | None = field(default=None, metadata=CODE_PLACE)
 
-    def components(self, setting: Setting) -> tuple[str, ...]:
+    def components(self, setting: base.Setting) -> tuple[str, ...]:
         return tuple(
             part.name
             for name, part in parts_of(setting).items()
@@ -108,15 +109,15 @@ class Inductor(Option, Pass):
             and not (name == "vae_decode" and self._loses_vae(setting))
         )
 
-    def _loses_vae(self, setting: Setting) -> bool:
+    def _loses_vae(self, setting: base.Setting) -> bool:
         """Whether the VAE's weights move in every call although CUDA graphs or frozen weights need them to stay."""
         graphs = self.cuda_graphs and setting.device == "cuda"
         return (graphs or self.freezes(setting)) and upcasts_vae(setting)
 
-    def explain(self, setting: Setting) -> str:
+    def explain(self, setting: base.Setting) -> str:
         return f"{self.does}, {'weights frozen' if self.freezes(setting) else 'weights not frozen'}"
 
-    def freezes(self, setting: Setting) -> bool:
+    def freezes(self, setting: base.Setting) -> bool:
         """Whether weights are frozen in this run.
 
         `auto` freezes on a CPU, but not in a precision that the processor has no arithmetic for: the prepacked
@@ -127,7 +128,10 @@ class Inductor(Option, Pass):
         precision = setting.run.choices["precision"]
         return setting.device == "cpu" and setting.environment.processor_computes_in(precision)
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def frozen(self, setting: base.Setting) -> tuple[str, ...]:
+        return self.components(setting) if self.freezes(setting) else ()
+
+    def check(self, setting: base.Setting) -> base.Findings:
         choice = setting.chosen("compile")
         for target in self.targets:
             if target not in TARGETS:
@@ -166,7 +170,7 @@ class Inductor(Option, Pass):
                     "precision=bf16, or compile=default with compile.freezing=false",
                 )
             else:
-                yield Notice(
+                yield base.Notice(
                     choice,
                     f"leaves the VAE's decode eager: {moves}, which CUDA graphs and frozen weights "
                     "don't survive; precision=bf16 compiles it",
@@ -180,11 +184,15 @@ class Inductor(Option, Pass):
                 "compile.cache_dir=DIR, a folder of your own, or null for Inductor's",
             )
         if setting.device == "mps":
-            yield Notice(choice, "Inductor's support for mps is young; compare with compile=none")
+            yield base.Notice(
+                choice, "Inductor's support for mps is young; compare with compile=none"
+            )
         if self.cuda_graphs and setting.device == "cpu":
-            yield Notice(choice, "CUDA graphs don't exist on a CPU; the rest of the mode holds")
+            yield base.Notice(
+                choice, "CUDA graphs don't exist on a CPU; the rest of the mode holds"
+            )
 
-    def frozen_blocks(self, setting: Setting) -> Iterator[Problem]:
+    def frozen_blocks(self, setting: base.Setting) -> Iterator[Problem]:
         """That blocks which share one graph can't be frozen. What `auto` means, the processor decides."""
         if self.freezes(setting):
             kind = MachineProblem if self.freezing == "auto" else Problem
@@ -194,15 +202,19 @@ class Inductor(Option, Pass):
                 "compile.freezing=false, or compile=default",
             )
 
+    def method(self, setting: base.Setting, name: str) -> str:
+        """The method of a component that is compiled."""
+        return "forward" if name == setting.denoiser_name else "decode"
+
     def needs_toolkit(self) -> tuple[str, str] | None:
         """The choice for which C++ is compiled against CUDA's own headers, and one without; None if nothing is."""
         return None
 
-    def tools(self, setting: Setting) -> tuple[str, ...]:
+    def tools(self, setting: base.Setting) -> tuple[str, ...]:
         """What of a machine's tools Inductor, or Triton under it, needs to compile for the run's device."""
         return {"cpu": ("c++", "Python.h"), "cuda": ("c", "Python.h")}.get(setting.device, ())
 
-    def _lacking(self, setting: Setting) -> Iterator[MachineProblem]:
+    def _lacking(self, setting: base.Setting) -> Iterator[MachineProblem]:
         """What compiling needs and this machine lacks."""
         choice, environment = setting.chosen("compile"), setting.environment
         if setting.device == "cuda" and not environment.has_cuda:
@@ -232,6 +244,11 @@ class Inductor(Option, Pass):
 
     def cache_folder(self) -> Path | None:
         return Path(os.path.expanduser(self.cache_dir)).absolute() if self.cache_dir else None
+
+    def code_folder(self) -> Path | None:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        return self.cache_folder() or Path(cache_dir())
 
     def _cache_unusable(self) -> str | None:
         """Why nothing could be kept in `cache_dir`, or in a folder in it that Inductor or Triton would use."""
@@ -265,13 +282,12 @@ class Inductor(Option, Pass):
             script.define(bracketed("INDUCTOR_OPTIONS = {", items, "}"))
         return ["INDUCTOR_OPTIONS"] if given else []
 
-    def written_methods(self, script: Script, setting: Setting) -> list[tuple[str, str]]:
+    def written_methods(self, script: Script, setting: base.Setting) -> list[tuple[str, str]]:
         """What is compiled, as a script calls it: each part and its method."""
-        denoiser = f"pipe.{setting.denoiser.name}" if setting.denoiser else None
         parts = script.called(self.key, self.components(setting))
-        return [(p, f"{p}.{'forward' if p == denoiser else 'decode'}") for p in parts]
+        return [(p, f"{p}.{self.method(setting, p.removeprefix('pipe.'))}") for p in parts]
 
-    def write_flags(self, script: Script, setting: Setting) -> None:
+    def write_flags(self, script: Script, setting: base.Setting) -> None:
         """What `around_calls` sets, as far as a picture depends on it, for the script's whole process."""
         script.use("torch")
         if self.freezes(setting):
@@ -283,19 +299,19 @@ class Inductor(Option, Pass):
                 f"torch.compiler.config.cache_key_tag = {literal(attention)}",
             )
 
-    def around_calls(self, setting: Setting) -> Callable[[], AbstractContextManager[Any]]:
+    def around_calls(self, setting: base.Setting) -> Callable[[], AbstractContextManager[Any]]:
         """What has to hold around each call of something that is compiled when it is called."""
         import torch
         import torch._dynamo.config
         import torch._inductor.config
         import torch.compiler.config
-        from torch._inductor.runtime.cache_dir_utils import cache_dir
 
         freezing = self.freezes(setting)
         config: Any = torch.compiler.config
         attention = setting.chosen("attention")
         folder = self.cache_folder()
-        kept_in = folder or Path(cache_dir())
+        kept_in = self.code_folder()
+        assert kept_in
         filled = (kept_in / "fxgraph").is_dir()
         # Triton keeps its own under Inductor's; both ask for their variable whenever they compile.
         variables = {
@@ -322,14 +338,14 @@ class Inductor(Option, Pass):
         return enter
 
 
-def _without(tool: str, setting: Setting) -> tuple[str, str]:
+def _without(tool: str, setting: base.Setting) -> tuple[str, str]:
     """Why there is a problem without a tool, and how to get it on this machine."""
     reason, install = _TOOLS[tool]
     python = ".".join(setting.environment.python.split(".")[:2])
     return reason, install.format(python=python, cuda=setting.environment.torch_cuda)
 
 
-def parts_of(setting: Setting) -> dict[str, Component | None]:
+def parts_of(setting: base.Setting) -> dict[str, Component | None]:
     """The component behind each target."""
     return {"denoiser": setting.denoiser, "vae_decode": setting.vae}
 

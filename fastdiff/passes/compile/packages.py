@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import fingerprint
 from fastdiff.errors import RunError
-from fastdiff.machine.cache_folder import cache_folder, distrust, make_private
+from fastdiff.machine.cache_folder import cache_folder, distrust, doubtful
 from fastdiff.machine.files import read_json, sha256_of, write_json
 from fastdiff.models.content import plain_tensors
 from fastdiff.passes.effects import Effect, Observed, Pending
@@ -150,6 +150,10 @@ class Packages(Pending):
             built = _build(folder, made_for, graph, tensors, self.options)
         return replace(built, notice="; ".join(filter(None, (notice, built.notice))) or None)
 
+    @property
+    def reused(self) -> bool:
+        return not all(package.built for package in self.loaded)
+
     def observed(self, observed: Observed) -> Observed:
         """With the packages, which Dynamo's counters don't see, nor the profiler the CPU kernels that they call."""
         built = [package for package in self.loaded if package.built]
@@ -248,14 +252,12 @@ def weights_digest(part: nn.Module) -> str:
 
 def _make_trusted() -> None:
     """Make the cache folder. Raises RunError if somebody else could have put a package there."""
-    for folder in (cache_folder(), packages_folder()):
-        make_private(folder)
-        reason = distrust(folder)
-        if reason:
-            raise RunError(
-                f"compile.aot: {folder} {reason}, and code would be loaded from there\n"
-                f"  instead: chmod go-w {folder}, or compile=default"
-            )
+    if found := doubtful(cache_folder(), packages_folder()):
+        folder, reason = found
+        raise RunError(
+            f"compile.aot: {folder} {reason}, and code would be loaded from there\n"
+            f"  instead: chmod go-w {folder}, or compile=default"
+        )
 
 
 def _kept(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from fastdiff.errors import Problem
-from fastdiff.passes.base import Context, Notice, Setting
+from fastdiff.passes import base
 from fastdiff.passes.compile.inductor import GUIDE
 from fastdiff.passes.compile.whole import Compile, CompiledGraphs
 from fastdiff.passes.effects import Pending
@@ -19,7 +18,7 @@ from fastdiff.script import Script, call
 class Regional(Compile):
     """Only the blocks that the model repeats, each graph used for all of them. Can't be frozen."""
 
-    key: ClassVar[str] = "compile.regional"
+    key = "compile.regional"
 
     targets: list[str] = field(default_factory=lambda: ["denoiser"])
     freezing: Any = False
@@ -28,7 +27,7 @@ class Regional(Compile):
     def does(self) -> str:  # type: ignore[override]
         return "torch.compile of the repeated blocks"
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         part = setting.denoiser
         if part and not (part.facts and part.facts.repeated_blocks):
@@ -46,7 +45,7 @@ class Regional(Compile):
             )
         yield from self.frozen_blocks(setting)
 
-    def apply(self, pipeline: Any, context: Context) -> Pending:
+    def apply(self, pipeline: Any, context: base.Context) -> Pending:
         regions = 0
         for part in context.parts(pipeline, self.components(context.setting)).values():
             part.compile_repeated_blocks(fullgraph=self.fullgraph, options=self.inductor_options())
@@ -54,7 +53,7 @@ class Regional(Compile):
             around_forward(part, self.around_calls(context.setting))
         return CompiledGraphs(self.key, regions, {"freezing": False})
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         self.write_flags(script, setting)
         how = self.written_how(script)
         parts = script.called(self.key, self.components(setting))

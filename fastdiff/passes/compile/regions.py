@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from fastdiff.errors import NoEffectError, Problem, RunError
-from fastdiff.passes.base import Context, Notice, Setting
+from fastdiff.passes import base
 from fastdiff.passes.compile.inductor import parts_of
 from fastdiff.passes.compile.whole import Compile, CompiledGraphs
 from fastdiff.passes.effects import Pending
@@ -28,10 +28,8 @@ class Regions(Compile):
     the first of them are counted as recompiles, and a model with more than nine different ones is past Dynamo's limit.
     """
 
-    key: ClassVar[str] = "compile.regions"
-    source: ClassVar[str | None] = (
-        "https://huggingface.co/docs/diffusers/optimization/fp16#regional-compilation"
-    )
+    key = "compile.regions"
+    source = "https://huggingface.co/docs/diffusers/optimization/fp16#regional-compilation"
 
     targets: list[str] = field(default_factory=lambda: ["denoiser"])
     freezing: Any = False
@@ -40,7 +38,7 @@ class Regions(Compile):
     def does(self) -> str:  # type: ignore[override]
         return "accelerate's compile_regions, repeated blocks and the parts beside them"
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         for target, part in parts_of(setting).items():
             if part is None or target not in self.targets:
@@ -62,13 +60,13 @@ class Regions(Compile):
                     self.source,
                 )
             elif part.class_name not in _TRIED_BY_REGIONS:
-                yield Notice(
+                yield base.Notice(
                     "compile=regions",
                     f"compile_regions hasn't been tried on {part.class_name}; compare its pictures with compile=none",
                 )
         yield from self.frozen_blocks(setting)
 
-    def apply(self, pipeline: Any, context: Context) -> Pending:
+    def apply(self, pipeline: Any, context: base.Context) -> Pending:
         from accelerate.utils import compile_regions
         from torch._dynamo.eval_frame import OptimizedModule
 
@@ -76,8 +74,7 @@ class Regions(Compile):
         enter = self.around_calls(setting)
         regions = {}
         for name, part in context.parts(pipeline, self.components(setting)).items():
-            denoises = setting.denoiser is not None and name == setting.denoiser.name
-            called = "forward" if denoises else "decode"
+            called = self.method(setting, name)
             if called in vars(part):
                 raise RunError(
                     f"compile.regions: an earlier pass put something around the {called} of {name}, and "
@@ -91,7 +88,7 @@ class Regions(Compile):
                     "  instead: compile=default"
                 )
             setattr(pipeline, name, whole)
-            if denoises:
+            if called == "forward":
                 around_forward(whole, enter)
             else:
                 whole.decode = _within(enter, whole.decode)
@@ -99,7 +96,7 @@ class Regions(Compile):
         details = {"components": regions, "freezing": False}
         return CompiledGraphs(self.key, sum(regions.values()), details)
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         self.write_flags(script, setting)
         script.use("accelerate.utils", "compile_regions")
         how = self.written_how(script)

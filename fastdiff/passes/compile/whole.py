@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from textwrap import indent
 from typing import Any, ClassVar
 
-from fastdiff.errors import Problem
-from fastdiff.passes.base import Context, Notice, Setting, Settling
+from fastdiff.passes import base
 from fastdiff.passes.compile.inductor import Inductor
 from fastdiff.passes.effects import Effect, Observed, Pending
 from fastdiff.script import Script, call, literal
@@ -82,12 +81,12 @@ class Compile(Inductor):
     def does(self) -> str:  # type: ignore[override]
         return f"torch.compile, mode {self.mode}"
 
-    def explain(self, setting: Setting) -> str:
+    def explain(self, setting: base.Setting) -> str:
         frozen = "weights frozen" if self.freezes(setting) else "weights not frozen"
         whole = "no graph breaks" if self.fullgraph else "graph breaks allowed"
         return f"{self.does}, {whole}, {frozen}"
 
-    def compiled(self, function: Callable[..., Any], setting: Setting) -> Callable[..., Any]:
+    def compiled(self, function: Callable[..., Any], setting: base.Setting) -> Callable[..., Any]:
         """The function compiled, with the flags around its calls and its CUDA graphs' outputs copied."""
         import torch
 
@@ -111,22 +110,20 @@ class Compile(Inductor):
 
         return call
 
-    def replays(self, setting: Setting) -> bool:
+    def replays(self, setting: base.Setting) -> bool:
         """Whether graphs are to be replayed as CUDA graphs in this run."""
         return self.cuda_graphs and setting.device == "cuda"
 
-    def settles(self, setting: Setting) -> Settling:
+    def settles(self, setting: base.Setting) -> base.Settling:
         if not self.replays(setting):
             return super().settles(setting)
-        return Settling(2, "CUDA graphs are recorded in the second call")
+        return base.Settling(2, "CUDA graphs are recorded in the second call")
 
-    def apply(self, pipeline: Any, context: Context) -> Pending:
+    def apply(self, pipeline: Any, context: base.Context) -> Pending:
         setting, names = context.setting, self.components(context.setting)
         for name, part in context.parts(pipeline, names).items():
-            if setting.denoiser and name == setting.denoiser.name:
-                part.forward = self.compiled(part.forward, setting)
-            else:
-                part.decode = self.compiled(part.decode, setting)
+            method = self.method(setting, name)
+            setattr(part, method, self.compiled(getattr(part, method), setting))
         details = {"components": list(names), "freezing": self.freezes(setting)}
         return CompiledGraphs(
             self.key,
@@ -136,7 +133,7 @@ class Compile(Inductor):
             nothing_else=self.mode == "reduce-overhead",
         )
 
-    def script(self, script: Script, setting: Setting) -> None:
+    def script(self, script: Script, setting: base.Setting) -> None:
         self.write_flags(script, setting)
         how, compile_ = self.written_how(script), "torch.compile"
         if self.replays(setting):
@@ -179,26 +176,26 @@ def _copied(output: Any) -> Any:
 
 @dataclass
 class Default(Compile):
-    key: ClassVar[str] = "compile.default"
+    key = "compile.default"
 
 
 @dataclass
 class ReduceOverhead(Compile):
-    key: ClassVar[str] = "compile.reduce_overhead"
+    key = "compile.reduce_overhead"
     mode: ClassVar[str] = "reduce-overhead"
     cuda_graphs: ClassVar[bool] = True
 
 
 @dataclass
 class MaxAutotune(Compile):
-    key: ClassVar[str] = "compile.max_autotune"
+    key = "compile.max_autotune"
     mode: ClassVar[str] = "max-autotune"
     cuda_graphs: ClassVar[bool] = True
 
 
 @dataclass
 class MaxAutotuneNoCudagraphs(Compile):
-    key: ClassVar[str] = "compile.max_autotune_no_cudagraphs"
+    key = "compile.max_autotune_no_cudagraphs"
     mode: ClassVar[str] = "max-autotune-no-cudagraphs"
 
 
@@ -211,11 +208,9 @@ class Dynamic(Compile):
     is a constant all the same.
     """
 
-    key: ClassVar[str] = "compile.dynamic"
+    key = "compile.dynamic"
     dynamic: ClassVar[bool | None] = True
-    source: ClassVar[str | None] = (
-        "https://huggingface.co/docs/diffusers/optimization/fp16#dynamic-shape-compilation"
-    )
+    source = "https://huggingface.co/docs/diffusers/optimization/fp16#dynamic-shape-compilation"
 
     targets: list[str] = field(default_factory=lambda: ["denoiser"])
 
@@ -223,16 +218,16 @@ class Dynamic(Compile):
     def does(self) -> str:  # type: ignore[override]
         return "torch.compile, sizes as variables"
 
-    def check(self, setting: Setting) -> Iterator[Problem | Notice]:
+    def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         if "vae_decode" in self.targets:
-            yield Notice(
+            yield base.Notice(
                 setting.chosen("compile"),
                 "the VAE decodes a batch of one picture by a graph of its own, and on a CPU small and large pictures "
                 "take different convolutions: expect it to be compiled up to three times",
             )
 
-    def around_calls(self, setting: Setting) -> Callable[[], AbstractContextManager[Any]]:
+    def around_calls(self, setting: base.Setting) -> Callable[[], AbstractContextManager[Any]]:
         import torch.fx.experimental._config as shapes
 
         config: Any = shapes
@@ -246,7 +241,7 @@ class Dynamic(Compile):
 
         return enter
 
-    def write_flags(self, script: Script, setting: Setting) -> None:
+    def write_flags(self, script: Script, setting: base.Setting) -> None:
         super().write_flags(script, setting)
         script.use("torch.fx.experimental._config")
         script.flag("torch.fx.experimental._config.use_duck_shape = False")

@@ -10,17 +10,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fastdiff.machine.hardware import load_nvml
+from fastdiff.machine.nvml import gpu_state
 from fastdiff.measuring.conditions import (
     BUSY,
     STOLEN,
     Moment,
     Room,
     Ticks,
+    gpu_notices,
     host_report,
     this_moment,
 )
-from fastdiff.measuring.gpu_state import GpuState, gpu_notices
 
 
 class Watch:
@@ -29,7 +29,7 @@ class Watch:
     ready: asked for what the players that have started said of themselves: their `room` and `gpu_names`; processes that
         begin anew at each turn have said nothing before their first one, so their GPU is not known then.
     spent: asked for the processor seconds of all players that are alive.
-    look, nvml: the machine's counters and the driver's library; tests answer themselves.
+    look, gpu: the machine's counters, and a GPU's state by its names; tests answer themselves.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class Watch:
         ready: Callable[[], Sequence[Mapping[str, Any]]],
         spent: Callable[[], float],
         look: Callable[[], Moment] = this_moment,
-        nvml: Callable[[], Any] = load_nvml,
+        gpu: Callable[[Sequence[str]], dict[str, Any]] = gpu_state,
     ) -> None:
-        self._ready, self._spent, self._look, self._nvml = ready, spent, look, nvml
+        self._ready, self._spent, self._look, self._state = ready, spent, look, gpu
         self._stretches: list[tuple[Moment, Moment]] = []
         self._gpu_before: dict[str, Any] | None = None
 
@@ -76,7 +76,7 @@ class Watch:
 
     def _gpu(self) -> dict[str, Any] | None:
         names = next((ready["gpu_names"] for ready in self._ready() if ready["gpu_names"]), None)
-        return GpuState(self._nvml(), names)() if names else None
+        return self._state(names) if names else None
 
 
 def _joined(stretches: Sequence[tuple[Moment, Moment]]) -> tuple[Moment, Moment]:

@@ -31,7 +31,7 @@ from fastdiff.measuring.protocol import (
     own_standard_output,
     quiet_and_safe,
 )
-from fastdiff.measuring.report import MeasuredOn
+from fastdiff.measuring.report import measured_on
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,7 +61,7 @@ def play(folder: Path, request: Request, events: Events, turns: Iterable[str]) -
     code = native_code(plan.setting)
     built = build(plan, events.say)
     generation, device = config.generation, plan.device
-    events.say("compiling" if config.choices["compile"] != "none" else "first call")
+    events.say("compiling" if plan.setting.compiles else "first call")
     with float32_noise(built.pipeline):
         with noted_latents(built.pipeline) as shapes:
             timed = first_call(built.pipeline, generation, device, events.tell)
@@ -88,7 +88,7 @@ def play(folder: Path, request: Request, events: Events, turns: Iterable[str]) -
             "latents_shape": shapes[0] if shapes else None,
             "quality": against(request.reference, timed.pictures, timed.latents),
             "peak_memory_bytes": peak_memory_bytes(device),
-            "environment": MeasuredOn(device).to_dict(),
+            "environment": measured_on(device).to_dict(),
             "room": asdict(this_room()),
             "gpu_names": _gpu_names(device),
         }
@@ -155,7 +155,7 @@ def _gpu_names(device: str) -> list[str]:
         return []
     import torch
 
-    from fastdiff.machine.hardware import gpu_names
+    from fastdiff.machine.nvml import gpu_names
 
     return gpu_names(torch.cuda.get_device_properties())
 

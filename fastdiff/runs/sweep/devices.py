@@ -10,14 +10,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
 from fastdiff.machine.cache_folder import distrust
 from fastdiff.machine.environment import this_machine
+from fastdiff.machine.nvml import VISIBLE, visible_names
 
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _PATIENCE_S = 0.5
 _SHARED = ("/run/lock", "/tmp")
 """Folders in which all users of a machine may keep files, best first."""
@@ -51,7 +50,7 @@ def device_for(
 def _ways(device: str) -> list[tuple[list[str], dict[str, str]]]:
     """What a cell may run on: the locks of each, and the variables that lead a run there."""
     if device == "cuda":
-        return [([lock], {_VISIBLE: name}) for name, lock in lock_names(visible_gpus())]
+        return [([lock], {VISIBLE: name}) for name, lock in lock_names(visible_gpus())]
     if device == "cpu" and hasattr(os, "sched_getaffinity"):
         return [([f"cpu-{number}" for number in sorted(os.sched_getaffinity(0))], {})]
     return [([device], {})]
@@ -75,11 +74,10 @@ def visible_gpus() -> list[str]:
 
     The empty name where all are hidden: a run then says itself that CUDA finds none.
     """
-    named = os.environ.get(_VISIBLE)
-    if named is not None:
-        names = (name.strip() for name in named.split(","))
-        return list(takewhile(lambda name: name not in ("", "-1"), names)) or [""]
-    return [str(number) for number in range(max(1, len(this_machine().gpus)))]
+    names = visible_names()
+    if names is None:
+        return [str(number) for number in range(max(1, len(this_machine().gpus)))]
+    return names or [""]
 
 
 # Files ---------------------------------------------------------------------------------------------
@@ -128,8 +126,9 @@ def _hold(folder: Path, locks: Sequence[str]) -> ExitStack | None:
 def _lock(folder: Path, name: str) -> BinaryIO | None:
     """The file, open and locked; None if another process holds it.
 
-    Files are empty and opened for reading alone, so nobody can harm anybody with one. Where something else lies there,
-    or what this user may not open, this user's cells wait for one another alone.
+    Files are empty and opened for reading alone, so nobody can harm anybody with one. The package filelock opens for
+    writing: all users could share its files only if all could write them. Where something else lies there, or what
+    this user may not open, this user's cells wait for one another alone.
     """
     import fcntl
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastdiff.choices.compose import compose
-from fastdiff.choices.folders import as_flags, config_dirs
+from fastdiff.choices.folders import flags_in_use
 from fastdiff.choices.grid import Cell, Grid
 from fastdiff.choices.options import is_literal
 from fastdiff.config import RunConfig, fingerprint
@@ -64,7 +64,7 @@ class Entry:
     @property
     def command(self) -> str:
         """What to type to run this cell alone."""
-        words = [*as_single_run(self.cell), *as_flags(config_dirs())]
+        words = [*as_single_run(self.cell), *flags_in_use()]
         return f"python -m fastdiff {shlex.join(words)}"
 
 

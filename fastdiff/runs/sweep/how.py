@@ -26,7 +26,7 @@ class How(CommandKeys):
     timeout_s: seconds that a process may take: a cell's run, compiling included, or the drawing of its reference; null sets
     no limit.
     memory_limit_gb: of the host, for each cell (10^9 bytes); null sets no limit. On Linux only, and not for a run on a GPU.
-    retry: what is run again beside what is missing: `failed` (whatever isn't ok), `none`, or `all`.
+    retry: what is run again beside what is missing: `failed` (whatever isn't ok), `disturbed` (what others slowed down), `none`, or `all`.
     accept_changes: go on although versions, weights or the machine aren't those of the finished cells.
     """
 
@@ -39,7 +39,7 @@ class How(CommandKeys):
     memory_limit_gb: float | None = field(
         default=None, metadata=limits(10**9, "no machine has so much", above=0, example="8")
     )
-    retry: Literal["failed", "none", "all"] = "failed"
+    retry: Literal["failed", "disturbed", "none", "all"] = "failed"
     accept_changes: bool = False
 
 

@@ -354,7 +354,7 @@ def _without_figures(
     message: str,
 ) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
-    report = blank_report(run, plan, words, started_at)
+    report = blank_report(run, plan, words, started_at).to_dict()
     report |= {"status": status.value, "finished_at": datetime.now(UTC).isoformat("T", "seconds")}
     report["error"] = {"message": message, "log": "log.txt", "log_tail": []}
     write_json(work / "report.json", report)

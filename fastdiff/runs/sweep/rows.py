@@ -9,6 +9,7 @@ from fastdiff.choices.recipe.writing import recipe_of, recipe_text
 from fastdiff.errors import Problem, Status
 from fastdiff.latency import pareto, speedup
 from fastdiff.machine.files import sha256_of
+from fastdiff.measuring.conditions import disturbances
 from fastdiff.runs.folders import last_lines
 from fastdiff.runs.sweep.entries import Entry
 from fastdiff.runs.sweep.folder import Folder
@@ -49,6 +50,7 @@ def blank_row(entry: Entry, place: int) -> dict[str, Any]:
         "report": None,
         "report_sha256": None,
         "finished_at": None,
+        "disturbed": None,
     }
     if not entry.possible:
         row |= _told(entry.outlook.problems)
@@ -89,6 +91,7 @@ def measured_row(row: Mapping[str, Any], folder: Folder, now: Mapping[str, str])
         found["recipe"] = recipe_text(recipe)
         found |= {key: report[key] for key in _FIGURES}
         found["latency_s"] = report["latency_s"]
+        found["disturbed"] = disturbed(report)
         found["step_latency_s"] = report["step_latency_s"]["median"]
         found["compile_cache"] = report["compile"]["cache"]
         found["quality"] = report["quality"]
@@ -98,6 +101,14 @@ def measured_row(row: Mapping[str, Any], folder: Folder, now: Mapping[str, str])
     if changed:
         found["notices"].append(f"measured before something changed: {'; '.join(changed)}")
     return found
+
+
+def disturbed(report: Mapping[str, Any]) -> str | None:
+    """Who took the machine while a report's calls were timed; None where nobody did, or nothing was timed."""
+    if not report["latency_s"]["samples"]:
+        return None
+    found = disturbances(report.get("conditions") or {}, report["environment"]["device"])
+    return "; ".join(found) or None
 
 
 def unmeasured_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,6 +126,7 @@ def unmeasured_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": None,
         "finished_at": None,
         "compile_cache": None,
+        "disturbed": None,
     }
     return {**row, **dict.fromkeys(_FIGURES), **lost, "images": [], "reference": [], "applied": []}
 

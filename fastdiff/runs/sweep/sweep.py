@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastdiff.choices.folders import as_flags, config_dirs
+from fastdiff.choices.folders import OWN_NAME, as_flags, config_dirs, config_name, flags_in_use
 from fastdiff.choices.grid import read_grid
 from fastdiff.choices.hydras_keys import hydras_own
 from fastdiff.choices.refusals import raise_all
@@ -34,8 +34,15 @@ from fastdiff.runs.sweep.folder import SWEEPS, Folder, SweepBusy
 from fastdiff.runs.sweep.how import How, read_how
 from fastdiff.runs.sweep.job import MOST_STARTS, Job, Task
 from fastdiff.runs.sweep.launching import HERE, Launch, prepare, runs_elsewhere
-from fastdiff.runs.sweep.made_with import MACHINE, differences, made_with
-from fastdiff.runs.sweep.rows import blank_row, completed, counts, measured_row, unmeasured_row
+from fastdiff.runs.sweep.made_with import MACHINE, WeightsOnce, differences, made_with
+from fastdiff.runs.sweep.rows import (
+    blank_row,
+    completed,
+    counts,
+    disturbed,
+    measured_row,
+    unmeasured_row,
+)
 
 _LOOK_EVERY_S = 0.5
 _GIGABYTE = 1_000_000_000
@@ -68,6 +75,7 @@ class Sweep:
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     now: dict[str, dict[str, str]] = field(default_factory=dict)
+    weights_of: WeightsOnce = field(default_factory=WeightsOnce)
     again: frozenset[str] = frozenset()
     turn: int = 0
     blind: bool = False
@@ -120,7 +128,10 @@ class Sweep:
         for entry in self.entries:
             if not entry.to_run or not self.folder.finished(entry.name):
                 continue
-            status = self.folder.report(entry.name)["status"]
+            report = self.folder.report(entry.name)
+            status = report["status"]
+            if self.how.retry == "disturbed" and disturbed(report):
+                continue
             done = (Status.OK.value, Status.INCOMPATIBLE.value)
             if status == Status.INTERRUPTED.value or (
                 status not in done and self.how.retry == "failed"
@@ -147,7 +158,7 @@ class Sweep:
         """
         if entry.name not in self.now:
             assert entry.run is not None
-            found = made_with(entry.run, this_machine().device(entry.run.device))
+            found = made_with(entry.run, this_machine().device(entry.run.device), self.weights_of)
             if self.launch.name not in HERE:
                 found = {name: word for name, word in found.items() if name not in MACHINE}
                 found |= {name: word for name, word in before.items() if name in MACHINE}
@@ -323,8 +334,9 @@ class Sweep:
             "overrides": self.words,
             "varied": list(self.varied),
             "launcher": self.launch.name,
-            "command": command_of([*self.words, *as_flags(config_dirs())]),
+            "command": command_of([*self.words, *flags_in_use()]),
             "config_dirs": [str(folder) for folder in config_dirs()],
+            "config_name": config_name(),
             "baseline": baseline,
             "environment": self._environment(rows),
             "made_with": self._first_made_with(rows),
@@ -415,7 +427,7 @@ def _config_dirs_of(data: Mapping[str, Any], folder: Path) -> list[str]:
             f"{folder} was begun with --config-dir {gone}, and there is no such folder any more\n"
             f"  instead: python -m fastdiff resume {folder} --config-dir DIR, where its options are now"
         )
-    return as_flags(begun_with)
+    return as_flags(begun_with, data.get("config_name", OWN_NAME))
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from fastdiff.measuring.report import blank_report
 
 def report_of(*overrides: str, measured: bool = True) -> dict[str, Any]:
     plan = plan_of(*overrides)
-    report = blank_report(plan.setting.run, plan, list(overrides), "2026-01-01T00:00:00+00:00")
+    report = blank_report(
+        plan.setting.run, plan, list(overrides), "2026-01-01T00:00:00+00:00"
+    ).to_dict()
     report["environment"]["device"] = "cpu"
     if measured:
         report["latency_s"] = Latency((0.412345, 0.42, 0.43)).to_dict()

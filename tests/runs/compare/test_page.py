@@ -10,7 +10,7 @@ import pytest
 from fake_players import quality_of
 
 from fastdiff.display import compare as page
-from fastdiff.display.layout import WIDTH, headline, row
+from fastdiff.display.layout import WIDTH, headline, labelled
 
 
 def interval(value: float, low: float, high: float) -> dict[str, float]:
@@ -73,7 +73,10 @@ def data(**more: Any) -> dict[str, Any]:
 
 def screen(found: dict[str, Any]) -> str:
     """What the command line prints of it."""
-    lines = [headline(page.title(found)), *(row(label, text) for label, text in page.lines(found))]
+    lines = [
+        headline(page.title(found)),
+        *(labelled(label, text) for label, text in page.lines(found)),
+    ]
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ def watched(
         Moment(seconds, 1.0, 1.5, {0: Ticks(round(busy_s * 100), 0)}, 9),
     ]
     spent = [2.0, 2.0 + players_s]
-    watch = Watch(lambda: ready, lambda: spent.pop(0), lambda: moments.pop(0), lambda: None)
+    watch = Watch(lambda: ready, lambda: spent.pop(0), lambda: moments.pop(0))
     with watch:
         pass
     return watch.to_dict()
@@ -63,7 +63,7 @@ def test_what_passes_between_stretches_of_turns_is_left_out() -> None:
         Moment(70.0, 0.0, 0.4, {0: Ticks(6000, 4100)}),
     ]
     spent = [0.0, 8.0, 100.0, 109.0]
-    watch = Watch(lambda: [ready_of()], lambda: spent.pop(0), lambda: moments.pop(0), lambda: None)
+    watch = Watch(lambda: [ready_of()], lambda: spent.pop(0), lambda: moments.pop(0))
     for _ in range(2):
         with watch:
             pass

@@ -36,7 +36,7 @@ def report_of(request: Request) -> dict[str, Any]:
 
     report = blank_report(
         restore(request.config), None, request.overrides, "2026-01-01T00:00:00+00:00"
-    )
+    ).to_dict()
     seconds = 0.1 + 0.01 * sum(map(int, str(request.config["generation"]["seed"])))
     report["latency_s"] = Latency(
         tuple(seconds * f for f in (1.0, 1.01, 0.99, 1.0, 1.02))

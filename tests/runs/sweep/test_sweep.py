@@ -175,7 +175,10 @@ def test_a_misspelling_of_the_whole_grid_is_refused_and_leaves_nothing(
             "sweep.timeout_s=-1",
             "sweep.timeout_s can't be '-1': it must be a number above 0 or null\n  for example: sweep.timeout_s=3600",
         ),
-        ("sweep.retry=some", "sweep.retry can't be 'some'\n  there are: failed, none, all"),
+        (
+            "sweep.retry=some",
+            "sweep.retry can't be 'some'\n  there are: failed, disturbed, none, all",
+        ),
         (
             "sweep.name=../x",
             "sweep.name=../x can't be a folder's name\n  instead: letters, digits, '.', '_' and '-', or sweep.dir=DIR for another place",
@@ -315,6 +318,48 @@ def test_the_same_line_again_runs_only_what_failed(
     assert "resume takes a sweep's folder and sweep.key=value, not 'quant=int8'" in (
         capsys.readouterr().err
     )
+
+
+def test_rows_that_others_disturbed_are_marked_and_measured_again_when_asked(
+    fake: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(seeds(1, 2), "sweep.name=grid") == 0
+    (file,) = (fake / GRID).glob("cells/1-*/report.json")
+    report = read_json(file)
+    report["conditions"]["host"] = {
+        "affinity": [0, 1],
+        "processors": 2,
+        "threads": 2,
+        "load_before": 2.0,
+        "other_share": 0.45,
+        "steal_share": 0.0,
+    }
+    report["environment"]["device"] = "cpu"
+    file.write_text(json.dumps(report))
+    capsys.readouterr()
+    assert sweep(seeds(1, 2), "sweep.name=grid") == 0  # by itself it measures nothing again
+    said = capsys.readouterr()
+    assert "ok, disturbed 0.110 s" in said.out
+    doubt = "others took the machine while row 1 ran: every speed-up is doubtful"
+    assert doubt in " ".join(said.out.split())
+    first, second = data_of(GRID)["rows"]
+    why = "others took 45% of this run's 2 CPUs while calls were timed"
+    assert (first["disturbed"], second["disturbed"]) == (why, None)
+    assert "| ok, disturbed |" in (GRID / "sweep.md").read_text()
+    assert (GRID / "sweep.csv").read_text().splitlines()[1].endswith(f",{why}")
+    page = (GRID / "index.html").read_text()
+    assert f'<strong title="{why.replace(chr(39), "&#39;")}">disturbed</strong>' in page
+    assert f'<p id="doubt">O{doubt[1:]}' in page
+    started: list[Path] = []
+
+    def counted(module: str, at: Path, variables: Any) -> Any:
+        started.append(at)
+        return start_fake(module, at, variables)
+
+    monkeypatch.setattr(job, "start", counted)
+    assert main(["resume", str(GRID), "sweep.retry=disturbed"]) == 0
+    assert [at.name.split("-")[0] for at in started] == ["1"]
+    assert [row["disturbed"] for row in data_of(GRID)["rows"]] == [None, None]
 
 
 def test_a_name_that_another_grid_has_is_refused(
@@ -712,7 +757,7 @@ def test_a_reader_that_has_seen_enough_ends_no_sweep(
     def closed(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("fastdiff.display.live.LineBoard.show", closed)
+    monkeypatch.setattr("fastdiff.display.progress.LineBoard.show", closed)
     assert sweep(seeds(1, RAISES), "sweep.name=grid") == 1
     assert statuses() == ["ok", "failed"]
     assert files(GRID) >= PAGES

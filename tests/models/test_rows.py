@@ -13,11 +13,11 @@ from conftest import Ran, _autoencoder_kl, _flux
 from torch import nn, zeros
 
 from fastdiff.choices.compose import compose
+from fastdiff.models import rows
 from fastdiff.models.architectures import ARCHITECTURES
 from fastdiff.models.pictures import draw
 from fastdiff.models.random_weights import empty_component
-from fastdiff.passes import rows
-from fastdiff.passes.rows import fewest_rows
+from fastdiff.models.rows import fewest_rows
 from fastdiff.planning.build import build
 
 
