@@ -71,7 +71,7 @@ def _value(side: Mapping[str, Any], other: Mapping[str, Any], key: str) -> Any:
     if option is None or option != other[slot] or option not in option_files()[slot]:
         return None
     value: Any = getattr(option_files()[slot][option].option(), name)
-    return asdict(value) if is_dataclass(value) else plain(value)
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else plain(value)
 
 
 def difference_text(a: str, b: str, found: Mapping[str, Any]) -> str:

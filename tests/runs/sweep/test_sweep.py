@@ -181,11 +181,12 @@ def test_a_misspelling_of_the_whole_grid_is_refused_and_leaves_nothing(
         ),
         (
             "sweep.name=../x",
-            "sweep.name=../x can't be a folder's name\n  instead: letters, digits, '.', '_' and '-', or sweep.dir=DIR for another place",
+            "sweep.name can't be '../x': it must be letters, digits, '.', '_' and '-' (sweep.dir=DIR takes any folder) or null\n"
+            "  for example: sweep.name=NAME",
         ),
         (
-            "hydra.sweep.dir=x",
-            "hydra.sweep.dir=x: a sweep has one folder\n  instead: sweep.dir=DIR",
+            "hydra.sweep.subdir=x",
+            "hydra.sweep.subdir=x: a sweep has one folder\n  instead: sweep.dir=DIR",
         ),
         (
             "hydra/launcher=jolib",
