@@ -166,15 +166,17 @@ class Sweep:
         return self.now[entry.name]
 
     def _job(self, kept: frozenset[str]) -> Job:
-        tasks = {
-            entry.name: Task(entry.name, entry.cell.spelled_out)
-            for entry in self.entries
-            if entry.to_run and entry.name not in kept
-        }
+        same: dict[str, Any] = {}  # what runs have in common is one object, and travels once
+        tasks = []
+        for entry in self.entries:
+            if entry.run is not None and entry.to_run and entry.name not in kept:
+                data = {k: same.setdefault(repr(v), v) for k, v in entry.run.to_dict().items()}
+                del data["recipe"]  # its overrides are spelled out
+                tasks.append(Task(entry.name, entry.cell.spelled_out, data))
         gigabytes = self.how.memory_limit_gb
         memory = None if gigabytes is None else round(gigabytes * _GIGABYTE)
         limits = Limits(self.how.timeout_s, memory)
-        return Job(str(self.folder.path), self.attempt, limits, tuple(tasks.values()))
+        return Job(str(self.folder.path), self.attempt, limits, tuple(tasks))
 
     # While it runs ---------------------------------------------------------------------------------
 
