@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fastdiff.choices.compose import compose, hydras_config
 from fastdiff.choices.grid_values import every_combination
@@ -31,7 +32,7 @@ class Cell:
         """The overrides with those of their recipe, whose file another machine may not have."""
         return tuple(spelled_out(self.overrides, self.run.recipe) if self.run else self.overrides)
 
-    @property
+    @cached_property
     def identity(self) -> str | None:
         """Equal for cells that are the same run, however they were typed; None where there is no run."""
         if self.run is None:

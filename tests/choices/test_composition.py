@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,30 @@ def test_a_cell_of_a_grid_is_composed_once(compositions: list[Sequence[str]]) ->
     grid = ["quant=none,int8", "generation.steps=3,abc"]
     assert [cell.run is None for cell in read_grid(grid).cells] == [False, True] * 2
     assert len(compositions) == 4
+
+
+def test_a_sweep_composes_each_cell_once_and_its_jobs_compose_nothing(
+    compositions: list[Sequence[str]], folders: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastdiff.runs.sweep.sweep import plan_sweep
+
+    ran: list[int] = []
+
+    def execute(plan: Any, words: list[str], *_: Any) -> dict[str, Any]:
+        ran.append(plan.setting.run.generation.seed)
+        raise UsageError("seen enough")
+
+    monkeypatch.setattr("fastdiff.runs.sweep.job.execute", execute)
+    monkeypatch.setattr("fastdiff.runs.sweep.job.can_fork", lambda plan: False)
+    sweep = plan_sweep(["device=cpu", "quality=none", "generation.seed=1,2", "quant=none,fp8"])
+    assert len(compositions) == 4
+    job = sweep._job(frozenset())
+    sweep.folder.path.mkdir(parents=True)
+    sweep.folder.open_attempt(job.attempt)
+    for task in job.tasks:
+        assert job.do(pickle.loads(pickle.dumps(task))) == {"cell": task.name}
+    assert all(entry.command for entry in sweep.entries)
+    assert (ran, len(compositions)) == ([1, 2], 4)
 
 
 FROM_OTHERS = {

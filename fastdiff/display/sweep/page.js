@@ -22,7 +22,7 @@ function announce(text) {
   document.getElementById("announce").textContent = text;
 }
 
-// Speed-ups: the same as speedup() in figures.py.
+// Speed-ups: the same as speedup() in fastdiff/latency.py.
 
 function runOf(row) {
   return row.same_as || row.cell;

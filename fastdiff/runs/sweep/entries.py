@@ -7,12 +7,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastdiff.choices.compose import compose
 from fastdiff.choices.folders import flags_in_use
 from fastdiff.choices.grid import Cell, Grid
 from fastdiff.choices.options import is_literal
+from fastdiff.choices.overrides import quote_literal
 from fastdiff.config import RunConfig, fingerprint
-from fastdiff.errors import FastdiffError, MachineProblem, NoGpuProblem
+from fastdiff.errors import MachineProblem, NoGpuProblem
 from fastdiff.planning.outlook import Outlook
 
 _LONGEST_NAME = 60
@@ -87,17 +87,7 @@ def grid_identity(entries: Sequence[Entry]) -> str:
 
 def as_single_run(cell: Cell) -> list[str]:
     """The cell's overrides as `python -m fastdiff` reads them, where texts are taken as they stand."""
-    words = [_literally(override, cell.run) for override in cell.overrides]
-    if cell.run is None or _composed(words) == cell.run.to_dict():
-        return words
-    return list(cell.overrides)
-
-
-def _composed(words: Sequence[str]) -> object:
-    try:
-        return compose(words).to_dict()
-    except FastdiffError:
-        return None
+    return [_literally(override, cell.run) for override in cell.overrides]
 
 
 def _literally(override: str, run: RunConfig | None) -> str:
@@ -106,7 +96,9 @@ def _literally(override: str, run: RunConfig | None) -> str:
         return override
     root, _, name = key.partition(".")
     value = getattr(getattr(run, root), name)
-    return f"{key}={value}" if isinstance(value, str) else override
+    word = f"{key}={value}"
+    # A text that would be read as something else, null or a list, stays quoted as it is.
+    return word if isinstance(value, str) and quote_literal(word) != word else override
 
 
 def _name(varied: dict[str, str], cell: Cell) -> str:

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastdiff.choices.compose import compose
+from fastdiff.choices.compose import restore
 from fastdiff.choices.folders import config_dirs, use
 from fastdiff.config import RunConfig
 from fastdiff.display.report import write_run_page
@@ -51,10 +51,11 @@ _THREADS = re.compile(r"[A-Z]+_(NUM|MAXIMUM)_THREADS")
 
 @dataclass(frozen=True)
 class Task:
-    """A cell to run: its folder's name, and its overrides in Hydra's grammar."""
+    """A cell to run: its folder's name, its overrides in Hydra's grammar, and its run as `RunConfig.to_dict` has it."""
 
     name: str
     overrides: tuple[str, ...]
+    run: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class _Cell:
         self.say("starting")
         work = self.folder.begin(name)
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        run = compose(self.task.overrides, literal=False)
+        run = restore(dict(self.task.run))
         known: dict[str, str] = {}
         try:
             report = self._report(run, work, known, started_at)

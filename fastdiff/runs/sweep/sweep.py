@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,6 +84,11 @@ class Sweep:
     unwritten: bool = False
     written_s: tuple[float, float] = (0.0, 0.0)
 
+    @cached_property
+    def grid(self) -> str:
+        """Of its cells; `sweep.json` is written often."""
+        return grid_identity(self.entries)
+
     def go(self, board: Board) -> dict[str, Any]:
         """Run what is missing; returns what `sweep.json` holds in the end.
 
@@ -113,7 +119,7 @@ class Sweep:
 
     def _refuse_another(self) -> None:
         before = self.folder.read()
-        if before is not None and before["grid"] != grid_identity(self.entries):
+        if before is not None and before["grid"] != self.grid:
             raise UsageError(
                 f"{self.folder.path} holds another sweep: {before['command']}\n"
                 "  instead: another sweep.name, or remove that folder"
@@ -166,15 +172,17 @@ class Sweep:
         return self.now[entry.name]
 
     def _job(self, kept: frozenset[str]) -> Job:
-        tasks = {
-            entry.name: Task(entry.name, entry.cell.spelled_out)
-            for entry in self.entries
-            if entry.to_run and entry.name not in kept
-        }
+        same: dict[str, Any] = {}  # what runs have in common is one object, and travels once
+        tasks = []
+        for entry in self.entries:
+            if entry.run is not None and entry.to_run and entry.name not in kept:
+                data = {k: same.setdefault(repr(v), v) for k, v in entry.run.to_dict().items()}
+                del data["recipe"]  # its overrides are spelled out
+                tasks.append(Task(entry.name, entry.cell.spelled_out, data))
         gigabytes = self.how.memory_limit_gb
         memory = None if gigabytes is None else round(gigabytes * _GIGABYTE)
         limits = Limits(self.how.timeout_s, memory)
-        return Job(str(self.folder.path), self.attempt, limits, tuple(tasks.values()))
+        return Job(str(self.folder.path), self.attempt, limits, tuple(tasks))
 
     # While it runs ---------------------------------------------------------------------------------
 
@@ -327,7 +335,7 @@ class Sweep:
         return {
             "schema": 1,
             "name": self.folder.path.name,
-            "grid": grid_identity(self.entries),
+            "grid": self.grid,
             "state": state,
             "error": error,
             "model": model_of(run).title if run else None,

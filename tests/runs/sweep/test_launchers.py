@@ -263,7 +263,7 @@ def job_of(folder: Path, **given: Any) -> Job:
 def test_a_job_of_an_earlier_turn_and_of_a_sweep_that_ended_does_nothing(tmp_path: Path) -> None:
     from fastdiff.runs.sweep.job import Task
 
-    folder, task = Folder(tmp_path), Task("cell", ("generation.seed=1",))
+    folder, task = Folder(tmp_path), Task("cell", ("generation.seed=1",), {})
     folder.open_attempt("attempt", 2)
     assert folder.is_shared("attempt")
     assert not folder.is_shared("another")
@@ -281,7 +281,7 @@ def test_a_job_whose_sweep_has_died_on_this_machine_does_nothing(tmp_path: Path)
     gone.wait()
     Folder(tmp_path).open_attempt("attempt", 1)
     job = job_of(tmp_path, turn=1, process=gone.pid)
-    assert job.do(Task("cell", ("generation.seed=1",))) == {"cell": "cell"}
+    assert job.do(Task("cell", ("generation.seed=1",), {})) == {"cell": "cell"}
 
 
 def test_a_job_has_the_threads_and_the_folder_of_who_typed_the_sweep(

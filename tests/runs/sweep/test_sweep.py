@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from fastdiff.__main__ import main
+from fastdiff.choices.compose import compose
 from fastdiff.machine.files import read_json
 from fastdiff.runs.sweep import job
 
@@ -795,7 +796,8 @@ def test_a_cell_whose_job_died_too_often_is_oom_only_if_the_kernel_says_so(
     said = {"attempt": "a", "starts": 2, "host": host or socket.gethostname(), "oom_kills": 4}
     folder.mark("1-x", said)
     monkeypatch.setattr(job, "oom_kills", lambda files: kernel)
-    task = job.Task("1-x", ("model=shapes", "device=cpu", "quality=none"))
+    words = ("model=shapes", "device=cpu", "quality=none")
+    task = job.Task("1-x", words, compose(words).to_dict())
     job._Cell(folder, task, "a", job.Limits(), lambda: False).run()
     report = read_json(next(folder.path.rglob("report.json")))
     assert (report["status"], report["error"]["message"]) == (status, reason)
