@@ -167,6 +167,6 @@ def remember(record: Path, compile_s: float) -> str | None:
 
 def read(record: Path) -> float | None:
     """The seconds on record; None where there are none, or none that can be read."""
-    found = (KeptFile(record, shared=True).read()[0] or {}).get("compile_s")
+    found: Any = (KeptFile(record, shared=True).read()[0] or {}).get("compile_s")
     usable = isinstance(found, (int, float)) and not isinstance(found, bool)
     return float(found) if usable and math.isfinite(found) and found > 0 else None
