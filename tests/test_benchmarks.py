@@ -74,6 +74,7 @@ def test_the_handwritten_script_knows_nothing_of_fastdiff() -> None:
     assert "from fastdiff" not in source
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_handwritten_script_draws_fastdiffs_picture(tmp_path: Path) -> None:
     script = [sys.executable, str(BENCHMARKS / "handwritten.py"), "--steps", "2", "--runs", "1"]

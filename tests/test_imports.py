@@ -87,6 +87,7 @@ def test_a_run_of_sdxls_class_imports_no_other_pipeline(tmp_path: Path) -> None:
     assert "torchao.quantization" in imported
 
 
+@pytest.mark.exhaustive
 def test_a_run_of_fluxs_class_imports_no_other_pipeline(tmp_path: Path, flux_folder: Path) -> None:
     size = ("generation.height=32", "generation.width=32")
     imported = modules_of_a_run(tmp_path, "model=local", f"model.path={flux_folder}", *size)

@@ -631,6 +631,7 @@ def test_joblibs_processes_see_a_folder(team: Path) -> None:
     assert swept()["counts"] == {"ok": 2}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_run_of_a_folders_model_in_a_process_of_its_own(sd_folder: Path, write: Write) -> None:
     text = f"defaults: [/schema/model/local@_here_, _self_]\npath: {sd_folder}\n"

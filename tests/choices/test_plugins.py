@@ -321,6 +321,7 @@ def test_without_plugins_nothing_but_what_ships_can_be_chosen(path: Path) -> Non
 # A whole run ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_plugins_pass_works_in_a_run_of_its_own_process(tmp_path: Path) -> None:
     site, work = tmp_path / "site", tmp_path / "work"

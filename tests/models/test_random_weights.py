@@ -199,6 +199,7 @@ print((host_peak_bytes() - resident) / (2 * blueprint.parameters))
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_building_needs_little_more_memory_than_the_weights() -> None:

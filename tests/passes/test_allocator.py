@@ -88,6 +88,7 @@ def test_memory_without_a_huge_page_is_no_effect(monkeypatch: pytest.MonkeyPatch
     assert str(effect) == "allocator.huge_pages 300 MB in huge pages"
 
 
+@pytest.mark.exhaustive
 @here
 @pytest.mark.slow
 def test_a_run_has_its_memory_in_huge_pages_and_draws_the_same_picture(tmp_path: Path) -> None:

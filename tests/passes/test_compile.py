@@ -206,6 +206,7 @@ def test_only_the_repeated_blocks_are_compiled_and_not_frozen(regional: Compiled
     assert regional.after == regional.before
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_another_size_compiles_once_more_and_a_third_not_at_all(
     regional: Compiled, local_plan: Any, sd_folder: Path, local_run: Any
@@ -265,6 +266,7 @@ def test_one_graph_serves_every_size_and_batch(
     assert global_state() == before
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly")
 def test_with_duck_shapes_a_square_picture_would_compile_again(

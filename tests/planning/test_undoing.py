@@ -245,7 +245,7 @@ def test_every_option_is_undone(
         pytest.param(
             slot,
             choice,
-            marks={"precision": pytest.mark.gpu, "compile": pytest.mark.slow}.get(slot, ()),
+            marks={"precision": pytest.mark.gpu, "compile": pytest.mark.exhaustive}.get(slot, ()),
             id=f"{slot}={choice}",
         )
         for slot, choice in MORE
@@ -391,6 +391,7 @@ def test_a_plug_in_that_writes_into_weights_is_undone(tiny: Any, global_state: A
     check_undone(tiny, {"quant": {"option": "example_rounded", "bits": 3}}, global_state)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_code_with_weights_in_it_is_not_taken_for_other_weights(smallest: Any) -> None:
     """torch keeps what it compiled for a parameter, and a second block has the same one, with other numbers."""

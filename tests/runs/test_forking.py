@@ -370,6 +370,7 @@ def test_a_forked_run_reports_what_a_fresh_one_does(
     assert held[0] == pytest.approx(held[1], rel=0.5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_order_of_runs_changes_no_flag_at_their_start(
     torch_server: TorchServer, tmp_path: Path, local_plan: Any, sd_folder: Path

@@ -359,13 +359,11 @@ def _own_inductor_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("_own_inductor_cache")
 @pytest.mark.parametrize(
     "tried",
-    [
-        pytest.param(each, marks=[] if each.option == "regional" else [pytest.mark.exhaustive])
-        for each in COMPILED
-    ],
+    COMPILED,
     ids=lambda c: c.option,
 )
 def test_each_compiled_option_draws_nearly_the_same_picture(

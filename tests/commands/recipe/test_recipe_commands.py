@@ -208,6 +208,7 @@ def test_a_run_with_a_recipe_gives_the_same_picture_and_names_it(saved: Path) ->
     assert not any(word.startswith("recipe=") for word in second["overrides"])
 
 
+@pytest.mark.exhaustive
 def test_verify_holds_within_a_tolerance_and_not_beyond(saved: Path) -> None:
     done = run(saved, "recipe", "verify", "team.yaml", "bench=once", "verify.tolerance=100")
     assert done.returncode == 0, done.stderr

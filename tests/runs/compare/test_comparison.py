@@ -619,6 +619,7 @@ def test_three_real_processes_take_turns_and_start_anew(
     assert alive_players(tmp_path) == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_real_processes_one_after_the_other(tiny: tuple[str, ...], tmp_path: Path) -> None:
     data = real(tmp_path, tiny, pairs=1, lives=1, available_bytes=1000)

@@ -154,6 +154,7 @@ def test_joblib_has_the_same_rows_and_a_worker_that_dies_is_a_crashed_one(
     assert found.row(ENDS_ITS_JOB)["reason"] == DIED
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @needs("hydra_ray_launcher")
 def test_ray_has_the_same_rows_and_a_worker_that_dies_is_a_crashed_one(
@@ -361,6 +362,7 @@ def test_ctrl_c_and_a_schedulers_sigterm_end_joblibs_cells(
     wait_for(lambda: not working_in(tmp_path))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @linux
 @needs("hydra_ray_launcher")

@@ -47,6 +47,7 @@ def sweep(here: Path, *words: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, data
 
 
+@pytest.mark.exhaustive
 def test_a_real_grid_in_two_orders(sd_folder: Path, broken_folder: Path, tmp_path: Path) -> None:
     models = f"model.path={sd_folder},{broken_folder}"
     code, there = sweep(tmp_path, models, "attention=math,sdpa", "sweep.name=there")
