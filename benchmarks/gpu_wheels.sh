@@ -18,7 +18,7 @@ mkdir -p "$dir"
 
 names=(
   diffusers importlib_metadata lazy-importer zipp torchao accelerate peft hydra-core omegaconf torchmetrics lightning-utilities
-  rich markdown-it-py mdurl pygments platformdirs jinja2 plotly narwhals
+  rich markdown-it-py mdurl pygments platformdirs jinja2 plotly narwhals psutil nvidia-ml-py
   pytest pluggy iniconfig pytest-xdist execnet hypothesis sortedcontainers # of the tests
 )
 # Each with the versions that pyproject.toml takes, if it is named there.

@@ -365,7 +365,9 @@ def test_two_sources_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "taesd", "../x", "org/a--b", "/nowhere"])
-def test_what_is_no_repository(name: str) -> None:
+def test_what_is_no_repository(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # beside which there is no x
     reason = "no repository on the hub: its name has the form org/name"
     instead = "vae.id=org/name, or vae.path=DIR for a folder"
     assert problems("vae=tiny", f"vae.id={name}") == [
