@@ -5,7 +5,7 @@
 
 Every command is a process of its own; a round runs all of them in a random order that the next round runs backwards.
 
-Exit code 1 if a goal is missed: at most 4 times `import hydra` for one plan or refusal, better 3, and 40 for a grid of 50 (the
+Exit code 1 if a goal is missed: at most 4 times `import hydra` for one plan or refusal, better 3, also for a grid of 50 (the
 whole 95 % interval of the ratio lies above), a run of the embedded model in 30 s, and at most 100 MB for every process that
 was typed.
 """
@@ -36,7 +36,7 @@ from measuring import (
 
 MOST_TIMES_HYDRA = 4.0
 BETTER_TIMES_HYDRA = 3.0
-MOST_TIMES_HYDRA_FOR_50 = 40.0
+MOST_TIMES_HYDRA_FOR_50 = 4.0
 MOST_RUN_S = 30.0
 MOST_PARENT_BYTES = 100_000_000
 HYDRA = "import hydra"
