@@ -12,6 +12,7 @@ Exit code 1 if the sweep takes 10 s or 400 MB and more, or `plan -m` 15 s and mo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -31,8 +32,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=3)
     asked = parser.parse_args()
     started_at = now()
-    with tempfile.TemporaryDirectory() as name:
-        os.chdir(name)
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         grid = words(asked.cells)
         make_done(grid)
         again = [ended(["-m", *grid]) for _ in range(asked.times)]
@@ -76,7 +76,7 @@ def make_done(grid: list[str]) -> None:
         plan = planned(entry.run)
         seconds = 0.2 + place % 97 / 1000
         times = Latency(tuple(seconds * factor for factor in (1.0, 1.01, 0.99, 1.0, 1.02)))
-        report = blank_report(entry.run, plan, list(entry.cell.overrides), at)
+        report = blank_report(entry.run, plan, list(entry.cell.overrides), at).to_dict()
         report |= {"status": "ok", "finished_at": at, "latency_s": times.to_dict()}
         report |= {"images": [{"path": "image-0.png", "sha256": "0" * 64}], "load_s": 0.1}
         report["peak_memory_bytes"]["host"] = 800_000_000 + place
