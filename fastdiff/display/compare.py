@@ -164,8 +164,6 @@ def render(data: dict[str, Any]) -> str:
         page += [*data["error"]["log_tail"], "```"]
     page += ["", "## Every life", "", *_lives(data)]
     page += ["", "## Every turn, in seconds", "", *_table(data["rounds"])]
-    if data["noise_rounds"]:
-        page += ["", "A against itself:", "", *_table(data["noise_rounds"])]
     page += ["", "## Pictures", ""]
     for name, side in data["sides"].items():
         page += [f"![{name}]({image['path']})" for image in side["images"]]

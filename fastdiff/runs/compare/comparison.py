@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -47,7 +47,6 @@ class Comparison:
     """Two sides that are being compared.
 
     seats: how many players are alive at a time; crowded: why not all of them, in words.
-    rounds: with A and B; apart: with A and A again where they take turns apart from B.
     life: which of the players' lives it is, from 1 on; players: those of this life; places: where each plays in all of them.
     """
 
@@ -59,7 +58,6 @@ class Comparison:
     seats: Seats = Seats.TOGETHER
     crowded: str | None = None
     rounds: list[Round] = field(default_factory=list)
-    apart: list[Round] = field(default_factory=list)
     life: int = 1
     players: dict[str, AnyPlayer] = field(default_factory=dict)
     places: dict[str, Seat] = field(default_factory=dict)
@@ -72,20 +70,12 @@ class Comparison:
 
     def _begin(self) -> None:
         """As if nothing had been measured yet."""
-        self.rounds, self.apart, self.players = [], [], {}
+        self.rounds, self.players = [], {}
         self.places = {name: self._place(name) for name in (A, B, AGAIN)}
-        self.watch, self.noise_watch = (
-            conditions.Watch(
-                lambda: [place.heard.ready for place in self.places.values() if place.heard.ready],
-                lambda: sum(player.processor_s() for player in self.players.values()),
-            )
-            for _ in range(2)
+        self.watch = conditions.Watch(
+            lambda: [place.heard.ready for place in self.places.values() if place.heard.ready],
+            lambda: sum(player.processor_s() for player in self.players.values()),
         )
-
-    @property
-    def noise_rounds(self) -> list[Round]:
-        """The rounds with A and A again."""
-        return self.apart if self.seats is Seats.BY_TWOS else self.rounds
 
     @property
     def lives(self) -> list[int]:
@@ -135,7 +125,7 @@ class Comparison:
         return self._write("complete")
 
     def _measure(self) -> None:
-        """In the roomiest way that fits; in a narrower one if a player ran out of memory after all."""
+        """All at a time if they fit; one after the other if a player ran out of memory after all."""
         self._seat(self._needed(A), self._needed(B))
         while True:
             try:
@@ -143,10 +133,9 @@ class Comparison:
             except _Crowded:
                 pass
             except PlayerEnded as ended:
-                fewer = self.seats.fewer()
-                if ended.ending.status is not Status.OOM or fewer is None:
+                if ended.ending.status is not Status.OOM or self.seats is Seats.IN_TURN:
                     raise
-                self.seats = fewer
+                self.seats = Seats.IN_TURN
                 self.crowded = f"memory ran out with more of them ({ended.name})"
 
     def _needed(self, name: str) -> int | None:
@@ -164,10 +153,8 @@ class Comparison:
         if self.a.plan.device != self.b.plan.device:
             return  # each has a device of its own; running out of memory would show otherwise
         room = room_bytes(self.a.plan)
-        found = seats(a, b, room)
-        ways = list(Seats)
-        if ways.index(found) > ways.index(self.seats):
-            self.seats = found
+        if self.seats is Seats.TOGETHER and seats(a, b, room) is Seats.IN_TURN:
+            self.seats = Seats.IN_TURN
             self.crowded = (
                 f"A needs about {size(a)} and B {size(b)}, and {size(room)} are there for them"
             )
@@ -187,19 +174,10 @@ class Comparison:
         """One life: its players start, play so many rounds, and are gone after it."""
         if self.seats is Seats.IN_TURN:
             self.players = {name: VisitingPlayer(place) for name, place in self.places.items()}
-            self._turns((A, B, AGAIN), pairs, self.rounds)
-            return
-        for name in self._joining():
-            if name == AGAIN and self.seats is not Seats.TOGETHER:
-                continue  # the first ones to join showed that there is no room for it beside them
-            self._join(name)
-        if self.seats is Seats.TOGETHER:
-            self._turns((A, B, AGAIN), pairs, self.rounds)
-            return
-        self._turns((A, B), pairs, self.rounds)
-        self.players[B].end()
-        self._join(AGAIN)
-        self._turns((A, AGAIN), pairs, self.noise_rounds)
+        else:
+            for name in self._joining():
+                self._join(name)
+        self._turns(pairs)
 
     def _joining(self) -> tuple[str, ...]:
         """Who starts first: A in the first life, for its pictures, and another one in each life after it.
@@ -215,27 +193,27 @@ class Comparison:
         if name == AGAIN or name in self.peaks:
             return
         self.peaks[name] = _peak(self._ready(name))
-        seated = self.seats
         self._seat(self._needed(A), self._needed(B))
-        if self.seats is Seats.IN_TURN and seated is not Seats.IN_TURN:
+        if self.seats is Seats.IN_TURN:
             raise _Crowded
 
-    def _turns(self, names: Sequence[str], pairs: int, rounds: list[Round]) -> None:
+    def _turns(self, pairs: int) -> None:
+        names = (A, B, AGAIN)
         players = {name: self.players[name] for name in names}
         if self.seats is not Seats.IN_TURN:
             self.progress.say("every process once, not counted")
             for player in players.values():
                 player.call()
-        what = f"{self._of_lives()}{' and '.join((', '.join(names[:-1]), names[-1]))} take turns"
+        what = f"{self._of_lives()}{A}, {B} and {AGAIN} take turns"
 
         def tell(done: int) -> None:
             _check_latents(self._ready(A), self._ready(B))
             self.progress.tell(what, done, sum(self.lives))
 
         # The orders go on where the life before left off.
-        ordered = orders(names, sum(self.lives), self.how.seed)[len(rounds) :][:pairs]
-        with self.watch if rounds is self.rounds else self.noise_watch:
-            take_turns(players, ordered, rounds, tell, self.life)
+        ordered = orders(names, sum(self.lives), self.how.seed)[len(self.rounds) :][:pairs]
+        with self.watch:
+            take_turns(players, ordered, self.rounds, tell, self.life)
 
     def _of_lives(self) -> str:
         """Which life it is, where there are several and a person would see them begin."""
@@ -287,10 +265,9 @@ class Comparison:
         unless the state is complete. resolution: with no difference, the part below which one would not have been seen.
         lives: how many times all processes started anew; with several, both intervals are over lives and calls, with one
         they are of the processes at hand. ratio_by_life, noise_by_life: of each life that has a whole round.
-        conditions: of the machine while turns were taken, all players' own work left out; noise_conditions: the same of
-        the noise rounds where they were apart.
+        conditions: of the machine while turns were taken, all players' own work left out.
         """
-        judged = judge(self.rounds, self.noise_rounds) if state == "complete" else None
+        judged = judge(self.rounds) if state == "complete" else None
         b = self._ready(B)
         return {
             "schema": 1,
@@ -303,16 +280,13 @@ class Comparison:
             "pairs": self.how.pairs,
             "lives": len(self.lives),
             "ratio_by_life": list(speed_by_life(self.rounds, A, B).values()),
-            "noise_by_life": list(speed_by_life(self.noise_rounds, A, AGAIN).values()),
+            "noise_by_life": list(speed_by_life(self.rounds, A, AGAIN).values()),
             "fewest_pairs": FEWEST_PAIRS,
             "seed": self.how.seed,
             "seats": self.seats.value,
             "seats_reason": self.crowded,
             "calls_a_turn": CALLS_A_VISIT if self.seats is Seats.IN_TURN else 1,
             "rounds": [r.to_dict() for r in self.rounds],
-            "noise_rounds": [r.to_dict() for r in self.apart]
-            if self.seats is Seats.BY_TWOS
-            else None,
             "same_run": same_run(self.a, self.b),
             "model": model_of(self.a.plan.setting.run).title,
             "generation": {
@@ -322,7 +296,6 @@ class Comparison:
             "latents_shape": b.get("latents_shape"),
             "quality": b.get("quality"),
             "conditions": self.watch.to_dict(),
-            "noise_conditions": self.noise_watch.to_dict(),
             "notices": self._notices(),
             "sides": {side.name: self._side(side) for side in (self.a, self.b)},
             "again": self._again(),
@@ -375,10 +348,9 @@ class Comparison:
     def _notices(self) -> list[str]:
         """What the machine did while turns were taken that a reader has to know; what held twice is said once."""
         device = "cpu" if "cpu" in (self.a.plan.device, self.b.plan.device) else self.a.plan.device
-        alive = {Seats.TOGETHER: 3, Seats.BY_TWOS: 2, Seats.IN_TURN: 1}[self.seats]
-        found = filter(None, (self.watch.to_dict(), self.noise_watch.to_dict()))
-        said = [text for c in found for text in conditions.notices(c, device, alive)]
-        return list(dict.fromkeys(said))
+        alive = 1 if self.seats is Seats.IN_TURN else 3
+        found = self.watch.to_dict()
+        return list(dict.fromkeys(conditions.notices(found, device, alive))) if found else []
 
     def _again(self) -> dict[str, Any]:
         """What the second process of A says, in all lives: whether it drew the first one's picture."""

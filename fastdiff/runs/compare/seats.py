@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
 
 from fastdiff.planning.plan import Plan
@@ -18,14 +17,7 @@ class Seats(Enum):
     """How many players are alive at a time."""
 
     TOGETHER = "all live"
-    BY_TWOS = "two live at a time"
     IN_TURN = "one after the other"
-
-    def fewer(self) -> Seats | None:
-        """The next way that needs less memory; None if there is none."""
-        ways = list(Seats)
-        at = ways.index(self) + 1
-        return ways[at] if at < len(ways) else None
 
 
 def estimated_bytes(plan: Plan) -> int | None:
@@ -51,11 +43,6 @@ def from_peak(peak: int, estimate: int | None, estimate_of_peak: int | None) -> 
 
 
 def seats(a: int | None, b: int | None, room: int | None) -> Seats:
-    """How the players can be seated whose runs need `a` and `b` bytes; what isn't known is tried."""
-    if _fit((a, b, a), room):
-        return Seats.TOGETHER
-    return Seats.BY_TWOS if _fit((a, b), room) and _fit((a, a), room) else Seats.IN_TURN
-
-
-def _fit(needed: Sequence[int | None], room: int | None) -> bool:
-    return room is None or sum(n or 0 for n in needed) <= room
+    """How A, B and A again are seated whose runs need `a` and `b` bytes; what isn't known is tried."""
+    fits = room is None or 2 * (a or 0) + (b or 0) <= room
+    return Seats.TOGETHER if fits else Seats.IN_TURN

@@ -33,12 +33,9 @@ class Verdict:
     resolution: float | None = None
 
 
-def judge(rounds: Sequence[Round], noise_rounds: Sequence[Round]) -> Verdict:
-    """The verdict over whole rounds.
-
-    rounds: those with A and B. noise_rounds: those with A and A again; the same ones where all three took turns.
-    """
-    ratio, noise = speed(rounds, A, B), speed(noise_rounds, A, AGAIN)
+def judge(rounds: Sequence[Round]) -> Verdict:
+    """The verdict over whole rounds."""
+    ratio, noise = speed(rounds, A, B), speed(rounds, A, AGAIN)
     if ratio is None or noise is None:
         return Verdict(ratio, noise, None, None)
     floor = noise_floor(noise, len(by_life(rounds, A, B)))

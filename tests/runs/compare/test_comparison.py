@@ -132,7 +132,6 @@ def test_three_live_players_take_turns_and_the_whole_story_is_written(
     assert data["noise"]["ratio"] == 1.0
     assert (data["seats"], data["seats_reason"], data["calls_a_turn"]) == ("all live", None, 1)
     assert len(data["rounds"]) == 6
-    assert data["noise_rounds"] is None
     assert data["rounds"][0]["order"] == data["rounds"][1]["order"][::-1]
     assert data["rounds"][0]["seconds"] == stage.seconds
     assert data["latents_shape"] == [1, 4, 8, 8]
@@ -151,7 +150,6 @@ def test_three_live_players_take_turns_and_the_whole_story_is_written(
     assert data["conditions"]["host"]["threads"] == 1
     assert data["conditions"]["host"]["affinity"] == [0]
     assert data["conditions"]["gpu"] is None
-    assert data["noise_conditions"] is None, "all three took turns"
     assert a["warmup"] == {"asked": 1, "calls": 1, "most": 10, "steady": True}
     assert data["resolution"] is None, "there is a difference"
 
@@ -273,20 +271,6 @@ def test_luck_that_a_life_keeps_is_no_difference(stage: Stage, tmp_path: Path) -
     assert data["ratio"]["ci95_high"] > 1.04
 
 
-def test_by_twos_each_life_measures_the_noise_too(stage: Stage, tmp_path: Path) -> None:
-    compared(tmp_path, pairs=6, lives=3, available_bytes=round(2.5 * GB / 0.9)).go()
-    assert stage.most_alive == 2
-    starts = (["start A", "start B"], ["start B", "start A"], ["start A", "start B"])
-    ended = [["end A", "end A again"], ["end A", "end A again"], ["end A", "end A again"]]
-    assert [stage.events[at : at + 2] for at in (0, 6, 12)] == list(starts)
-    assert [stage.events[at : at + 2] for at in (2, 8, 14)] == [["end B", "start A again"]] * 3
-    assert [sorted(stage.events[at : at + 2]) for at in (4, 10, 16)] == ended
-    data = read_json(tmp_path / "comparison.json")
-    for rounds in (data["rounds"], data["noise_rounds"]):
-        assert [r["life"] for r in rounds] == [1, 1, 2, 2, 3, 3]
-    assert len(data["noise_by_life"]) == 3
-
-
 def test_what_any_life_shows_is_told(stage: Stage, tmp_path: Path) -> None:
     lives = 0
 
@@ -316,9 +300,8 @@ def test_memory_that_runs_out_in_a_later_life_begins_all_anew(stage: Stage, tmp_
     stage.fails = full
     compared(tmp_path, pairs=6, lives=3).go()
     data = read_json(tmp_path / "comparison.json")
-    assert data["seats"] == "two live at a time"
-    assert [r["life"] for r in data["rounds"]] == [1, 1, 2, 2, 3, 3]
-    assert [len(r["order"]) for r in data["rounds"]] == [2] * 6
+    assert data["seats"] == "one after the other"
+    assert [r["life"] for r in data["rounds"]] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("exit_code", [1, 2])
@@ -371,24 +354,7 @@ def test_ctrl_c_in_a_later_life_keeps_what_was_measured(stage: Stage, tmp_path: 
 # Who is alive --------------------------------------------------------------------------------------
 
 
-def test_two_at_a_time_where_three_do_not_fit(stage: Stage, tmp_path: Path) -> None:
-    found = compared(tmp_path, available_bytes=round(2.5 * GB / 0.9))
-    assert found.go() == "complete"
-    assert stage.most_alive == 2
-    assert stage.events.index("end B") < stage.events.index("start A again")
-    assert stage.events.count("start A") == 1
-    data = read_json(tmp_path / "comparison.json")
-    assert data["seats"] == "two live at a time"
-    assert data["seats_reason"] == (
-        "A needs about 1.0 GB and B 1.0 GB, and 2.5 GB are there for them"
-    )
-    assert [set(r["seconds"]) for r in data["rounds"]] == [{"A", "B"}] * 6
-    assert [set(r["seconds"]) for r in data["noise_rounds"]] == [{"A", "A again"}] * 6
-    assert data["verdict"] == "faster"
-    assert data["noise_conditions"]["host"]["threads"] == 1, "a stretch of its own"
-
-
-def test_one_after_the_other_where_two_do_not_fit(stage: Stage, tmp_path: Path) -> None:
+def test_one_after_the_other_where_not_all_fit(stage: Stage, tmp_path: Path) -> None:
     found = compared(tmp_path, available_bytes=round(1.5 * GB / 0.9), pairs=20)
     assert found.go() == "complete"
     assert stage.most_alive == 1
@@ -398,7 +364,6 @@ def test_one_after_the_other_where_two_do_not_fit(stage: Stage, tmp_path: Path) 
     assert data["calls_a_turn"] == 3
     assert len(data["rounds"]) == visits(20) == 8
     assert data["rounds"][0]["seconds"] == stage.seconds
-    assert data["noise_rounds"] is None
     assert data["quality"]["identical"] is True
     assert page.turns(data) == (
         "8 pairs of visits, one process after the other, each with 3 calls: both don't fit: "
@@ -414,12 +379,9 @@ def test_one_after_the_other_at_once_where_the_weights_alone_do_not_fit(
     assert len([event for event in stage.events if event.startswith("start")]) == 3 * 6
 
 
-@pytest.mark.parametrize(
-    ("who", "seats", "starts"),
-    [("A again", Seats.BY_TWOS, ["A", "B", "A", "B"]), ("B", Seats.IN_TURN, ["A", "A"])],
-)
+@pytest.mark.parametrize(("who", "starts"), [("A again", ["A", "B", "A"]), ("B", ["A", "A"])])
 def test_a_player_that_runs_out_of_memory_makes_room(
-    stage: Stage, tmp_path: Path, who: str, seats: Seats, starts: list[str]
+    stage: Stage, tmp_path: Path, who: str, starts: list[str]
 ) -> None:
     def full(what: str, seat: Seat) -> None:
         alive = len(stage.alive)
@@ -429,7 +391,7 @@ def test_a_player_that_runs_out_of_memory_makes_room(
     stage.fails = full
     found = compared(tmp_path)
     assert found.go() == "complete"
-    assert found.seats is seats
+    assert found.seats is Seats.IN_TURN
     started = [e.removeprefix("start ") for e in stage.events if e.startswith("start")]
     assert started[: len(starts)] == starts
     data = read_json(tmp_path / "comparison.json")

@@ -54,7 +54,6 @@ DATA: dict[str, Any] = {
             "seconds": {"A": 0.7, "B": 0.57, "A again": 0.7},
         }
     ],
-    "noise_rounds": None,
     "same_run": False,
     "model": "shapes",
     "quality": quality_of(identical=False),
@@ -180,9 +179,8 @@ def test_everything_fits_80_columns() -> None:
 
 
 def test_the_page_has_the_turns_both_pictures_and_the_command(tmp_path: Path) -> None:
-    found = data(
-        noise_rounds=[{"life": 2, "order": ["A", "A again"], "seconds": {"A": 0.7}}], seed=3
-    )
+    found = data(seed=3)
+    found["rounds"].append({"life": 2, "order": ["A", "A again"], "seconds": {"A": 0.7}})
     page.write_comparison_page(tmp_path, found)
     text = (tmp_path / "comparison.md").read_text()
     assert text.startswith("# compare on shapes: cpu, 2 threads\n\n- **A** the defaults: 0.700 s")
@@ -190,7 +188,7 @@ def test_the_page_has_the_turns_both_pictures_and_the_command(tmp_path: Path) ->
     assert "## Every life\n\n" in text
     assert "|---|---|---|\n| 1 | 1.230 | 1.010 |\n| 2 | 1.250 | - |" in text
     assert "| 1 | B, A, A again | 0.7000 | 0.7000 | 0.5700 |" in text
-    assert "| 2 | A, A again | 0.7000 | - |" in text
+    assert "| 2 | A, A again | 0.7000 | - | - |" in text
     assert "![A](a.png)\n![B](b.png)" in text
     command = "python -m fastdiff compare '' compile=regional compare.pairs=20 compare.lives=5"
     assert f"{command} compare.seed=3\n" in text
