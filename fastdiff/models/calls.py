@@ -1,58 +1,32 @@
 """What diffusers' pipeline classes are called with, and what they give back.
 
-A run calls a pipeline with a prompt and takes pictures from it. Which classes that fits is known here for every one
-that diffusers exports (diffusers.json), so that a plan refuses the others before anything is loaded; tests/models/test_calls.py
-compares every row with the installed library. Nothing here imports torch, diffusers or transformers.
+A run calls a pipeline with a prompt and takes pictures from it. Which classes that fits is known for every one that
+diffusers exports (library.py), so that a plan refuses the others before anything is loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from fastdiff.errors import listed
 from fastdiff.models.facts import ModelFacts
-from fastdiff.models.tables import Table, read
+from fastdiff.models.library import PIPELINE_CLASSES
+from fastdiff.models.tables import Table
 
-SERVED: Mapping[str, str] = {
-    "p": "prompt",
-    "n": "negative_prompt",
-    "s": "num_inference_steps",
-    "g": "guidance_scale",
-    "h": "height",
-    "w": "width",
-    "i": "num_images_per_prompt",
-}
-"""The arguments that fastdiff gives, each by its letter in a row below. It also gives `generator`, where there is one."""
-
-
-@dataclass(frozen=True)
-class CallFacts:
-    """One pipeline class, as it is called.
-
-    takes: letters of the arguments of `SERVED` that its call has.
-    gives: the first field of what it returns; "" where it returns no output class of its own.
-    needs: arguments that a call can't do without and fastdiff doesn't give: those without a default, and those whose
-        default None its call refuses.
-    """
-
-    takes: str
-    gives: str
-    needs: tuple[str, ...] = ()
-
-    def takes_argument(self, name: str) -> bool:
-        """Whether its call has this argument of `SERVED`."""
-        return any(SERVED[letter] == name for letter in self.takes)
-
-
-CALLS: Mapping[str, CallFacts] = Table(
-    "diffusers", "calls", lambda row: CallFacts(row[0], row[1], tuple(row[2:]))
+SERVED = (
+    *("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "height", "width"),
+    *("num_images_per_prompt", "generator"),
 )
+"""The arguments that fastdiff gives, where a call has them."""
+
+_REFUSES_NONE: Mapping[str, list[str]] = Table("diffusers", "refuses_none", list)
+"""Arguments whose default None a call refuses, by pipeline class: the signature doesn't tell."""
 
 
-def table_version() -> str:
-    """The version of diffusers, two numbers, whose every pipeline class stands in the table."""
-    return str(read("diffusers")["version"])
+def needs(pipeline: str) -> tuple[str, ...]:
+    """Arguments that a call can't do without and fastdiff doesn't give."""
+    required = PIPELINE_CLASSES[pipeline].required
+    return tuple(n for n in (*required, *_REFUSES_NONE.get(pipeline, ())) if n not in SERVED)
 
 
 _NOT_ONE_PICTURE: Mapping[str, str] = {
@@ -76,26 +50,22 @@ _NOUNS: Mapping[str, str] = {
 """What an output's first field holds, where it isn't `images`."""
 
 
-def call_facts(pipeline: str) -> CallFacts | None:
-    """The facts of a pipeline class's call; None when the table doesn't know the class."""
-    return CALLS.get(pipeline)
-
-
 def why_no_pictures(pipeline: str) -> str | None:
-    """Why a call with a prompt gives no pictures; None if it gives them, or if the class isn't in the table."""
-    facts = call_facts(pipeline)
+    """Why a call with a prompt gives no pictures; None if it gives them, or if nobody knows the class."""
+    facts = PIPELINE_CLASSES.get(pipeline)
     if facts is None:
         return None
     reasons = [_NOT_ONE_PICTURE[pipeline]] if pipeline in _NOT_ONE_PICTURE else []
-    if facts.gives in _NOUNS:
-        reasons.append(f"makes {_NOUNS[facts.gives]}, not pictures")
-    elif facts.gives != "images":
-        named = f".{facts.gives}" if facts.gives else "something else"
+    gives = facts.gives[0] if facts.gives else ""
+    if gives in _NOUNS:
+        reasons.append(f"makes {_NOUNS[gives]}, not pictures")
+    elif gives != "images":
+        named = f".{gives}" if gives else "something else"
         reasons.append(f"gives {named} back, where fastdiff reads .images")
-    if facts.needs:
-        names = [f"{name}=" for name in facts.needs]
+    if needed := needs(pipeline):
+        names = [f"{name}=" for name in needed]
         reasons.append(f"needs {listed(names)}, which fastdiff doesn't give yet")
-    if not facts.takes_argument("prompt"):
+    if "prompt" not in facts.arguments:
         reasons.append("takes no prompt")
     return "; it ".join(reasons) or None
 
@@ -157,9 +127,11 @@ def negative_prompt_unread(facts: ModelFacts, scale: float | None) -> tuple[str,
     """
     drop = "generation.negative_prompt=null"
     denoiser = facts.denoiser.config if facts.denoiser else {}
-    known = call_facts(facts.pipeline)
-    if known is None or not known.takes_argument("negative_prompt"):
+    known = PIPELINE_CLASSES.get(facts.pipeline)
+    if known is None or "negative_prompt" not in known.arguments:
         return None
+    if "negative_prompt" in known.unread:
+        return f"{facts.pipeline} takes it, and nothing in it reads it", drop
     if facts.pipeline in _TRUE_CFG:
         reason = f"{facts.pipeline} reads it only with true_cfg_scale above 1, which fastdiff doesn't give"
         return reason, drop
@@ -169,12 +141,7 @@ def negative_prompt_unread(facts: ModelFacts, scale: float | None) -> tuple[str,
             drop,
         )
     above = _READ_ABOVE.get(facts.pipeline, 1)
-    if (
-        scale is None
-        or above is None
-        or scale > above
-        or not known.takes_argument("guidance_scale")
-    ):
+    if scale is None or above is None or scale > above or "guidance_scale" not in known.arguments:
         return None
     reason = (
         f"{facts.pipeline} reads it only with guidance_scale above {above:g}; here it is {scale:g}"

@@ -1,8 +1,7 @@
 """What can be known of a pipeline before any of its weights is loaded.
 
-Two tables of diffusers.json say what diffusers' classes can do; tests/models/test_facts.py
-compares every row with the installed library. Nothing here imports torch, diffusers or transformers: a plan
-is answered in milliseconds. reading.py fills in what a model's own files say.
+library.py says what the classes of diffusers can do, diffusers.json what was found out by trying. Nothing here imports
+torch, diffusers or transformers: a plan is answered in milliseconds. reading.py fills in what a model's own files say.
 """
 
 from __future__ import annotations
@@ -10,64 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from fastdiff.models.library import MODEL_CLASSES, PIPELINE_CLASSES, ModelClass
 from fastdiff.models.tables import Table
-
-
-@dataclass(frozen=True)
-class ClassFacts:
-    """What one diffusers model class can do.
-
-    fuses_qkv: its own fuse_qkv_projections() makes fused projections *and* a forward pass uses
-        them. Sana, QwenImage and HunyuanVideo make none; LTX makes them and never calls them.
-        Some configurations of a class that fuses can't: see Component.fuses_qkv.
-    default_attention: it has set_default_attn_processor().
-    attention_processors: it has set_attn_processor().
-    repeated_blocks: class names that compile_repeated_blocks() compiles; () if it can't.
-    conv_weights: dimensions of its largest convolution weights: 0 none, 4 Conv2d, 5 Conv3d (a
-        class with 5 may hold 4-D ones as well).
-    step_cache: it is a CacheMixin, so enable_cache() works.
-    """
-
-    fuses_qkv: bool = False
-    default_attention: bool = False
-    attention_processors: bool = False
-    repeated_blocks: tuple[str, ...] = ()
-    conv_weights: int = 0
-    step_cache: bool = False
-
-
-CLASSES: Mapping[str, ClassFacts] = Table(
-    "diffusers",
-    "classes",
-    lambda row: ClassFacts(**row | {"repeated_blocks": tuple(row.get("repeated_blocks", ()))}),
-)
 
 KEEPS_ATTENTION: Mapping[str, bool] = Table("diffusers", "keeps_attention", bool)
 """Denoisers on which diffusers' pyramid attention broadcast runs and changes what they compute, tried on tiny ones of each, and
 whether they have cross-attention that it finds. Other classes have no attention that it knows (Sana's, Z-Image's), or
 nothing moved (OvisImage's)."""
-
-
-def class_facts(name: str) -> ClassFacts | None:
-    """The facts of a diffusers model class; None when the table doesn't know it."""
-    return CLASSES.get(name)
-
-
-@dataclass(frozen=True)
-class PipelineFacts:
-    """What one diffusers pipeline class is like.
-
-    denoiser: name of the component that runs once per step.
-    fuses_qkv: the pipeline class itself has fuse_qkv_projections().
-    """
-
-    denoiser: str
-    fuses_qkv: bool = False
-
-
-PIPELINES: Mapping[str, PipelineFacts] = Table(
-    "diffusers", "pipelines", lambda row: PipelineFacts(**row)
-)
 
 
 _DOWN_BLOCKS = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
@@ -92,9 +40,9 @@ class Component:
     config: Mapping[str, object] = field(default_factory=dict)
 
     @property
-    def facts(self) -> ClassFacts | None:
-        """What its class can do; None when the class isn't in CLASSES."""
-        return class_facts(self.class_name)
+    def facts(self) -> ModelClass | None:
+        """What its class can do; None where it is none of diffusers' model classes."""
+        return MODEL_CLASSES.get(self.class_name)
 
     @property
     def fuses_qkv(self) -> bool:
@@ -174,10 +122,18 @@ class ModelFacts:
     config: Mapping[str, object] = field(default_factory=dict)
 
     @property
+    def denoisers(self) -> tuple[Component, ...]:
+        """The parts that predict noise or velocity, one or another of them in each step; () when they can't be told."""
+        known = PIPELINE_CLASSES.get(self.pipeline)
+        names = (known.denoisers if known else ()) or ("unet", "transformer")
+        here = tuple(self.components[name] for name in names if name in self.components)
+        # Who draws from a prior's embeddings is the denoiser, and not the prior.
+        return tuple(sorted(here, key=lambda part: part.name == "prior"))
+
+    @property
     def denoiser(self) -> Component | None:
-        """The part that runs once per step; None when it can't be told."""
-        known = PIPELINES.get(self.pipeline)
-        return self._first(([known.denoiser] if known else []) + ["unet", "transformer"])
+        """The first of them."""
+        return next(iter(self.denoisers), None)
 
     @property
     def vae(self) -> Component | None:

@@ -208,8 +208,10 @@ def _values(node: ast.AST) -> list[ast.AST]:
     return [*_values(node.body), *_values(node.orelse)] if isinstance(node, ast.IfExp) else [node]
 
 
-def _nodes(tree: ast.AST | None, kind: Any) -> Iterator[Any]:
-    return (node for node in ast.walk(tree) if isinstance(node, kind)) if tree else iter(())
+def _nodes(tree: ast.AST | None, kind: Any) -> list[Any]:
+    """The nodes of a kind in the order of the source."""
+    found = [node for node in ast.walk(tree) if isinstance(node, kind)] if tree else []
+    return sorted(found, key=lambda node: (node.lineno, node.col_offset))
 
 
 def _parsed(function: Any) -> ast.AST | None:
@@ -246,7 +248,7 @@ def model_facts(kind: type, model: Any = None) -> dict[str, Any]:
     dispatched, attention: how many of its attention layers set_attention_backend() reaches, and how many it has.
     conv_weights: dimensions of its largest convolution weights; 0 if it has none.
     cached_blocks: classes of its lists of blocks that diffusers' hooks for step caches know.
-    tiling, slicing: enable_tiling() and enable_slicing() do something.
+    tiling, slicing: enable_tiling() and enable_slicing() change how it decodes.
     """
     from diffusers.models.cache_utils import CacheMixin
 
@@ -277,8 +279,8 @@ def _of_model(model: Any) -> dict[str, Any]:
         "processors": sorted({type(p).__name__ for p in processors if p is not None}),
         "conv_weights": max(convolutions, default=0),
         "cached_blocks": _cached_blocks(model),
-        "tiling": _works(model, "enable_tiling"),
-        "slicing": _works(model, "enable_slicing"),
+        "tiling": _divides(model, "tiling"),
+        "slicing": _divides(model, "slicing"),
         "fuses_qkv": _fuses(model),  # last, because it changes the model
     }
 
@@ -331,12 +333,17 @@ def _cached_blocks(model: Any) -> list[str]:
     return known
 
 
-def _works(model: Any, method: str) -> bool:
+def _divides(model: Any, way: str) -> bool:
+    """Whether a VAE lets itself be told to divide its work in this way, and asks for it when it decodes."""
     try:
-        getattr(model, method)()
+        getattr(model, f"enable_{way}")()
     except (AttributeError, NotImplementedError):
         return False
-    return True
+    decoding = (getattr(type(model), name, None) for name in ("decode", "_decode"))
+    nodes = (
+        node for method in decoding if method for node in _nodes(_parsed(method), ast.Attribute)
+    )
+    return any(node.attr == f"use_{way}" for node in nodes)
 
 
 def of_library() -> dict[str, Any]:
@@ -398,7 +405,7 @@ def _without_weights(kind: Any) -> Any:
     return None
 
 
-def _written(facts: Mapping[str, Any]) -> str:
+def written(facts: Mapping[str, Any]) -> str:
     """The facts as JSON, a class a line, so that the next release's differences can be read; what is false is left out."""
     lines = []
     for key, table in facts.items():
@@ -418,4 +425,4 @@ _FALSE_TELLS = ("attention",)
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("library.json").write_text(_written(of_library()), encoding="utf-8")
+    Path(__file__).with_name("library.json").write_text(written(of_library()), encoding="utf-8")

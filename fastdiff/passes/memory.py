@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 
 _GUIDE = "https://huggingface.co/docs/diffusers/optimization/memory"
 
-_UNDIVIDED = ("AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", "VQModel")
-"""VAEs that decode in one piece: two refuse to be told otherwise, ConsistencyDecoderVAE only encodes in parts."""
-
-_UNGROUPED = ("DiTTransformer2DModel", "HunyuanDiT2DModel")
-"""Denoisers that diffusers doesn't offload in groups."""
-
-_UNGROUPED_VAES = ("ConsistencyDecoderVAE", "VQModel")
-"""VAEs that diffusers doesn't offload in groups either, so that they stay on the device."""
-
 _TILES_OF_TAESD = 448
 """Pixels a side up to which AutoencoderTiny has one tile: its tiles have 512, and the next one begins an eighth earlier."""
 
@@ -110,7 +101,7 @@ class Memory(base.Option):
             choice, instead, vae = f"memory.{key}=true", f"memory.{key}=false", setting.vae
             if setting.facts and vae is None:
                 yield Problem(choice, f"{setting.facts.pipeline} has no VAE", instead, _GUIDE)
-            elif vae and vae.class_name in _UNDIVIDED:
+            elif vae and vae.facts and not getattr(vae.facts, key.removeprefix("vae_")):
                 reason = f"{vae.class_name} decodes in one piece whatever it is told"
                 yield Problem(choice, reason, instead, _GUIDE)
             elif vae and key == "vae_tiling" and _enlarges_taesd(vae) != 8:
@@ -386,7 +377,7 @@ class GroupOffload(Offload):
     def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         part, blocks = setting.denoiser, self.num_blocks_per_group
-        if part and part.class_name in _UNGROUPED:
+        if part and part.facts and not part.facts.group_offload:
             yield Problem(
                 "memory=group_offload",
                 f"diffusers doesn't offload {part.class_name} in groups",
@@ -453,7 +444,7 @@ class GroupOffload(Offload):
 
     def script(self, script: Script, setting: base.Setting) -> None:
         vae = setting.vae
-        if vae and vae.class_name in _UNGROUPED_VAES:
+        if vae and vae.facts and not vae.facts.group_offload:
             why = f"diffusers doesn't offload {vae.class_name} in groups"
             raise ScriptError("memory=group_offload", why, "memory=model_offload")
         script.use("torch")

@@ -9,15 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fastdiff.errors import Problem, nearest
-from fastdiff.models.calls import (
-    CALLS,
-    CallFacts,
-    call_facts,
-    negative_prompt_unread,
-    scale_unread,
-    table_version,
-    why_no_pictures,
-)
+from fastdiff.models import library
+from fastdiff.models.calls import negative_prompt_unread, scale_unread, why_no_pictures
+from fastdiff.models.library import PIPELINE_CLASSES, PipelineClass
 from fastdiff.models.sides import drops_the_rest, side_multiple, taken_for
 from fastdiff.models.sources import Model
 from fastdiff.passes.base import Notice, Setting
@@ -39,7 +33,7 @@ def call_findings(setting: Setting) -> Iterator[Problem | Notice]:
     """Why the call can't be made, or what it would leave unread."""
     if setting.facts is None:
         return
-    facts = call_facts(setting.facts.pipeline)
+    facts = PIPELINE_CLASSES.get(setting.facts.pipeline)
     if facts is None:
         yield from _unknown(setting, setting.facts.pipeline)
     elif reason := why_no_pictures(setting.facts.pipeline):
@@ -58,8 +52,8 @@ def _unknown(setting: Setting, pipeline: str) -> Iterator[Problem | Notice]:
     """A class outside the table: one that the installed diffusers lacks, or one that came after the table."""
     choice = setting.chosen("model")
     version = setting.environment.versions.get("diffusers", "")
-    if version.startswith(f"{table_version()}."):
-        near = nearest(pipeline, CALLS)
+    if version.rpartition(".")[0] == library.version().rpartition(".")[0]:
+        near = nearest(pipeline, PIPELINE_CLASSES)
         meant = f"`_class_name` {near} in model_index.json, or " if near else ""
         yield Problem(
             choice,
@@ -84,13 +78,13 @@ def _asked(setting: Setting) -> Iterator[tuple[str, object]]:
             yield key, value
 
 
-def _not_taken(setting: Setting, facts: CallFacts) -> Iterator[Problem]:
+def _not_taken(setting: Setting, facts: PipelineClass) -> Iterator[Problem]:
     """What the call has no argument for, the model's own defaults included: the call would fail."""
     for key, argument in _ARGUMENTS.items():
         value = getattr(setting.run.generation, key)
         if value is None or (key == "images_per_prompt" and value == 1):
             continue
-        if not facts.takes_argument(argument):
+        if argument not in facts.arguments:
             assert setting.facts
             yield Problem(
                 f"generation.{key}={value}",

@@ -1,11 +1,8 @@
-"""The table of pipeline classes against the installed diffusers, and what it makes of them."""
+"""What is made of the pipeline classes' calls."""
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,104 +10,24 @@ from typing import Any
 import diffusers as _diffusers
 import pytest
 
-from fastdiff.models.calls import (
-    CALLS,
-    SERVED,
-    CallFacts,
-    call_facts,
-    table_version,
-    why_no_pictures,
-)
+from fastdiff.models.calls import why_no_pictures
+from fastdiff.models.library import PIPELINE_CLASSES
 from fastdiff.models.reading import read_folder
 
 diffusers: Any = _diffusers
 
 
-def _exported() -> dict[str, Any]:
-    """Every pipeline class that diffusers exports, and its stand-ins for packages that are missing here."""
-    found = {}
-    for name in dir(diffusers):
-        known = getattr(diffusers, name, None)
-        if not isinstance(known, type) or known is diffusers.DiffusionPipeline:
-            continue
-        stands_in = "dummy" in known.__module__ and name.endswith("Pipeline")
-        if stands_in or issubclass(known, diffusers.DiffusionPipeline):
-            found[name] = known
-    return found
-
-
-EXPORTED = _exported()
-HERE = sorted(name for name, known in EXPORTED.items() if "dummy" not in known.__module__)
-"""Classes whose packages are all installed."""
-
-
-def _parameters(name: str) -> dict[str, inspect.Parameter]:
-    call = EXPORTED[name].__call__
-    if not inspect.isfunction(call):  # a class without a call of its own
-        return {}
-    known = inspect.signature(call).parameters
-    return {key: value for key, value in known.items() if key != "self"}
-
-
-def test_the_table_holds_every_pipeline_class_of_its_diffusers_and_no_other() -> None:
-    assert diffusers.__version__.startswith(f"{table_version()}.")
-    names = {name for name in CALLS if "Onnx" not in name}
-    assert names >= {name for name in EXPORTED if "Onnx" not in name}
-    assert not names - set(EXPORTED)
-
-
-@pytest.mark.parametrize("name", HERE)
-def test_a_row_says_which_arguments_the_call_has_and_which_it_requires(name: str) -> None:
-    facts, known = CALLS[name], _parameters(name)
-    assert facts.takes == "".join(letter for letter in SERVED if SERVED[letter] in known)
-    given = {*SERVED.values(), "generator"}
-    positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    required = [
-        key
-        for key, value in known.items()
-        if value.default is inspect.Parameter.empty and value.kind in positional
-    ]
-    assert {key for key in required if key not in given} <= set(facts.needs)
-    for key in facts.needs:
-        assert key in required or known[key].default is None
-
-
-def _fields(name: str) -> list[tuple[str, ...]]:
-    """Fields of the output classes that the call itself makes."""
-    call = EXPORTED[name].__call__
-    if not inspect.isfunction(call):
-        return []
-    found = []
-    for output in re.findall(r"return (\w+)\(", inspect.getsource(call)):
-        made = getattr(sys.modules[EXPORTED[name].__module__], output, None)
-        if isinstance(made, type) and dataclasses.is_dataclass(made):
-            found.append(tuple(field.name for field in dataclasses.fields(made)))
-    return found
-
-
-@pytest.mark.parametrize("name", HERE)
-def test_a_row_says_what_the_call_gives_back(name: str) -> None:
-    found = _fields(name)
-    if found:
-        assert {fields[0] for fields in found} == {CALLS[name].gives}
-    elif CALLS[name].gives:
-        # A combined pipeline hands on what its last part gives.
-        assert "Combined" in name
-        assert CALLS[name].gives == "images"
-
-
 def test_who_draws_from_a_prompt_has_one_scheduler() -> None:
-    drawing = [name for name in HERE if why_no_pictures(name) is None]
+    drawing = [name for name in PIPELINE_CLASSES if why_no_pictures(name) is None]
     assert len(drawing) > 60
     for name in drawing:
-        assert "scheduler" in inspect.signature(EXPORTED[name].__init__).parameters, name
-        assert "prompt" in _parameters(name)
+        kind = getattr(diffusers, name)
+        if "dummy" not in kind.__module__:  # a package of its is missing here
+            assert "scheduler" in inspect.signature(kind.__init__).parameters, name
 
 
 def test_a_class_outside_the_table_has_no_facts() -> None:
-    assert call_facts("BrandNewPipeline") is None
     assert why_no_pictures("BrandNewPipeline") is None
-    assert call_facts("DDPMPipeline") == CallFacts("s", "images")
 
 
 @pytest.mark.parametrize(

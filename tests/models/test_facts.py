@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -11,86 +10,18 @@ from typing import Any
 import diffusers as _diffusers
 import pytest
 import torch
-from diffusers.models.cache_utils import CacheMixin
 
-from fastdiff.models.facts import (
-    CLASSES,
-    PIPELINES,
-    Component,
-    class_facts,
-)
+from fastdiff.models.facts import Component
+from fastdiff.models.library import MODEL_CLASSES
 
 diffusers: Any = _diffusers  # its constructors are untyped
 
 # --- the tables -------------------------------------------------------------------------------
 
-# Few layers where the default has dozens; a full config where the default can't be built.
-SMALL: dict[str, dict[str, Any]] = {
-    "HiDreamImageTransformer2DModel": {
-        "patch_size": 2,
-        "in_channels": 4,
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "caption_channels": [32, 32],
-        "text_emb_dim": 32,
-        "axes_dims_rope": (4, 4, 8),
-        "max_resolution": (8, 8),
-        "llama_layers": (0, 1),
-    },
-    "HunyuanDiT2DModel": {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "in_channels": 4,
-        "sample_size": 8,
-        "patch_size": 2,
-        "hidden_size": 16,
-        "num_layers": 2,
-        "activation_fn": "gelu-approximate",
-    },
-    "Transformer2DModel": {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 32},
-}
-LAYERS = ("num_layers", "num_single_layers", "num_mmdit_layers", "num_single_dit_layers")
 
-
-@pytest.mark.parametrize("name", CLASSES)
-def test_class_table_says_what_the_installed_class_has(name: str) -> None:
-    cls = getattr(diffusers, name)
-    facts = CLASSES[name]
-    assert facts.default_attention == hasattr(cls, "set_default_attn_processor")
-    assert facts.attention_processors == hasattr(cls, "set_attn_processor")
-    assert facts.repeated_blocks == tuple(cls._repeated_blocks or ())
-    assert facts.step_cache == issubclass(cls, CacheMixin)
-    if facts.fuses_qkv:
-        assert hasattr(cls, "fuse_qkv_projections")
-
-
-@pytest.mark.parametrize("name", CLASSES)
-def test_class_table_says_how_many_dimensions_convolution_weights_have(name: str) -> None:
-    cls = getattr(diffusers, name)
-    known = inspect.signature(cls.__init__).parameters
-    config = SMALL.get(name) or {key: 1 for key in LAYERS if key in known}
-    with torch.device("meta"):
-        model = cls(**config)
-    sizes = [
-        module.weight.dim()
-        for module in model.modules()
-        if isinstance(module, torch.nn.modules.conv._ConvNd)
-    ]
-    assert CLASSES[name].conv_weights == max(sizes, default=0)
-
-
-@pytest.mark.parametrize("name", PIPELINES)
-def test_pipeline_table_says_what_the_installed_pipeline_has(name: str) -> None:
-    cls = getattr(diffusers, name)
-    assert PIPELINES[name].denoiser in inspect.signature(cls.__init__).parameters
-    assert PIPELINES[name].fuses_qkv == hasattr(cls, "fuse_qkv_projections")
-
-
-def test_a_class_outside_the_table_has_no_facts() -> None:
-    assert class_facts("CLIPTextModel") is None
-    assert class_facts("UNet2DConditionModel") is CLASSES["UNet2DConditionModel"]
+def test_a_component_that_is_none_of_diffusers_models_has_no_facts() -> None:
+    assert _part("CLIPTextModel", {}).facts is None
+    assert _part("UNet2DConditionModel", {}).facts is MODEL_CLASSES["UNet2DConditionModel"]
 
 
 # --- fusing, measured: tiny models, one forward pass before and one after -----------------------
@@ -256,8 +187,15 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         PLAIN,
     ),
     "HunyuanDiT2DModel": (
-        SMALL["HunyuanDiT2DModel"]
-        | {
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "in_channels": 4,
+            "sample_size": 8,
+            "patch_size": 2,
+            "hidden_size": 16,
+            "num_layers": 2,
+            "activation_fn": "gelu-approximate",
             "cross_attention_dim": 8,
             "cross_attention_dim_t5": 8,
             "pooled_projection_dim": 4,
@@ -318,14 +256,10 @@ def _fuse(
     return added, bool(ran), before, after
 
 
-def test_every_class_that_fuses_is_measured() -> None:
-    assert {name for name, facts in CLASSES.items() if facts.fuses_qkv} <= set(TINY)
-
-
 @pytest.mark.parametrize("name", TINY)
 def test_fusing_makes_layers_that_run_exactly_where_the_table_says_so(name: str) -> None:
     added, ran, before, after = _fuse(name, *TINY[name])
-    assert (added > 0 and ran) == CLASSES[name].fuses_qkv
+    assert (added > 0 and ran) == MODEL_CLASSES[name].fuses_qkv
     torch.testing.assert_close(after, before)
 
 
@@ -338,26 +272,6 @@ def test_fusing_ltx_adds_parameters_that_no_forward_pass_uses() -> None:
     added, ran, _, _ = _fuse("LTXVideoTransformer3DModel", *TINY["LTXVideoTransformer3DModel"])
     assert added > 0
     assert not ran
-
-
-@pytest.mark.parametrize(
-    "name",
-    sorted(
-        name
-        for name, facts in CLASSES.items()
-        if not facts.fuses_qkv
-        and name not in TINY
-        and hasattr(getattr(diffusers, name), "fuse_qkv_projections")
-    ),
-)
-def test_fusing_the_other_classes_that_offer_it_adds_no_parameter(name: str) -> None:
-    cls = getattr(diffusers, name)
-    known = inspect.signature(cls.__init__).parameters
-    with torch.device("meta"):
-        model = cls(**{key: 1 for key in LAYERS if key in known})
-    before = sum(parameter.numel() for parameter in model.parameters())
-    model.fuse_qkv_projections()
-    assert sum(parameter.numel() for parameter in model.parameters()) == before
 
 
 def _part(class_name: str, config: dict[str, Any]) -> Component:
@@ -423,7 +337,6 @@ def test_hunyuan_dits_default_attention_is_its_own() -> None:
 
 def test_a_component_of_an_unknown_class_is_not_fused() -> None:
     assert not _part("CLIPTextModel", {}).fuses_qkv
-    assert _part("CLIPTextModel", {}).facts is None
 
 
 def test_facts_import_neither_torch_nor_diffusers_nor_transformers() -> None:

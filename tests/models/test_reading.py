@@ -13,11 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from fastdiff.errors import ModelError
-from fastdiff.models.facts import (
-    CLASSES,
-    Component,
-    ModelFacts,
-)
+from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.models.library import MODEL_CLASSES
 from fastdiff.models.reading import read_folder, read_single_file
 from fastdiff.models.sources import Local
 
@@ -100,7 +97,7 @@ def test_a_saved_pipeline_is_read_as_it_is(tmp_path: Path, pipeline: Any) -> Non
     assert facts.vae is facts.components["vae"]
     unet = facts.components["unet"]
     assert (unet.library, unet.class_name) == ("diffusers", "UNet2DConditionModel")
-    assert unet.facts is CLASSES["UNet2DConditionModel"]
+    assert unet.facts is MODEL_CLASSES["UNet2DConditionModel"]
     assert unet.fuses_qkv
     assert unet.config["cross_attention_dim"] == 32
     assert facts.components["text_encoder"].library == "transformers"

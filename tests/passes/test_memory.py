@@ -17,15 +17,13 @@ from fastdiff.choices.compose import compose
 from fastdiff.errors import NoEffectError, PlanError, RunError
 from fastdiff.machine.environment import TOOLS, Gpu, this_machine
 from fastdiff.measuring.quality import compare
-from fastdiff.models.facts import CLASSES, Component, ModelFacts
+from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.pictures import draw
 from fastdiff.models.sources import model_of
 from fastdiff.passes.base import Context
 from fastdiff.passes.effects import Effect
 from fastdiff.passes.memory import (
     _TILES_OF_TAESD,
-    _UNDIVIDED,
-    _UNGROUPED,
     GroupOffload,
     Layerwise,
     ModelOffload,
@@ -461,27 +459,6 @@ def test_refusals_of_group_offload() -> None:
     ]
 
 
-def test_the_lists_of_classes_are_those_of_diffusers() -> None:
-    """Which denoisers can't be grouped, and which VAEs have nothing to divide (ConsistencyDecoderVAE only encodes so)."""
-    import inspect
-
-    import diffusers
-
-    classes = {name: getattr(diffusers, name) for name in CLASSES}
-    denoisers = {n: c for n, c in classes.items() if not hasattr(c, "decode")}
-    assert sorted(n for n, c in denoisers.items() if not c._supports_group_offloading) == sorted(
-        _UNGROUPED
-    )
-    undivided = []
-    for name, kind in classes.items():
-        if hasattr(kind, "decode"):
-            decoding = [getattr(kind, part, None) for part in ("decode", "_decode")]
-            source = "".join(inspect.getsource(inspect.unwrap(d)) for d in decoding if d)
-            if not ("use_slicing" in source and "use_tiling" in source):
-                undivided.append(name)
-    assert sorted(undivided) == sorted(_UNDIVIDED)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "overrides",
@@ -626,7 +603,7 @@ def test_tiles_of_an_autoencoder_tiny_of_another_scale_are_refused() -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", _UNDIVIDED)
+@pytest.mark.parametrize("kind", ["AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", "VQModel"])
 @pytest.mark.parametrize("key", ["vae_slicing", "vae_tiling"])
 def test_a_vae_that_decodes_in_one_piece_is_refused(kind: str, key: str) -> None:
     facts = facts_of("StableDiffusionPipeline", unet="UNet2DConditionModel", vae=kind)
