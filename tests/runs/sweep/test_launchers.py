@@ -599,7 +599,7 @@ def report_text(overrides: tuple[str, ...]) -> str:
     from fastdiff.choices.compose import compose
     from fastdiff.measuring.protocol import Request
 
-    return json.dumps(report_of(Request(compose(overrides).to_dict(), list(overrides), {})))
+    return json.dumps(report_of(Request(compose(overrides).to_dict(), list(overrides))))
 
 
 def test_a_launcher_that_cant_begin_stops_the_sweep_with_its_words(tmp_path: Path) -> None:

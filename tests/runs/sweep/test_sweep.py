@@ -622,7 +622,7 @@ resident = []
 
 def execute(plan, words, folder, progress, *_):
     run = plan.setting.run
-    report = report_of(Request(run.to_dict(), words, {{}}))
+    report = report_of(Request(run.to_dict(), words))
     report["images"] = []
     write_json(folder / "report.json", report)
     status = Path("/proc/self/status").read_text()
