@@ -8,7 +8,7 @@ from typing import Any
 
 from fastdiff.choices.folders import flags_in_use
 from fastdiff.display import words
-from fastdiff.display.layout import WIDTH, headline, labelled, shown
+from fastdiff.display.layout import headline, labelled, shown, table
 from fastdiff.machine.files import write_text
 
 HEADINGS = ("rung", "published", "here", "gain", "quality", "memory", "compile")
@@ -168,21 +168,11 @@ def render(data: dict[str, Any]) -> str:
 
 def ladder_text(data: dict[str, Any], folder: Path) -> str:
     """The end of a ladder: its table, what to know to read it, and the rungs without figures."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in HEADINGS:
-        table.add_column(heading, overflow="fold", header_style="", no_wrap=heading == "rung")
-    for each in data["rows"]:
-        table.add_row(*cells(each))
-    console = Console(width=WIDTH, color_system=None)
-    with console.capture() as captured:
-        console.print(table)
-    lines = [headline(f"ladder {title(data)}"), "", captured.get().rstrip(), ""]
+    rows = map(cells, data["rows"])
+    lines = [headline(f"ladder {title(data)}"), "", table(HEADINGS, rows, wrapped=HEADINGS[1:]), ""]
     lines += [labelled("note", note) for note in notes(data)]
     lines += [labelled(name, reason) for name, reason in reasons(data)]
     if data["state"] != "complete":
         lines.append(labelled("state", f"{data['state']}; the same line again goes on from here"))
     lines.append(labelled("written", f"{shown(folder)}/ladder.md, ladder.json"))
-    return "\n".join(line.rstrip() for line in "\n".join(lines).splitlines())
+    return "\n".join(lines)

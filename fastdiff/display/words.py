@@ -20,6 +20,45 @@ def seconds(value: float | None) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value:.3f} s"
 
 
+FIGURES = {
+    "latency_s": "latency",
+    "step_latency_s": "one step",
+    "first_call_s": "first call",
+    "compile_s": "compile",
+    "compile_cache": "compile cache",
+    "peak_memory_bytes": "peak memory",
+    "peak_memory_device_bytes": "peak memory, device",
+    "peak_memory_host_bytes": "peak memory, host",
+    "psnr_db": "PSNR",
+    "ssim": "SSIM",
+    "identical": "identical to reference",
+    "status": "status",
+}
+"""What tables of two runs call the figures of a report."""
+
+
+def figure(name: str, value: Any) -> str:
+    """A figure of `FIGURES` in words, by its unit; a dash where there is none."""
+    if value is None:
+        return "-"
+    if name.endswith("_s"):
+        return seconds(value)
+    if name.endswith("_bytes"):
+        return size(value)
+    if name == "psnr_db":
+        return f"{value:.1f} dB"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def compared(name: str, before: Any, now: Any) -> list[str]:
+    """A row about a figure of two runs: its name, both, and how many times the first the second is, if that can be divided."""
+    divides = name.endswith(("_s", "_bytes")) and before and now
+    ratio = f"{now / before:.2f}x" if divides else ""
+    return [FIGURES[name], figure(name, before), figure(name, now), ratio]
+
+
 def counted(count: int, thing: str) -> str:
     """`1 thread`, `2 threads`."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

@@ -266,9 +266,9 @@ def test_the_screen_has_figures_and_reasons_in_80_columns(tmp_path: Path) -> Non
 def test_a_small_grid_has_a_column_for_each_key() -> None:
     rows = [made_row(n, {"precision": p, "quant": "none"}, **measured(0.5 / n)) for n, p in enumerate(("fp32", "bf16"), 1)]  # fmt: skip
     assert sweep_text(made_sweep(rows)).splitlines()[2:5] == [
-        "  precision quant status latency speed-up PSNR      memory",
-        "1 fp32      none  ok     0.500 s 1.00x    identical 0.8 GB",
-        "2 bf16      none  ok     0.250 s 2.00x    identical 0.8 GB",
+        "    precision quant status latency speed-up PSNR      memory",
+        "  1 fp32      none  ok     0.500 s 1.00x    identical 0.8 GB",
+        "  2 bf16      none  ok     0.250 s 2.00x    identical 0.8 GB",
     ]
 
 
