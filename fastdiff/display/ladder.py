@@ -10,6 +10,7 @@ from fastdiff.choices.folders import flags_in_use
 from fastdiff.display import words
 from fastdiff.display.layout import headline, labelled, shown, table
 from fastdiff.machine.files import write_text
+from fastdiff.measuring.fields import MeasuredOn, PeakMemory
 
 HEADINGS = ("rung", "published", "here", "gain", "quality", "memory", "compile")
 
@@ -26,7 +27,9 @@ def cells(row: dict[str, Any]) -> list[str]:
     if "latency_s" not in row:
         return [name, published, row["status"], "", "", "", ""]
     here = _pair(row["latency_s"], row["speedup"]["ratio"])
-    memory = words.device_peak(row["peak_memory_bytes"]).removesuffix(" on the device")
+    memory = words.device_peak(PeakMemory.of(row["peak_memory_bytes"])).removesuffix(
+        " on the device"
+    )
     return [name, published, here, _gain(row), _quality(row["quality"]), memory, _compile(row)]
 
 
@@ -70,7 +73,7 @@ def _compile(row: dict[str, Any]) -> str:
 def title(data: dict[str, Any]) -> str:
     """What was measured, where, how often."""
     environment = data["environment"]
-    where = words.device(environment) if environment else "nothing measured yet"
+    where = words.device(MeasuredOn.of(environment)) if environment else "nothing measured yet"
     rounds = words.counted(data["rounds"], "round")
     return f"{data['ladder']} on {data['model']}: {where}, {rounds}"
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from fastdiff.display import words
-from fastdiff.display.report import render
+from fastdiff.display.report import render as rendered
 from fastdiff.latency import Latency
 from fastdiff.machine import hardware, nvml, software
 from fastdiff.machine.files import read_json
 from fastdiff.measuring import fields
-from fastdiff.measuring.fields import Report
+from fastdiff.measuring.fields import Host, Report, Warmup
 from fastdiff.measuring.report import blank_report, measured_on
 from fastdiff.passes.effects import Effect
 
@@ -122,7 +122,11 @@ def test_a_report_without_figures_has_every_field_in_its_place(shapes_plan: Any)
 
 def rows(report: dict[str, Any]) -> dict[str, str]:
     """The figures of report.md, by their names."""
-    table = render(report).partition("| figure | value |\n|---|---|\n")[2].partition("\n\n")[0]
+    table = (
+        rendered(Report.of(report))
+        .partition("| figure | value |\n|---|---|\n")[2]
+        .partition("\n\n")[0]
+    )
     return dict(line.strip("| ").split(" | ", 1) for line in table.splitlines())
 
 
@@ -137,9 +141,9 @@ def test_the_page_of_a_run_without_figures_is_dashes_and_reasons(shapes_plan: An
     assert found["where the time goes"] == "not timed: nothing was measured"
     assert found["exactness"] == "not checked: nothing was measured"
     assert not {"latency, p99", "load average", "threads and CPUs"} & set(found)
-    assert "it broke\n\n```\na\nb\n```\n" in render(report)
+    assert "it broke\n\n```\na\nb\n```\n" in rendered(Report.of(report))
     report["error"]["log_tail"] = []
-    assert "it broke\n\n| figure" in render(report)
+    assert "it broke\n\n| figure" in rendered(Report.of(report))
 
 
 HOST = {
@@ -174,7 +178,7 @@ def test_the_page_tells_how_it_was_timed(shapes_plan: Any) -> None:
     assert found["threads and CPUs"] == "1 thread on 1 of 2 CPUs"
     assert found["load average"] == "1.50 before the timed calls, 2.00 after"
     assert found["others took"] == "3 % of this run's CPUs; for other machines 0 %"
-    assert ", 1 thread, now." in render(report)
+    assert ", 1 thread, now." in rendered(Report.of(report))
 
 
 def test_fewer_than_three_calls_have_no_spread(shapes_plan: Any) -> None:
@@ -197,23 +201,21 @@ def test_fewer_than_three_calls_have_no_spread(shapes_plan: Any) -> None:
     ],
 )
 def test_a_warm_up_in_words(known: tuple[Any, ...], said: str) -> None:
-    assert (
-        words.warm_up(dict(zip(("asked", "calls", "most", "steady"), known, strict=True))) == said
-    )
+    assert words.warm_up(Warmup(*known)) == said
 
 
 def test_what_the_system_does_not_say_of_the_machine() -> None:
     unknown = HOST | {"threads": 2, "affinity": None, "load_before": None, "other_share": None}
-    assert words.room(unknown) == "2 threads on 2 CPUs"
-    assert words.load(unknown) == "unknown"
+    assert words.room(Host.of(unknown)) == "2 threads on 2 CPUs"
+    assert words.load(Host.of(unknown)) == "unknown"
     why = "0.90 s are too short to tell; a larger bench.runs makes it longer"
-    assert words.others(unknown | {"reason": why}) == f"unknown: {why}"
+    assert words.others(Host.of(unknown | {"reason": why})) == f"unknown: {why}"
 
 
 def test_compiling_in_words() -> None:
     compiled = {"graphs": 0, "cache": "none", "saved_s": None}
-    assert words.compiling({"compile_s": None, "compile": compiled}) == "-"
-    assert words.compiling({"compile_s": 0.0, "compile": compiled}) == "none"
+    assert words.compiling(Report.of({"compile_s": None, "compile": compiled})) == "-"
+    assert words.compiling(Report.of({"compile_s": 0.0, "compile": compiled})) == "none"
     compiled |= {"graphs": 2, "cache": "warm", "saved_s": 90.8}
-    said = words.compiling({"compile_s": 5.2, "compile": compiled})
+    said = words.compiling(Report.of({"compile_s": 5.2, "compile": compiled}))
     assert said == "5.20 s, warm: the cache saved 90.8 s"

@@ -178,10 +178,10 @@ def test_words_and_the_empty_report(shapes_plan: Callable[..., Any]) -> None:
     blank = blank_report(plan.setting.run, plan, [], "now").to_dict()["syncs"]
     assert blank == {"per_step": None, "places": [], "reason": "nothing was measured"}
     places = [{"place": f"a.py:{n}", "count": 5 - n} for n in range(5)]
-    assert words.syncs({"per_step": 15, "places": places}) == (
+    assert words.syncs(Syncs.of({"per_step": 15, "places": places})) == (
         "15: a.py:0 (5), a.py:1 (4), a.py:2 (3), 2 more places"
     )
-    assert words.syncs({"per_step": 0, "places": []}) == "none"
+    assert words.syncs(Syncs.of({"per_step": 0, "places": []})) == "none"
 
 
 @pytest.mark.gpu
