@@ -17,6 +17,7 @@ from fastdiff.display.sweep import sweep_text, write_sweep_pages
 from fastdiff.display.sweep.charts import charts, uncompared
 from fastdiff.display.sweep.labels import label
 from fastdiff.display.sweep.markdown import markdown
+from fastdiff.display.sweep.page import page
 from fastdiff.display.sweep.pictures import embed
 from fastdiff.display.sweep.spreadsheet import plain
 from fastdiff.latency import pareto, speedup
@@ -209,6 +210,20 @@ def test_a_point_close_to_another_leaves_its_number_out() -> None:
     ]
     _, front = charts(made_sweep(rows))["quality"]["data"]
     assert front["text"] == ["1", "", "3"]
+
+
+def test_what_others_disturbed_is_marked_in_every_chart(tmp_path: Path) -> None:
+    quiet = made_row(1, {"steps": "1"}, **measured(0.2, 30.0))
+    rows = [quiet, made_row(2, {"steps": "2"}, **measured(0.3, 40.0), disturbed="others took 40 %")]
+    found = charts(made_sweep(rows))
+    names = [each["text"] for each in found["speedup"]["layout"]["annotations"]]
+    assert names == ["1  1", "2  2 (disturbed)"]
+    assert "2  2 (disturbed)" in found["memory"]["layout"]["annotations"][1]["text"]
+    other, front = found["quality"]["data"]
+    assert [*other["marker"]["symbol"], *front["marker"]["symbol"]] == ["circle", "circle-open"]
+    hollow = "Hollow points were measured while others took the machine."
+    assert hollow in page(tmp_path, made_sweep(rows))
+    assert hollow not in page(tmp_path, made_sweep([quiet]))
 
 
 def test_rows_without_quality_are_named(tmp_path: Path) -> None:
