@@ -71,12 +71,12 @@ def make_done(grid: list[str]) -> None:
 
     sweep = plan_sweep(grid)
     at = now()
-    for place, entry in enumerate(sweep.entries):
+    for place, entry in enumerate(sweep.cells):
         assert entry.run is not None
         plan = planned(entry.run)
         seconds = 0.2 + place % 97 / 1000
         times = Latency(tuple(seconds * factor for factor in (1.0, 1.01, 0.99, 1.0, 1.02)))
-        report = blank_report(entry.run, plan, list(entry.cell.overrides), at).to_dict()
+        report = blank_report(entry.run, plan, list(entry.typed.overrides), at).to_dict()
         report |= {"status": "ok", "finished_at": at, "latency_s": times.to_dict()}
         report |= {"images": [{"path": "image-0.png", "sha256": "0" * 64}], "load_s": 0.1}
         report["peak_memory_bytes"]["host"] = 800_000_000 + place

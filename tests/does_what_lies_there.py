@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fastdiff.measuring.protocol import end_with_parent
+from fastdiff.measuring.child import end_with_parent
 
 FOR_PROGRAMS = (atexit, os, signal, subprocess, sys, time, Path)
 """What programs use without importing it."""

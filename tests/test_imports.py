@@ -51,7 +51,7 @@ NEVER = (
 def modules_of_a_run(folder: Path, *overrides: str) -> set[str]:
     """Everything that the process of a run of one step has imported."""
     words = ["generation.steps=1", "bench=once", "quality=none", *overrides]
-    request = Request(compose(words).to_dict(), words, {"reason": "nothing to compare with"})
+    request = Request(compose(words).to_dict(), words)
     request.write(folder)
     ended = subprocess.run(
         [sys.executable, "-c", WATCHED, str(folder)],

@@ -58,7 +58,7 @@ def _plan_grid(overrides: list[str], as_json: bool) -> int:
     """Every combination's row; exit code 2 if none of them can run."""
     from fastdiff.choices.grid import read_grid
     from fastdiff.choices.hydras_keys import hydras_own
-    from fastdiff.planning.outlook import as_data, outlooks
+    from fastdiff.planning.cells import as_data, planned_cells
     from fastdiff.runs.sweep.how import read_how
     from fastdiff.runs.sweep.launching import check_launcher
 
@@ -67,7 +67,7 @@ def _plan_grid(overrides: list[str], as_json: bool) -> int:
     check_launcher(hydras_own(overrides))
     of_launcher = ("hydra/launcher=", "hydra.launcher.")
     grid = read_grid([o for o in overrides if not o.lstrip("+~").startswith(of_launcher)])
-    rows = [outlook.to_dict() for outlook in outlooks(grid)]
+    rows = [cell.to_dict() for cell in planned_cells(grid)]
     if as_json:
         import json
 

@@ -11,6 +11,7 @@ from fastdiff.choices.folders import flags_in_use
 from fastdiff.display import words
 from fastdiff.display.layout import headline, labelled, shown
 from fastdiff.machine.files import write_text
+from fastdiff.measuring.fields import MeasuredOn, PeakMemory, Quality
 
 
 def write_comparison_page(folder: Path, data: dict[str, Any]) -> None:
@@ -23,7 +24,7 @@ def title(data: dict[str, Any]) -> str:
     environment = data["environment"]
     if not environment:
         return f"compare on {data['model']}: nothing measured yet"
-    return f"compare on {data['model']}: {words.device(environment)}"
+    return f"compare on {data['model']}: {words.device(MeasuredOn.of(environment))}"
 
 
 def lines(data: dict[str, Any]) -> list[tuple[str, str]]:
@@ -37,7 +38,7 @@ def lines(data: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("state", f"{data['state']}: no verdict; {_counted(data)}"))
     found.append(("turns", turns(data)))
     if data["quality"]:
-        found.append(("quality", f"B: {words.quality(data['quality'])}"))
+        found.append(("quality", f"B: {words.quality(Quality.of(data['quality']))}"))
     for name, side in data["sides"].items():
         if side["applied"]:
             found.append((f"applied, {name}", words.applied(side["applied"])))
@@ -50,7 +51,7 @@ def _side(side: dict[str, Any]) -> str:
     if latency["median"] is None:
         return f"{side['title']}: not timed"
     spread = f"p10 {words.seconds(latency['p10'])}, p90 {words.seconds(latency['p90'])}"
-    memory = words.device_peak(side["peak_memory_bytes"])
+    memory = words.device_peak(PeakMemory.of(side["peak_memory_bytes"]))
     return f"{side['title']}: {words.seconds(latency['median'])} ({spread}), {memory}"
 
 

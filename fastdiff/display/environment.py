@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fastdiff.display import words
+from fastdiff.display.layout import table
 
 _COLUMNS = 80
 _INDENT = 4
-_WORDS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "latency_s": ("latency", words.seconds),
-    "step_latency_s": ("one step", words.seconds),
-    "first_call_s": ("first call", words.seconds),
-    "compile_s": ("compile", words.seconds),
-    "compile_cache": ("compile cache", str),
-    "peak_memory_device_bytes": ("peak memory, device", words.size),
-    "peak_memory_host_bytes": ("peak memory, host", words.size),
-    "psnr_db": ("PSNR", lambda value: f"{value:.1f} dB"),
-    "ssim": ("SSIM", lambda value: f"{value:.4f}"),
-    "identical": ("identical to reference", lambda value: "yes" if value else "no"),
-    "status": ("status", str),
-}
 _ABSENT = {"packages.": "not installed", "environment_variables.": "not set"}
 
 
@@ -35,7 +23,7 @@ def render(a: str, b: str, found: Mapping[str, Any]) -> str:
     for group, entries in {**found["environment"], "choices": found["choices"]}.items():
         if entries:
             lines += [f"  {group}", *_rows(entries)]
-    lines += ["  figures", *_figures(found["figures"])]
+    lines += _figures(found["figures"])
     return "\n".join(lines)
 
 
@@ -98,17 +86,12 @@ def _value(field: str, value: Any) -> str:
 
 def _figures(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Each figure of both runs, and the ratio of what can be divided; what neither has is left out."""
-    lines = []
-    for name, pair in figures.items():
-        if pair["a"] is None and pair["b"] is None:
-            continue
-        label, word = _WORDS[name]
-        before, after = ("-" if pair[side] is None else word(pair[side]) for side in ("a", "b"))
-        row = f"{' ' * _INDENT}{label:<22}  {before:>12}  {after:>12}"
-        if name.endswith(("_s", "_bytes")) and pair["a"] and pair["b"]:
-            row += f"  {pair['b'] / pair['a']:.2f}x"
-        lines.append(row.rstrip())
-    return lines
+    rows = [
+        words.compared(name, pair["a"], pair["b"])
+        for name, pair in figures.items()
+        if (pair["a"], pair["b"]) != (None, None)
+    ]
+    return table(("figures", "A", "B", "ratio"), rows, right=("A", "B", "ratio")).splitlines()
 
 
 def is_empty(found: Mapping[str, Any]) -> bool:

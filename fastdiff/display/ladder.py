@@ -8,8 +8,9 @@ from typing import Any
 
 from fastdiff.choices.folders import flags_in_use
 from fastdiff.display import words
-from fastdiff.display.layout import WIDTH, headline, labelled, shown
+from fastdiff.display.layout import headline, labelled, shown, table
 from fastdiff.machine.files import write_text
+from fastdiff.measuring.fields import MeasuredOn, PeakMemory
 
 HEADINGS = ("rung", "published", "here", "gain", "quality", "memory", "compile")
 
@@ -26,7 +27,9 @@ def cells(row: dict[str, Any]) -> list[str]:
     if "latency_s" not in row:
         return [name, published, row["status"], "", "", "", ""]
     here = _pair(row["latency_s"], row["speedup"]["ratio"])
-    memory = words.device_peak(row["peak_memory_bytes"]).removesuffix(" on the device")
+    memory = words.device_peak(PeakMemory.of(row["peak_memory_bytes"])).removesuffix(
+        " on the device"
+    )
     return [name, published, here, _gain(row), _quality(row["quality"]), memory, _compile(row)]
 
 
@@ -70,7 +73,7 @@ def _compile(row: dict[str, Any]) -> str:
 def title(data: dict[str, Any]) -> str:
     """What was measured, where, how often."""
     environment = data["environment"]
-    where = words.device(environment) if environment else "nothing measured yet"
+    where = words.device(MeasuredOn.of(environment)) if environment else "nothing measured yet"
     rounds = words.counted(data["rounds"], "round")
     return f"{data['ladder']} on {data['model']}: {where}, {rounds}"
 
@@ -168,21 +171,11 @@ def render(data: dict[str, Any]) -> str:
 
 def ladder_text(data: dict[str, Any], folder: Path) -> str:
     """The end of a ladder: its table, what to know to read it, and the rungs without figures."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in HEADINGS:
-        table.add_column(heading, overflow="fold", header_style="", no_wrap=heading == "rung")
-    for each in data["rows"]:
-        table.add_row(*cells(each))
-    console = Console(width=WIDTH, color_system=None)
-    with console.capture() as captured:
-        console.print(table)
-    lines = [headline(f"ladder {title(data)}"), "", captured.get().rstrip(), ""]
+    rows = map(cells, data["rows"])
+    lines = [headline(f"ladder {title(data)}"), "", table(HEADINGS, rows, wrapped=HEADINGS[1:]), ""]
     lines += [labelled("note", note) for note in notes(data)]
     lines += [labelled(name, reason) for name, reason in reasons(data)]
     if data["state"] != "complete":
         lines.append(labelled("state", f"{data['state']}; the same line again goes on from here"))
     lines.append(labelled("written", f"{shown(folder)}/ladder.md, ladder.json"))
-    return "\n".join(line.rstrip() for line in "\n".join(lines).splitlines())
+    return "\n".join(lines)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from fastdiff.measuring.fields import Quality
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ _FIGURES = {
 _CAPTIONS = "min_caption_score"
 
 
-def missed(quality: Mapping[str, Any], budgets: Mapping[str, float]) -> list[str]:
+def missed(quality: Quality, budgets: Mapping[str, float]) -> list[str]:
     """Every budget that a run misses, in words; one whose figure can't be had is missed too.
 
     quality: of the run's report, `caption` included. budgets: limits by key, as `Reference.budgets()` gives them.
@@ -56,28 +57,28 @@ def refusal(missed: list[str]) -> str:
     )
 
 
-def _fault(quality: Mapping[str, Any], key: str, limit: float) -> str | None:
+def _fault(quality: Quality, key: str, limit: float) -> str | None:
     """What is wrong with a figure; None if it keeps its budget, as those of identical pictures do."""
     about = _FIGURES[key]
-    if quality["identical"] and about.field != "max_abs_difference_latents":
+    if quality.identical and about.field != "max_abs_difference_latents":
         return None
-    value = quality[about.field]
+    value = getattr(quality, about.field)
     if value is None:
-        reason = quality["reasons"].get(about.field) or quality["reason"]
+        reason = quality.reasons.get(about.field) or quality.reason
         return f"can't be judged: {reason}"
     if _keeps(key, value, limit):
         return None
-    return f"{about.name} is {_shown(value, limit)}{about.unit} against {quality['reference']}"
+    return f"{about.name} is {_shown(value, limit)}{about.unit} against {quality.reference}"
 
 
-def _caption_fault(quality: Mapping[str, Any], key: str, limit: float) -> str | None:
-    found = quality["caption"]
-    if found["score"] is None:
-        return f"can't be judged: {found['reason']}"
-    if _keeps(key, found["score"], limit):
+def _caption_fault(quality: Quality, key: str, limit: float) -> str | None:
+    found = quality.caption
+    if found.score is None:
+        return f"can't be judged: {found.reason}"
+    if _keeps(key, found.score, limit):
         return None
-    share = _shown(found["score"], limit)
-    return f"{found['right']} of {found['pictures']} pictures are right, {share} of them"
+    share = _shown(found.score, limit)
+    return f"{found.right} of {found.pictures} pictures are right, {share} of them"
 
 
 def _keeps(key: str, value: float, limit: float) -> bool:

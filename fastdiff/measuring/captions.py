@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import Generation, Reference, RunConfig
+from fastdiff.measuring.fields import Caption
 from fastdiff.models.pictures import draw
 from fastdiff.models.shapes.judging import Score, judge
 from fastdiff.models.shapes.scenes import Scene, exam_scenes
@@ -26,7 +27,7 @@ OWN, HELD_OUT = "own prompts", "held-out captions"
 
 def caption_quality(
     pipeline: Any, run: RunConfig, pictures: Sequence[Image], tell: Tell
-) -> dict[str, Any]:
+) -> Caption:
     """`quality.caption` of a report: how many pictures are right, or null with the reason.
 
     With `quality.captions` above 0 so many held-out captions are drawn, in batches of the run's own size, so that
@@ -34,9 +35,9 @@ def caption_quality(
     """
     quality = run.quality
     if not isinstance(quality, Reference):
-        return not_judged("quality=none")
+        return Caption(reason="quality=none")
     if not model_of(run).captioned:
-        return not_judged("only the embedded model, model=shapes, is judged by captions")
+        return Caption(reason="only the embedded model, model=shapes, is judged by captions")
     if quality.captions:
         scenes = exam_scenes(quality.captions, EXAM_SEED)
         return _judged(HELD_OUT, _exam(pipeline, run.generation, scenes, tell))
@@ -45,7 +46,7 @@ def caption_quality(
     parsed = ((Scene.parse(prompt), picture) for prompt, picture in own)
     known = [(scene, picture) for scene, picture in parsed if scene]
     if not known:
-        return not_judged("the prompt is none of the captions that this model was taught")
+        return Caption(reason="the prompt is none of the captions that this model was taught")
     return _judged(OWN, known)
 
 
@@ -73,20 +74,7 @@ def _repeated(each: Sequence[Any], times: int) -> list[Any]:
     return [one for one in each for _ in range(times)]
 
 
-def _judged(of: str, drawn: Sequence[tuple[Scene, Image]]) -> dict[str, Any]:
+def _judged(of: str, drawn: Sequence[tuple[Scene, Image]]) -> Caption:
     scenes = [scene for scene, _ in drawn]
     score = Score.of(scenes, [judge(picture, scene) for scene, picture in drawn])
-    return {
-        "of": of,
-        "pictures": score.pictures,
-        "right": score.right,
-        "shapes_right": score.shapes_right,
-        "score": score.fraction,
-        "reason": None,
-    }
-
-
-def not_judged(reason: str) -> dict[str, Any]:
-    """The report's field where no picture was judged."""
-    figures = dict.fromkeys(("of", "pictures", "right", "shapes_right", "score"))
-    return {**figures, "reason": reason}
+    return Caption(of, score.pictures, score.right, score.shapes_right, score.fraction, None)

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastdiff.config import PROVENANCE, fingerprint
 from fastdiff.machine.cache_folder import KeptFile
+from fastdiff.measuring.fields import Compiling
 from fastdiff.passes.base import Setting
 from fastdiff.passes.effects import Effect, Observed, Pending
 
@@ -41,8 +42,8 @@ def compile_times(
     observed: Observed,
     outcomes: Sequence[Effect | Pending],
     before: frozenset[str],
-) -> dict[str, Any]:
-    """What the report says of it: `cache`, `cold_compile_s`, `saved_s`, and `saved_reason`, what there is to know of them.
+) -> Compiling:
+    """What the cache had, and what that saved.
 
     outcomes: what the passes returned. before: the cache's native code before the first call. The quickest cold run's
     seconds are on record, because what else computes only makes one slower; a warm run is compared with them. `saved_s`
@@ -64,7 +65,7 @@ def judged(
     *,
     built: bool,
     held: bool,
-) -> dict[str, Any]:
+) -> Compiling:
     """The same, for a record's file and Inductor's counts since the process began.
 
     built: whether native code was added to the cache; held: whether there had been any, of this setting or of another.
@@ -113,15 +114,8 @@ def inductor_counts() -> dict[str, int]:
     return dict(counters["inductor"])
 
 
-def _said(
-    cache: str, cold_s: float | None, saved_s: float | None, reason: str | None
-) -> dict[str, Any]:
-    return {
-        "cache": cache,
-        "cold_compile_s": cold_s,
-        "saved_s": saved_s,
-        "saved_reason": reason,
-    }
+def _said(cache: str, cold_s: float | None, saved_s: float | None, reason: str | None) -> Compiling:
+    return Compiling(cache=cache, cold_compile_s=cold_s, saved_s=saved_s, saved_reason=reason)
 
 
 def records_folder(setting: Setting) -> Path | None:

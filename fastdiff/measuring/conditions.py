@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.machine.nvml import this_gpu_state
+from fastdiff.measuring.fields import Conditions, GpuMoment, GpuMoments, Host
 
 BUSY = 0.10
 """Of the processors a run may use: what others may take before a notice says so. Its own figures are good to 0.02."""
@@ -116,33 +117,24 @@ def this_room() -> Room:
     )
 
 
-def host_report(room: Room, before: Moment, after: Moment) -> dict[str, Any]:
-    """Two moments as the report has them.
-
-    other_share: of the processors that this process may use, what other processes took meanwhile, from 0 to 1; the
-    kernel's own work and this process's children count as others. steal_share: the same for the hypervisor. Both
-    None where they can't be known; `reason` says why.
-    """
+def host_report(room: Room, before: Moment, after: Moment) -> Host:
+    """What passed between two moments. The kernel's own work and this process's children count as others."""
     seconds = after.counted_s - before.counted_s
     reason = _not_told(room, before, after, seconds)
-    return {
-        "threads": room.threads,
-        "interop_threads": room.interop_threads,
-        "affinity": None if room.affinity is None else list(room.affinity),
-        "processors": room.processors,
-        "load_before": before.load,
-        "load_after": after.load,
-        "watched_s": seconds,
-        "preempted": None
+    return Host(
+        threads=room.threads,
+        interop_threads=room.interop_threads,
+        affinity=None if room.affinity is None else list(room.affinity),
+        processors=room.processors,
+        load_before=before.load,
+        load_after=after.load,
+        watched_s=seconds,
+        preempted=None
         if before.preempted is None or after.preempted is None
         else after.preempted - before.preempted,
-        **(
-            {"other_share": None, "steal_share": None}
-            if reason
-            else _shares(room, before, after, seconds)
-        ),
-        "reason": reason,
-    }
+        reason=reason,
+        **({} if reason else _shares(room, before, after, seconds)),
+    )
 
 
 def _not_told(room: Room, before: Moment, after: Moment, seconds: float) -> str | None:
@@ -168,15 +160,15 @@ def _shares(room: Room, before: Moment, after: Moment, seconds: float) -> dict[s
     }
 
 
-def host_notices(host: Mapping[str, Any], device: str) -> list[str]:
+def host_notices(host: Host, device: str) -> list[str]:
     """What a reader of the times has to know: others were busy here, or threads crowd.
 
     device: a run on a GPU needs one processor; others may have the rest.
     """
     notices = []
-    allowed = len(host["affinity"] or ()) or host["processors"]
+    allowed = len(host.affinity or ()) or host.processors
     cpus = f"{allowed} CPUs" if allowed > 1 else "one CPU"
-    others, stolen, load = host["other_share"], host["steal_share"], host["load_before"]
+    others, stolen, load = host.other_share, host.steal_share, host.load_before
     bearable = BUSY if device == "cpu" else max(BUSY, 1 - 1 / allowed)
     if others is not None and others > bearable:
         notices.append(
@@ -188,14 +180,14 @@ def host_notices(host: Mapping[str, Any], device: str) -> list[str]:
             f"this machine's host took {stolen:.0%} of this run's {cpus} for other machines while calls were "
             "timed: times are too long; run again, or compare only runs that took turns"
         )
-    if others is None and load is not None and load > 1.5 * host["processors"]:
+    if others is None and load is not None and load > 1.5 * host.processors:
         notices.append(
-            f"the load was {load:.1f} on {host['processors']} CPUs when timing began: if that was more than "
+            f"the load was {load:.1f} on {host.processors} CPUs when timing began: if that was more than "
             "this run's own compiling, times are too long; end other programs and run again"
         )
-    if device == "cpu" and host["threads"] > allowed:
+    if device == "cpu" and host.threads > allowed:
         notices.append(
-            f"{host['threads']} threads share {cpus}: times are too long; OMP_NUM_THREADS={allowed}"
+            f"{host.threads} threads share {cpus}: times are too long; OMP_NUM_THREADS={allowed}"
         )
     return notices
 
@@ -206,18 +198,18 @@ _IN_DISTRESS = {
 """What slows a GPU that is too hot or badly fed; a power cap is everyday life under full load."""
 
 
-def gpu_troubles(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+def gpu_troubles(before: GpuMoment, after: GpuMoment) -> dict[str, str]:
     """What makes work on the GPU take longer than it should, by its state before and after it, and what mends it.
 
     Nothing where the state is unknown.
     """
-    if before["reason"] or after["reason"]:
+    if before.reason or after.reason:
         return {}
-    slowed = {name for state in (before, after) for name in state["slowed_by"] or ()}
-    processes = max(state["compute_processes"] or 0 for state in (before, after))
+    slowed = {name for state in (before, after) for name in state.slowed_by or ()}
+    processes = max(state.compute_processes or 0 for state in (before, after))
     found = {}
     if distress := ", ".join(sorted(slowed & _IN_DISTRESS)):
-        hot = f"the GPU slowed itself down ({distress}; {after['temperature_c']} °C)"
+        hot = f"the GPU slowed itself down ({distress}; {after.temperature_c} °C)"
         found[hot] = "times may be too long; cool it and run again"
     if processes > 1:
         found[f"{processes} processes hold this GPU"] = (
@@ -226,9 +218,9 @@ def gpu_troubles(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str
     return found
 
 
-def gpu_notices(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def gpu_notices(before: GpuMoment, after: GpuMoment) -> list[str]:
     """What a reader of the times has to know of the GPU's state before and after them."""
-    if reason := before["reason"] or after["reason"]:
+    if reason := before.reason or after.reason:
         return [f"the GPU's clocks and temperature are unknown: {reason}"]
     return [f"{trouble}: {advice}" for trouble, advice in gpu_troubles(before, after).items()]
 
@@ -238,10 +230,10 @@ def disturbances(conditions: Mapping[str, Any], device: str) -> list[str]:
 
     A run's own crowding of threads, and a load that may be its own compiling, are none.
     """
-    host, gpu = conditions.get("host"), conditions.get("gpu")
-    said = host_notices(host, device) if host else []
+    known = Conditions.of(conditions)
+    said = host_notices(known.host, device) if known.host else []
     found = [text.partition(":")[0] for text in said if " took " in text]
-    return found + (list(gpu_troubles(gpu["before"], gpu["after"])) if gpu else [])
+    return found + (list(gpu_troubles(known.gpu.before, known.gpu.after)) if known.gpu else [])
 
 
 class Watch:
@@ -260,8 +252,8 @@ class Watch:
         self._device, self._look, self._room = device, look, room()
         self._gpu = gpu
 
-    def _asked(self) -> dict[str, Any] | None:
-        return self._gpu() if self._device == "cuda" else None
+    def _asked(self) -> GpuMoment | None:
+        return GpuMoment.of(self._gpu()) if self._device == "cuda" else None
 
     def __enter__(self) -> Watch:
         self._gpu_before = self._asked()
@@ -272,10 +264,10 @@ class Watch:
         self._gpu_after = self._asked()
         self._host = host_report(self._room, self._before, self._look())
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report's field: `host`, and `gpu` before and after (None off CUDA). Known once the watch has ended."""
-        gpu = {"before": self._gpu_before, "after": self._gpu_after}
-        return {"host": self._host, "gpu": gpu if self._gpu_before else None}
+    def conditions(self) -> Conditions:
+        """What was seen. Known once the watch has ended."""
+        before, after = self._gpu_before, self._gpu_after
+        return Conditions(self._host, GpuMoments(before, after) if before and after else None)
 
     def notices(self) -> list[str]:
         """What a reader of the times has to know; empty on a quiet machine."""

@@ -20,13 +20,14 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.choices.compose import with_option
 from fastdiff.choices.options import default_options, option_files
 from fastdiff.config import Generation, RunConfig, Slot
 from fastdiff.errors import FastdiffError, first_line
+from fastdiff.measuring.fields import ExactCall, Exactness
 from fastdiff.measuring.parts import replaced
 from fastdiff.models.pictures import draw
 from fastdiff.models.sources import model_of
@@ -276,34 +277,10 @@ def _floats(output: Any) -> list[torch.Tensor]:
 # Judging ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Errors of one call's output, root mean square over all its numbers, in the output's own unit.
-
-    error_rmse: of the optimized result against fp64; baseline_error_rmse: of the baseline's; null where a result holds
-        NaN or infinite numbers.
-    output_rms: root mean square of the fp64 result itself. ratio: the first error by the second; null where that is 0.
-    dtype: of the optimized result. factor: how many times the baseline's error is allowed, beside the slack.
-    allowed_rmse: both together; allowed_ratio: the same by the baseline's error, null where that is 0.
-    passed: null with the reason where it can't be told.
-    """
-
-    error_rmse: float | None = None
-    baseline_error_rmse: float | None = None
-    output_rms: float | None = None
-    ratio: float | None = None
-    dtype: str | None = None
-    factor: float | None = None
-    allowed_rmse: float | None = None
-    allowed_ratio: float | None = None
-    passed: bool | None = None
-    reason: str | None = None
-
-
-def judge(error: float, baseline_error: float, output_rms: float, dtype: str) -> Verdict:
+def judge(error: float, baseline_error: float, output_rms: float, dtype: str) -> ExactCall:
     """Hold an error to the rule. dtype: torch's name of the result's number format."""
     half = dtype in ("float16", "bfloat16")
-    known = Verdict(
+    known = ExactCall(
         error_rmse=_finite(error),
         baseline_error_rmse=_finite(baseline_error),
         output_rms=_finite(output_rms),
@@ -330,7 +307,7 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _compared(optimized: Any, baseline: Any, exact: Any) -> Verdict:
+def _compared(optimized: Any, baseline: Any, exact: Any) -> ExactCall:
     """The verdict on an output, from the same output of the baseline and of fp64."""
     import torch
 
@@ -351,13 +328,10 @@ def _compared(optimized: Any, baseline: Any, exact: Any) -> Verdict:
 
 def check(
     captured: Captured, plan: Plan, build: Build, say: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
-    """Compare what was captured with the baseline and with fp64; for the report.
+) -> Exactness:
+    """Compare what was captured with the baseline and with fp64.
 
     To be called once everything is measured and the optimized pipeline is dropped: it loads the model again.
-    checked: whether anything was compared; reason: why not. arithmetic: what flags of the run it was done without, if any.
-    passed: null where nothing was. choices: what is held to be
-    exact, as typed. denoiser, decode: a Verdict each.
     """
     result = not_checked(captured.reason, plan)
     if captured.reason:
@@ -370,26 +344,26 @@ def check(
         reason, verdicts = _why_it_failed("the baseline can't be built", error), {}
     passed = [v.passed for v in verdicts.values() if v.passed is not None]
     reasons = [f"{name}: {v.reason}" for name, v in verdicts.items() if v.passed is None]
-    return result | {
-        "checked": bool(passed),
-        "arithmetic": arithmetic(plan) if passed else None,
-        "reason": reason if passed or reason else "; ".join(reasons),
-        "passed": all(passed) if passed else None,
-        **{name: asdict(verdict) for name, verdict in verdicts.items()},
-    }
+    return replace(
+        result,
+        checked=bool(passed),
+        arithmetic=arithmetic(plan) if passed else None,
+        reason=reason if passed or reason else "; ".join(reasons),
+        passed=all(passed) if passed else None,
+        denoiser=verdicts.get("denoiser"),
+        decode=verdicts.get("decode"),
+    )
 
 
-def not_checked(reason: str | None, plan: Plan | None = None) -> dict[str, Any]:
-    """The report's `exactness` where nothing was checked."""
-    choices = list(exact_choices(plan.setting.run).values()) if plan else []
-    figures = dict.fromkeys(("passed", "arithmetic", "denoiser", "decode"))
-    return {"checked": False, "reason": reason, "choices": choices, **figures}
+def not_checked(reason: str | None, plan: Plan) -> Exactness:
+    """Why nothing was checked, and of what."""
+    return Exactness(reason=reason, choices=list(exact_choices(plan.setting.run).values()))
 
 
 def _verdicts(
     captured: Captured, plan: Plan, build: Build, say: Callable[[str], None]
-) -> dict[str, Verdict]:
-    """Verdicts on the denoiser's call and on the decode. Raises what building the baseline raises."""
+) -> dict[str, ExactCall]:
+    """ExactCalls on the denoiser's call and on the decode. Raises what building the baseline raises."""
     baseline = baseline_of(plan)
     say("loading the model again, for the baseline of the exactness check")
     pipeline = build(baseline, say).pipeline
@@ -401,18 +375,18 @@ def _verdicts(
     for key, component in named.items():
         call = getattr(captured, key)
         if component is None or call is None:
-            verdicts[key] = Verdict(reason="the pipeline never called it")
+            verdicts[key] = ExactCall(reason="the pipeline never called it")
         elif component.name not in changed:
-            verdicts[key] = Verdict(reason=f"nothing exact changes the {component.name}")
+            verdicts[key] = ExactCall(reason=f"nothing exact changes the {component.name}")
         elif call.random:
-            verdicts[key] = Verdict(reason="it draws random numbers, and fp64 would draw others")
+            verdicts[key] = ExactCall(reason="it draws random numbers, and fp64 would draw others")
         else:
             say(f"computing the {key} in fp64")
             verdicts[key] = _verdict(parts.pop(key), key, call, plan)
     return verdicts
 
 
-def _verdict(part: Any, key: str, call: Call, plan: Plan) -> Verdict:
+def _verdict(part: Any, key: str, call: Call, plan: Plan) -> ExactCall:
     """Call a part of the baseline again, as it is and in fp64; the part is in fp64 afterwards."""
     import torch
 
@@ -441,7 +415,7 @@ def _verdict(part: Any, key: str, call: Call, plan: Plan) -> Verdict:
             verdicts = [_compared(call.output, baseline, exact) for baseline in known]
             return max(verdicts, key=lambda verdict: verdict.allowed_rmse or -1.0)
     except (RuntimeError, TypeError, ValueError, MemoryError) as error:
-        return Verdict(reason=_why_it_failed("it can't be called again in fp64", error))
+        return ExactCall(reason=_why_it_failed("it can't be called again in fp64", error))
 
 
 def _follow(vae: Any, call: Call) -> None:
@@ -523,27 +497,26 @@ def _release(device: str) -> None:
 # What a person is told -------------------------------------------------------------------------------
 
 
-def failure(exactness: dict[str, Any]) -> str | None:
+def failure(exactness: Exactness) -> str | None:
     """What is wrong and the way out, of what `check` returned; None if it did not fail."""
-    if exactness["passed"] is not False:
+    if exactness.passed is not False:
         return None
-    choices = exactness["choices"]
+    choices = exactness.choices
     wrong = []
-    for name in ("denoiser", "decode"):
-        verdict = exactness[name]
-        if verdict["passed"] is not False:
+    for name, verdict in (("denoiser", exactness.denoiser), ("decode", exactness.decode)):
+        if verdict is None or verdict.passed is not False:
             continue
-        if verdict["error_rmse"] is None:
+        if verdict.error_rmse is None:
             wrong.append(
                 f"the {name}'s output holds NaN or infinite numbers, the baseline's doesn't"
             )
-        elif verdict["ratio"] is None:
+        elif verdict.ratio is None:
             wrong.append(f"the {name} differs from fp64, the baseline doesn't")
         else:
             wrong.append(
-                f"the {name}'s error against fp64 is {verdict['ratio']:.1f} times the baseline's, "
-                f"allowed are {verdict['factor']:g} times and {_SLACK_AS_TEXT} of the output, here "
-                f"{verdict['allowed_ratio']:.1f} times in all"
+                f"the {name}'s error against fp64 is {verdict.ratio:.1f} times the baseline's, "
+                f"allowed are {verdict.factor:g} times and {_SLACK_AS_TEXT} of the output, here "
+                f"{verdict.allowed_ratio:.1f} times in all"
             )
     out = "leave one of them out" if len(choices) > 1 else "leave it out"
     return (

@@ -279,6 +279,12 @@ class PartTimes(Part):
     calls: Count = 0
     reason: str | None = NOTHING
 
+    @property
+    def step_s(self) -> float | None:
+        """Seconds of one call of the denoiser."""
+        called = self.denoiser and self.denoiser_calls
+        return self.denoiser / self.denoiser_calls if called else None  # type: ignore[operator]
+
 
 @dataclass
 class Roofline(Part):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,21 +12,42 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastdiff.config import Bench, Reference
 from fastdiff.errors import Status, named_line
-from fastdiff.latency import Latency
-from fastdiff.machine.files import sha256_of, write_json
-from fastdiff.machine.software import flags
-from fastdiff.measuring.memory import FIRST_CALL, IMPORT, LOAD, STEADY, PeakMemory
-from fastdiff.measuring.protocol import MEASURED, Events, Request, says_disk_full
-from fastdiff.measuring.report import blank_report, measured_on
-from fastdiff.passes.base import Settling
+from fastdiff.machine.files import write_json
+from fastdiff.measuring import exactness, parts, profiling, quality, roofline, syncs
+from fastdiff.measuring.budgets import missed, refusal
+from fastdiff.measuring.exactness import Captured
+from fastdiff.measuring.fields import (
+    Caption,
+    Error,
+    Exactness,
+    MeasuredOn,
+    MemoryInParts,
+    PartTimes,
+    Profile,
+    Quality,
+    Repeatable,
+    Report,
+    Roofline,
+    Syncs,
+    Times,
+    TimesByCall,
+)
+from fastdiff.measuring.observing import compile_counters
+from fastdiff.measuring.protocol import (
+    MEASURED,
+    Events,
+    ReferencePictures,
+    Request,
+    says_disk_full,
+)
+from fastdiff.measuring.report import measured_on
+from fastdiff.measuring.warm import WarmRun, called_once
+from fastdiff.models.given import modules_of
 from fastdiff.passes.effects import Observed
 
 if TYPE_CHECKING:
     from fastdiff.config import RunConfig
-    from fastdiff.measuring.exactness import Captured
-    from fastdiff.measuring.quality import Distance
     from fastdiff.measuring.timing import Timed
-    from fastdiff.planning.build import Built
     from fastdiff.planning.plan import Plan
 
 Found = TypeVar("Found")
@@ -35,58 +55,24 @@ Found = TypeVar("Found")
 
 def run(folder: Path, request: Request, events: Events) -> None:
     """Build, measure, compare, report."""
-    from fastdiff.choices.compose import restore
-
-    started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    config = restore(request.config)
-    plan = plan_with_facts(config, events)
-    if request.only_pictures:
-        refuse_if_too_large(plan)
-        say_what_a_large_reference_costs(plan, events)
-    events.say("importing torch and diffusers")
-    memory = PeakMemory(plan.device)
-    with memory.phase(IMPORT):
-        import_s = import_libraries(plan)
-    flags_at_start = flags()
-    from fastdiff.measuring.compile_times import native_code
-    from fastdiff.measuring.observing import note_skipped_cuda_graphs
-    from fastdiff.measuring.quality import save_latents
-    from fastdiff.measuring.timing import first_call
-    from fastdiff.models.pictures import float32_noise
-    from fastdiff.planning.build import build
-
-    note_skipped_cuda_graphs()
-    code = native_code(plan.setting)
-    with memory.phase(LOAD):
-        built = build(plan, events.say)
-    events.say("compiling" if plan.setting.compiles else "first call")
-    with float32_noise(built.pipeline):
-        with memory.phase(FIRST_CALL):
-            timed = first_call(built.pipeline, config.generation, plan.device, events.tell)
-        images = save_pictures(timed, folder)
-        save_latents(folder, timed.latents)
+    with called_once(folder, request, events) as warm:
         if request.only_pictures:
             return
-        report = blank_report(config, plan, request.overrides, started_at).to_dict()
-        report |= {
-            "images": images,
-            "import_s": import_s,
-            "flags_at_start": flags_at_start,
-        }
-        observed, found = what_ran(built, plan, events, code)
-        report |= found
-        report |= _times(built, timed, plan, observed, memory, events, report["compile"])
-        write_json(folder / MEASURED, report)  # what comes now may fail, and takes nothing from it
-        report |= _where_it_went(built, timed, plan, folder, events, report["notices"])
-        report["quality"] = _quality(built.pipeline, plan, timed, request.reference, events)
-        write_json(folder / MEASURED, report)
-        captured = _captured(built, plan)
-    del built  # the exactness check wants its memory
-    report["exactness"] = _exactness(captured, plan, events)
-    report |= _environment(plan, report)
-    report |= _judgement(report, config)
-    report["finished_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(folder / "report.json", report)
+        plan, report = warm.plan, warm.report
+        _time(warm, warm.look_at_what_ran())
+        write_json(
+            folder / MEASURED, report.to_dict()
+        )  # what comes now may fail, and takes nothing
+        _look_where_it_went(warm, folder)
+        report.quality = _quality(warm.built.pipeline, plan, warm.timed, request.reference, events)
+        write_json(folder / MEASURED, report.to_dict())
+        captured = _captured(warm)
+    del warm  # the exactness check wants its memory
+    report.exactness = _exactness(captured, plan, events)
+    report.environment = _environment(plan, report)
+    _judge(report, plan.setting.run)
+    report.finished_at = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(folder / "report.json", report.to_dict())
     (folder / MEASURED).unlink(missing_ok=True)
 
 
@@ -111,207 +97,40 @@ def attempted(look: Callable[[], Found], otherwise: Callable[[str], Found], devi
     return otherwise(reason)
 
 
-def plan_with_facts(config: RunConfig, events: Events) -> Plan:
-    """Plan again where the model is: a hub model's configuration is fetched first, its weights later."""
-    from fastdiff.machine.environment import this_machine
-    from fastdiff.models.hub import Hub
-    from fastdiff.models.sources import model_of
-    from fastdiff.planning.plan import make_plan
-
-    model = model_of(config)
-    if isinstance(model, Hub) and model.remote:
-        if model.snapshot() is None:
-            events.say(f"asking the hub for {model.id}")
-            model.fetch()
-        if not model.complete() and (size := model.download_bytes()):
-            events.say(f"downloading {model.id}, {size / 1e9:.1f} GB")
-    return make_plan(config, this_machine(), model.facts())
-
-
-_CUDA_CONTEXT_BYTES = 700_000_000
-_LARGE_REFERENCE_BYTES = 20_000_000_000
-
-
-def refuse_if_too_large(plan: Plan) -> None:
-    """Raise MemoryError if a reference in fp32 would not fit where it is made, or where it is loaded first."""
-    facts, environment = plan.setting.facts, plan.setting.environment
-    parameters = facts.parameters if facts else None
-    if parameters is None:
-        return
-    weights = parameters * 4
-    needed = weights + max(weights // 5, decoding_bytes(plan))
-    free, room = environment.available_memory_bytes, environment.room_bytes(plan.device)
-    if plan.device == "cuda" and environment.gpus and environment.gpus[0].memory_bytes:
-        needed += _CUDA_CONTEXT_BYTES
-        if free is not None and weights > free:
-            raise MemoryError(
-                f"the reference in fp32 is loaded into the host's memory first, needs about {weights / 1e9:.1f} GB "
-                f"there, and {free / 1e9:.1f} GB are free"
-            )
-    if room is not None and needed > room:
-        raise MemoryError(
-            f"the reference in fp32 needs about {needed / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free"
-        )
-
-
-def decoding_bytes(plan: Plan) -> int:
-    """What decoding a call's pictures in fp32 needs beside the weights, about.
-
-    The last level of a VAE's decoder is the largest: it holds about four tensors of twice its first level's channels at
-    every pixel (a residual, a normalized one, a convolution's input and output).
-    """
-    run, vae, denoiser = plan.setting.run, plan.setting.vae, plan.setting.denoiser
-    asked = run.generation
-    side = denoiser.config.get("sample_size") if denoiser else None
-    usual = 8 * side if isinstance(side, int) else 1024
-    channels = vae.config.get("block_out_channels") if vae else None
-    widest = 2 * (channels[0] if isinstance(channels, (list, tuple)) and channels else 128)
-    pictures = len(asked.prompts) * asked.images_per_prompt
-    return pictures * (asked.height or usual) * (asked.width or usual) * 4 * widest * 4
-
-
-def say_what_a_large_reference_costs(plan: Plan, events: Events) -> None:
-    """That it takes minutes before anything is measured, and what leaves it out."""
-    facts = plan.setting.facts
-    weights = 4 * (facts.parameters or 0) if facts else 0
-    if weights > _LARGE_REFERENCE_BYTES:
-        events.say(
-            f"a reference in fp32 first: {weights / 1e9:.0f} GB of weights, minutes of loading; quality=none leaves it out"
-        )
-
-
-def import_libraries(plan: Plan) -> float:
-    """Import what loading would import, so that `load_s` is loading alone; returns the seconds it took."""
-    started = time.perf_counter()
-    import diffusers
-    import transformers
-
-    if plan.setting.facts:
-        getattr(diffusers, plan.setting.facts.pipeline, None)
-    # Progress bars are the parent's business.
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    return time.perf_counter() - started
-
-
-def save_pictures(timed: Timed, folder: Path) -> list[dict[str, Any]]:
-    """Write the pictures as PNG; names and hashes for the report."""
-    saved = []
-    for index, picture in enumerate(timed.pictures):
-        path = folder / f"image-{index}.png"
-        picture.save(path)
-        saved.append({"path": path.name, "sha256": sha256_of(path)})
-    return saved
-
-
-def what_ran(
-    built: Built, plan: Plan, events: Events, code: frozenset[str]
-) -> tuple[Observed, dict[str, Any]]:
-    """What was seen of the first call and of one step, and what the report says of it.
-
-    code: native code in the compile cache before the first call.
-    A pass without effect ends the run here, before anything is timed. Raises NoEffectError.
-    """
-    from fastdiff.measuring.compile_times import compile_times
-    from fastdiff.measuring.observing import attention_kernels, compile_counters
-
-    run, denoiser = plan.setting.run, plan.setting.denoiser
-    observed = compile_counters()
-    if denoiser is not None:
-        events.say("looking at the kernels of one step")
-        seen = attention_kernels(built.pipeline, denoiser.name, run.generation)
-        observed = replace(observed, kernels=seen.kernels, kernels_hidden=seen.hidden)
-    observed = built.observed(observed)
-    effects = built.effects(observed, allow_no_effect=run.allow_no_effect)
-    return observed, {
-        "effects": [effect.to_dict() for effect in effects],
-        "applied": [str(effect) for effect in effects],
-        "compile_s": observed.compile_s,
-        "compile": {
-            "graphs": observed.graphs,
-            "graph_breaks": observed.graph_breaks,
-            "recompiles": observed.recompiles,
-            "reasons": list(observed.break_reasons),
-            "cuda_graphs": observed.cuda_graphs,
-            **compile_times(plan.setting, observed, built.outcomes, code),
-        },
-    }
-
-
-def _times(
-    built: Built,
-    timed: Timed,
-    plan: Plan,
-    observed: Observed,
-    memory: PeakMemory,
-    events: Events,
-    compiled: dict[str, Any],
-) -> dict[str, Any]:
-    """The steady state, and all times and peaks up to its end."""
-    from fastdiff.measuring.memory import memory_not_told
-    from fastdiff.measuring.observing import compile_counters
-    from fastdiff.measuring.quality import compare
-    from fastdiff.measuring.timing import steady_calls
-    from fastdiff.models.given import modules_of
-
-    run = plan.setting.run
-    assert isinstance(run.bench, Bench)
-    warm: list[int] = []
-
-    def on_warm() -> None:
-        warm.append(built.observed(compile_counters()).graphs)
-
-    with memory.phase(STEADY):
-        steady_calls(
-            timed,
-            built.pipeline,
-            run.generation,
-            run.bench,
-            plan.device,
-            events.tell,
-            on_warm=on_warm,
-            settling=settling(plan),
-        )
+def _time(warm: WarmRun, observed: Observed) -> None:
+    """The steady state, and all times and peaks up to its end. observed: what ran in the first call."""
+    plan, built, timed, report = warm.plan, warm.built, warm.timed, warm.report
+    bench = plan.setting.run.bench
+    assert isinstance(bench, Bench)
+    compiled: list[int] = []
+    warm.time_calls(bench, on_warm=lambda: compiled.append(warm.graphs()))
     now = built.observed(compile_counters())
-    late = now.graphs - warm[0]
-    identical, difference = attempted(
-        lambda: _repeated(compare(timed.last_pictures, timed.pictures)),
-        lambda reason: (None, None),
+    late = now.graphs - compiled[0]
+    report.latency_s = Times.of(timed.latency.to_dict())
+    report.device_latency_s = Times.of(timed.device_latency.to_dict())
+    report.step_latency_s = TimesByCall.of(timed.step_latency.to_dict())
+    report.throughput_images_per_s = len(timed.pictures) / timed.latency.median_s
+    report.conditions = timed.conditions
+    report.peak_memory_bytes = warm.memory.peaks()
+    report.memory_bytes = attempted(
+        lambda: warm.memory.parts(
+            modules_of(built.pipeline).values(), compiled=observed.graphs > 0
+        ),
+        lambda reason: MemoryInParts(reasons={"all": reason}),
         plan.device,
     )
-    latency: Latency = timed.latency
-    modules = modules_of(built.pipeline).values()
-    return {
-        "load_s": built.load_s,
-        "apply_s": built.apply_s,
-        "first_call_s": timed.first_call_s,
-        "warmup_s": timed.warmup_s,
-        "warmup": timed.warmup.to_dict(),
-        "latency_s": latency.to_dict(),
-        "device_latency_s": timed.device_latency.to_dict(),
-        "step_latency_s": timed.step_latency.to_dict(),
-        "throughput_images_per_s": len(timed.pictures) / latency.median_s,
-        "conditions": timed.conditions,
-        "peak_memory_bytes": memory.to_dict(),
-        "memory_bytes": attempted(
-            lambda: memory.parts(modules, compiled=observed.graphs > 0),
-            memory_not_told,
-            plan.device,
-        ),
-        "compile": {**compiled, "graphs_while_timing": late, **_cuda_graphs(now)},
-        "repeatable": {"identical": identical, "max_abs_difference": difference},
-        "notices": _notices(plan, late, difference or 0.0, now) + timed.notices,
-    }
+    report.compile = replace(report.compile, graphs_while_timing=late, **_cuda_graphs(now))
+    report.repeatable = attempted(
+        lambda: _repeated(quality.compare(timed.last_pictures, timed.pictures)),
+        lambda reason: Repeatable(),
+        plan.device,
+    )
+    moved = report.repeatable.max_abs_difference or 0.0
+    report.notices = _notices(plan, late, moved, now) + timed.notices
 
 
-def _repeated(found: Distance) -> tuple[bool | None, float | None]:
-    return found.identical, found.max_abs_difference
-
-
-def settling(plan: Plan) -> Settling:
-    """The latest of what the plan's passes say of when calls are alike."""
-    said = [step.pass_.settles(plan.setting) for step in plan.steps]
-    return max(said, key=lambda each: each.calls, default=Settling(1))
+def _repeated(found: Quality) -> Repeatable:
+    return Repeatable(found.identical, found.max_abs_difference)
 
 
 def _cuda_graphs(observed: Observed) -> dict[str, Any]:
@@ -348,128 +167,116 @@ def _notices(
     return notices
 
 
-def _where_it_went(
-    built: Built, timed: Timed, plan: Plan, folder: Path, events: Events, notices: list[str]
-) -> dict[str, Any]:
+def _look_where_it_went(warm: WarmRun, folder: Path) -> None:
     """Where a call's time goes, in calls of their own that nobody times, and how near a step comes to the machine's limit."""
-    from fastdiff.measuring.parts import calls_for, not_timed, time_parts
-    from fastdiff.measuring.profiling import not_profiled, profile_call
-    from fastdiff.measuring.roofline import no_roofline, roofline
-    from fastdiff.measuring.syncs import not_counted, syncs_of_a_step
-
-    run, device, pipeline = plan.setting.run, plan.device, built.pipeline
+    plan, timed, report, say = warm.plan, warm.timed, warm.report, warm.events.say
+    run, device, pipeline = plan.setting.run, plan.device, warm.built.pipeline
+    drawn = run.generation
     if device == "cuda":
-        events.say("looking for what waits for the GPU in one step")
-    syncs = attempted(
-        lambda: syncs_of_a_step(pipeline, run.generation, device), not_counted, device
-    )
-    events.say("looking where the time goes")
-    looks = calls_for(timed.latency.median_s, len(timed.latency.samples_s))
-    parts = attempted(
-        lambda: time_parts(pipeline, run.generation, device, looks), not_timed, device
-    )
-    profile = not_profiled()
-    if run.profile:
-        events.say("profiling one call")
-        profile = attempted(
-            lambda: profile_call(pipeline, run.generation, device, folder), not_profiled, device
-        )
-    events.say("comparing a step with what the machine can do")
-    calls = parts["denoiser_calls"]
-    step_s = parts["denoiser"] / calls if calls else None
-    others = timed.conditions["host"]["other_share"]
-    nothing: tuple[str, ...] = ()
-    found, more = attempted(
-        lambda: roofline(
-            pipeline, run.generation, device, step_s, caches=plan.setting.skips, other_share=others
-        ),
-        lambda reason: (no_roofline(reason), nothing),
+        say("looking for what waits for the GPU in one step")
+    report.syncs = attempted(
+        lambda: syncs.syncs_of_a_step(pipeline, drawn, device),
+        lambda reason: Syncs(reason=reason),
         device,
     )
-    return {
-        "syncs": syncs,
-        "parts_s": parts,
-        "profile": profile,
-        "roofline": found,
-        "notices": [*notices, *more],
-    }
+    say("looking where the time goes")
+    looks = parts.calls_for(timed.latency.median_s, len(timed.latency.samples_s))
+    report.parts_s = attempted(
+        lambda: parts.time_parts(pipeline, drawn, device, looks),
+        lambda reason: PartTimes(reason=reason),
+        device,
+    )
+    report.profile = Profile(reason="profile=false")
+    if run.profile:
+        say("profiling one call")
+        report.profile = attempted(
+            lambda: profiling.profile_call(pipeline, drawn, device, folder),
+            lambda reason: Profile(reason=reason),
+            device,
+        )
+    say("comparing a step with what the machine can do")
+    nothing: tuple[str, ...] = ()
+    report.roofline, notices = attempted(
+        lambda: roofline.roofline(
+            pipeline,
+            drawn,
+            device,
+            report.parts_s.step_s,
+            caches=plan.setting.skips,
+            other_share=timed.conditions.host.other_share if timed.conditions.host else None,
+        ),
+        lambda reason: (Roofline(reason=reason), nothing),
+        device,
+    )
+    report.notices += notices
 
 
 def _quality(
-    pipeline: Any, plan: Plan, timed: Timed, reference: dict[str, Any], events: Events
-) -> dict[str, Any]:
+    pipeline: Any, plan: Plan, timed: Timed, reference: ReferencePictures, events: Events
+) -> Quality:
     """What the pictures are worth: how far from the reference, whether they show what their captions say."""
-    from fastdiff.measuring.captions import caption_quality, not_judged
-    from fastdiff.measuring.quality import against, not_compared
+    from fastdiff.measuring.captions import caption_quality
 
     run = plan.setting.run
-
-    if reference.get("pictures"):
+    if reference.pictures:
         events.say("comparing with the reference")
     lpips = isinstance(run.quality, Reference) and run.quality.lpips
     found = attempted(
-        lambda: against(reference, timed.pictures, timed.latents, lpips=lpips),
-        lambda reason: not_compared(reference, reason),
+        lambda: quality.against(reference, timed.pictures, timed.latents, lpips=lpips),
+        lambda reason: quality.not_compared(reference, reason),
         plan.device,
     )
-    caption = attempted(
-        lambda: caption_quality(pipeline, run, timed.pictures, events.tell), not_judged, plan.device
+    found.caption = attempted(
+        lambda: caption_quality(pipeline, run, timed.pictures, events.tell),
+        lambda reason: Caption(reason=reason),
+        plan.device,
     )
-    return found | {"caption": caption}
+    return found
 
 
-def _captured(built: Built, plan: Plan) -> Captured:
+def _captured(warm: WarmRun) -> Captured:
     """One denoiser call and one decode of the optimized pipeline, for the exactness check."""
-    from fastdiff.measuring.exactness import Captured, capture
-
-    run = plan.setting.run
+    run = warm.plan.setting.run
     if not isinstance(run.quality, Reference):
         return Captured(reason="quality=none")
     if not run.quality.exact:
         return Captured(reason="quality.exact=false")
     return attempted(
-        lambda: capture(built.pipeline, plan, run.generation),
+        lambda: exactness.capture(warm.built.pipeline, warm.plan, run.generation),
         lambda reason: Captured(reason=reason),
-        plan.device,
+        warm.plan.device,
     )
 
 
-def _exactness(captured: Captured, plan: Plan, events: Events) -> dict[str, Any]:
-    from fastdiff.measuring.exactness import check, not_checked
+def _exactness(captured: Captured, plan: Plan, events: Events) -> Exactness:
     from fastdiff.planning.build import build
 
     return attempted(
-        lambda: check(captured, plan, build, events.say),
-        lambda reason: not_checked(reason, plan),
+        lambda: exactness.check(captured, plan, build, events.say),
+        lambda reason: exactness.not_checked(reason, plan),
         plan.device,
     )
 
 
-def _environment(plan: Plan, report: dict[str, Any]) -> dict[str, Any]:
+def _environment(plan: Plan, report: Report) -> MeasuredOn:
     """The machine as this process sees it; what planning knew of it where that can't be read, and a notice."""
-    return attempted(
-        lambda: {"environment": measured_on(plan.device).to_dict()},
-        lambda reason: {
-            "notices": [
-                *report["notices"],
-                f"the machine is not described in full, because reading what it is failed: {reason}",
-            ]
-        },
-        plan.device,
-    )
+
+    def as_planned(reason: str) -> MeasuredOn:
+        report.notices.append(
+            f"the machine is not described in full, because reading what it is failed: {reason}"
+        )
+        return report.environment
+
+    return attempted(lambda: measured_on(plan.device), as_planned, plan.device)
 
 
-def _judgement(report: dict[str, Any], run: RunConfig) -> dict[str, Any]:
+def _judge(report: Report, run: RunConfig) -> None:
     """Status and error: figures that miss a budget, or an exact pass that isn't, are kept, but the run is no success."""
-    from fastdiff.measuring.budgets import missed, refusal
-    from fastdiff.measuring.exactness import failure
-
     budgets = run.quality.budgets() if isinstance(run.quality, Reference) else {}
-    report["quality"]["missed"] = missed(report["quality"], budgets)
-    wrong = [refusal(report["quality"]["missed"])] if report["quality"]["missed"] else []
-    inexact = failure(report["exactness"])
+    report.quality.missed = missed(report.quality, budgets)
+    wrong = [refusal(report.quality.missed)] if report.quality.missed else []
+    inexact = exactness.failure(report.exactness)
     wrong += [inexact] if inexact else []
-    if not wrong:
-        return {"status": Status.OK.value}
-    error = {"message": "\n".join(wrong), "log": "log.txt", "log_tail": []}
-    return {"status": Status.INVALID_OUTPUT.value, "error": error}
+    report.status = (Status.INVALID_OUTPUT if wrong else Status.OK).value
+    if wrong:
+        report.error = Error("\n".join(wrong))

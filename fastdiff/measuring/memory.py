@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdiff.measuring import fields
+from fastdiff.measuring.fields import MemoryInParts, Places
 from fastdiff.models.content import plain_tensors
 
 if TYPE_CHECKING:
@@ -68,31 +70,22 @@ class PeakMemory:
         self.phases[name] = Phase(before, known, self._held())
         self._remember()
 
-    def to_dict(self) -> dict[str, int | None]:
-        """The report's `peak_memory_bytes`: peaks since the process began.
-
-        device_allocated: of tensors; device_reserved: of what CUDA's allocator took for them. Both None elsewhere.
-        host: of the process's resident memory, mapped files and libraries included.
-        """
+    def peaks(self) -> fields.PeakMemory:
+        """Peaks since the process began."""
         self._remember()
-        names = ("device_allocated", "device_reserved", "host")
-        return {name: self._largest.get(name) for name in names}
+        return fields.PeakMemory(**self._largest)
 
-    def parts(self, modules: Iterable[nn.Module], *, compiled: bool) -> dict[str, Any]:
-        """The report's `memory_bytes`: {device, host} each, None with a reason where it can't be told.
+    def parts(self, modules: Iterable[nn.Module], *, compiled: bool) -> MemoryInParts:
+        """What can be told apart, with reasons for the rest.
 
-        weights: counted on the modules: parameters and buffers, each storage once.
-        held: what is there between calls beside weights and imported libraries: copies that freezing packs, compiled
-            code, libraries imported later and what allocators keep, which can't be told apart.
-        activations: the steady calls' peak above what was there before them. On the host it is a lower bound: what the
-            allocator kept of earlier calls is used again without growing. A replayed CUDA graph allocates nothing: what it
-            computes in is a pool that `device_reserved` alone shows.
-        first_call: the same of the first call. compile: by how much the first call's peak is above the steady calls'.
-        compiler_processes: the largest child process; a number, of the host.
+        held: copies that freezing packs, compiled code, libraries imported later and what allocators keep, which can't be
+            told apart.
+        activations: on the host a lower bound: what the allocator kept of earlier calls is used again without growing. A
+            replayed CUDA graph allocates nothing: what it computes in is a pool that `device_reserved` alone shows.
         """
         first, steady = self.phases.get(FIRST_CALL), self.phases.get(STEADY)
         weights = weight_bytes(modules)
-        found: dict[str, Any] = {
+        found: dict[str, dict[str, Any]] = {
             "weights": weights if self._has_device else {**weights, "device": None}
         }
         found["held"] = {place: self._beside_weights(place, weights) for place in _PLACES}
@@ -106,8 +99,10 @@ class PeakMemory:
         }
         if found["activations"]["host"] == 0:
             found["activations"]["host"] = None
-        found["compiler_processes"], reason = _largest_child(self.to_dict()["host"])
-        return found | {"reasons": self._reasons(found, compiled, reason)}
+        largest, reason = _largest_child(self.peaks().host)
+        parts = {name: Places(**places) for name, places in found.items()}
+        reasons = self._reasons(found, compiled, reason)
+        return MemoryInParts(**parts, compiler_processes=largest, reasons=reasons)
 
     @property
     def _has_device(self) -> bool:
@@ -223,13 +218,6 @@ def _largest_child(own_peak: int | None) -> tuple[int | None, str | None]:
     return peak, None
 
 
-def memory_not_told(reason: str) -> dict[str, Any]:
-    """The report's `memory_bytes` where nothing was measured."""
-    fields = ("weights", "held", "activations", "first_call", "compile")
-    nothing = {name: dict.fromkeys(_PLACES) for name in fields}
-    return nothing | {"compiler_processes": None, "reasons": {"all": reason}}
-
-
 def weight_bytes(modules: Iterable[nn.Module]) -> dict[str, int]:
     """Bytes of the modules' parameters and buffers, by place; a storage that several tensors share counts once."""
     sizes: dict[tuple[str, int], int] = {}
@@ -244,11 +232,6 @@ def weight_bytes(modules: Iterable[nn.Module]) -> dict[str, int]:
         place: sum(size for (where, _), size in sizes.items() if where == place)
         for place in _PLACES
     }
-
-
-def peak_memory_bytes(device: str) -> dict[str, int | None]:
-    """Peaks since the process began, where no phases were followed."""
-    return PeakMemory(device).to_dict()
 
 
 def host_peak_bytes(process: Path = Path("/proc/self")) -> int | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastdiff.config import Generation
+from fastdiff.measuring.fields import PartTimes
 from fastdiff.measuring.timing import synchronize
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.given import modules_of
@@ -148,13 +149,11 @@ def calls_for(call_s: float, runs: int) -> int:
     return 1 if call_s > _LONG_CALL_S else min(3, runs)
 
 
-def time_parts(pipeline: Any, generation: Generation, device: str, calls: int) -> dict[str, Any]:
-    """The report's `parts_s`: seconds of one call in each part, of the call whose whole is the median.
+def time_parts(pipeline: Any, generation: Generation, device: str, calls: int) -> PartTimes:
+    """Seconds of one call in each part, of the call whose whole is the median.
 
-    other: the rest of `whole`: tokenizers, latents, pictures from arrays, Python between the parts.
-    denoiser_calls: of the denoiser in that call; calls: calls that were looked at, at least 1.
-    On CUDA parts are the device's time, from events; `whole` is the wall clock's everywhere. On mps the device is waited for
-    at the ends of each part, so `whole` is a little longer than a call that is timed.
+    calls: how many to look at, at least 1. On CUDA parts are the device's time, from events; `whole` is the wall clock's
+    everywhere.
     """
     found = []
     for _ in range(calls):
@@ -167,20 +166,14 @@ def time_parts(pipeline: Any, generation: Generation, device: str, calls: int) -
         found.append((time.perf_counter() - started, watch.seconds()))
     whole, marks = sorted(found, key=lambda call: call[0])[(calls - 1) // 2]
     parts = {name: sum((s for part, s in marks if part == name), 0.0) for name in PARTS}
-    return {
+    return PartTimes(
         **parts,
-        "other": max(0.0, whole - sum(parts.values())),  # two clocks differ by microseconds
-        "whole": whole,
-        "denoiser_calls": sum(part == DENOISER for part, _ in marks),
-        "calls": calls,
-        "reason": None,
-    }
-
-
-def not_timed(reason: str) -> dict[str, Any]:
-    """The report's `parts_s` where nothing was timed."""
-    names = (*PARTS, "other", "whole")
-    return {**dict.fromkeys(names), "denoiser_calls": None, "calls": 0, "reason": reason}
+        other=max(0.0, whole - sum(parts.values())),  # two clocks differ by microseconds
+        whole=whole,
+        denoiser_calls=sum(part == DENOISER for part, _ in marks),
+        calls=calls,
+        reason=None,
+    )
 
 
 def at_first_denoiser_call(pipeline: Any, denoiser: str, generation: Generation, look: Look) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastdiff.config import Generation
 from fastdiff.errors import InvalidOutputError, RunError
+from fastdiff.measuring.fields import HeavyOperator, Profile
 from fastdiff.measuring.parts import DENOISER, around_parts
 from fastdiff.measuring.timing import synchronize
 from fastdiff.models.pictures import draw
@@ -37,10 +38,8 @@ class Row:
     kernel: bool = False
 
 
-def profile_call(
-    pipeline: Any, generation: Generation, device: str, folder: Path
-) -> dict[str, Any]:
-    """Draw once more, in at most five steps, and write `trace.json.gz` into the folder; the report's `profile`.
+def profile_call(pipeline: Any, generation: Generation, device: str, folder: Path) -> Profile:
+    """Draw once more, in at most five steps, and write `trace.json.gz` into the folder.
 
     The shapes are those of the run, so nothing is compiled again. Raises RunError if the call fails or the trace can't be
     written whole.
@@ -67,12 +66,7 @@ def profile_call(
     except Exception as error:
         raise _failed(f"the profiled call failed: {type(error).__name__}: {error}") from error
     write_trace(profiled, folder / TRACE)
-    return {"trace": TRACE, "steps": steps, **heaviest(rows, device), "reason": None}
-
-
-def not_profiled(reason: str = "profile=false") -> dict[str, Any]:
-    """The report's `profile` where there is none."""
-    return {"trace": None, "steps": None, "measured": None, "heaviest": [], "reason": reason}
+    return Profile(TRACE, steps, *heaviest(rows, device), reason=None)
 
 
 def _failed(reason: str) -> RunError:
@@ -112,8 +106,8 @@ def _row(event: Any, device: str) -> Row | None:
     return Row(event.key, event.count, event.self_cpu_time_total, device_us, kernel=on_gpu)
 
 
-def heaviest(rows: Iterable[Row], device: str) -> dict[str, Any]:
-    """The ten names that took longest by themselves; `share` is of all that was measured.
+def heaviest(rows: Iterable[Row], device: str) -> tuple[str, list[HeavyOperator]]:
+    """Whose time was measured, and the ten names that took longest by themselves; `share` is of all that was measured.
 
     On CUDA it is the GPU's time, by the operator that started it; by kernel where operators started less than half of
     it, as in a CUDA graph that is replayed. Elsewhere it is the host's time in an operator and in no other inside it.
@@ -134,14 +128,11 @@ def heaviest(rows: Iterable[Row], device: str) -> dict[str, Any]:
         found = [(_name(row), row.calls, row.device_us) for row in chosen]
     total = sum(took for _, _, took in found)
     most = sorted(found, key=lambda each: -each[2])[:_MOST_OPERATORS]
-    return {
-        "measured": measured,
-        "heaviest": [
-            {"operator": name, "calls": calls, "self_s": took / 1e6, "share": took / total}
-            for name, calls, took in most
-            if took > 0
-        ],
-    }
+    return measured, [
+        HeavyOperator(name, calls, took / 1e6, took / total)
+        for name, calls, took in most
+        if took > 0
+    ]
 
 
 def _name(row: Row) -> str:

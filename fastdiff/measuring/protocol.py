@@ -1,4 +1,4 @@
-"""The line between a run's process and whoever started it: what is asked, what is told, and how both end together.
+"""The line between a run's process and whoever started it: what is asked, and what is told.
 
 A run folder holds `request.json`. Standard output carries events, one JSON object a line; everything that libraries
 print goes to standard error, which is the run's log.
@@ -6,17 +6,14 @@ print goes to standard error, which is the run's log.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import ctypes
 import errno
 import json
 import os
-import signal
-import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, Self, TextIO
 
 from fastdiff.errors import FastdiffError, InvalidOutputError, ModelError, PlanError, Status
 from fastdiff.machine.files import read_json, write_json
@@ -24,32 +21,52 @@ from fastdiff.machine.files import read_json, write_json
 MEASURED = "measured.json"
 """File of a run that goes on: its report as far as it is known, for a run that ends before its report is whole."""
 
-PARENT = "FASTDIFF_PARENT"
-"""Environment variable with the process id of whoever started the worker."""
+LATENTS = "latents.safetensors"
+"""The file beside a run's pictures that holds the latents of its last step."""
 
-MEMORY_LIMIT = "FASTDIFF_MEMORY_LIMIT_BYTES"
-"""Environment variable with the bytes of data that the worker may hold."""
+
+@dataclass(frozen=True)
+class ReferencePictures:
+    """What a run's pictures are compared with: pictures, `own` if the run is its own reference, or the reason why there are none.
+
+    run_id: of the run that drew them. name: what a person calls them, `fp32` for those that fastdiff draws.
+    latents: the file that their last step's latents are in, which is missing where their pipeline tells none.
+    """
+
+    run_id: str | None = None
+    pictures: list[str] | str | None = None
+    reason: str | None = None
+    name: str | None = None
+    latents: str | None = None
+
+    @classmethod
+    def drawn(cls, pictures: Sequence[Path], name: str, run_id: str | None = None) -> Self:
+        """Those that a run left in its folder, with the latents beside them."""
+        paths = [path.absolute() for path in pictures]
+        latents = str(paths[0].parent / LATENTS) if paths else None
+        return cls(run_id, [*map(str, paths)], None, name, latents)
+
+    @classmethod
+    def itself(cls, run_id: str | None = None) -> Self:
+        return cls(run_id, "own", name="itself")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a run folder asks for.
-
-    reference: what the pictures are compared with, written by the parent: {"run_id", "pictures", "reason"}.
-    only_pictures: draw once and measure nothing, for a reference.
-    """
+    """What a run folder asks for. only_pictures: draw once and measure nothing, for a reference."""
 
     config: dict[str, Any]
     overrides: list[str]
-    reference: dict[str, Any]
+    reference: ReferencePictures = ReferencePictures()
     only_pictures: bool = False
 
     @classmethod
-    def read(cls, folder: Path) -> Request:
-        return cls(**read_json(folder / "request.json"))
+    def read(cls, folder: Path) -> Self:
+        asked = read_json(folder / "request.json")
+        return cls(**{**asked, "reference": ReferencePictures(**asked["reference"])})
 
     def write(self, folder: Path) -> None:
-        write_json(folder / "request.json", self.__dict__)
+        write_json(folder / "request.json", asdict(self))
 
 
 class Events:
@@ -69,46 +86,6 @@ class Events:
 
     def tell(self, phase: str, done: int, of: int) -> None:
         self.send(phase=phase, done=done, of=of)
-
-
-def own_standard_output() -> TextIO:
-    """Keep the pipe to the parent for events; whoever prints now prints into the log."""
-    line = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return line
-
-
-def end_with_parent() -> None:
-    """On Linux: be ended when the parent is, so that no orphan goes on computing."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-        if os.getppid() != int(os.environ.get(PARENT, os.getppid())):
-            sys.exit(1)  # it was gone before the signal was asked for
-
-
-def limit_memory() -> None:
-    """On Linux: be the first to be ended where memory runs out, and hold no more data than MEMORY_LIMIT says.
-
-    The limit counts what can be written and is this process's own (heap, stacks, copies), used or only reserved; mapped
-    files, such as a model's weights as they lie on the disk, are not counted. A process that this one starts has as much
-    again.
-    """
-    if sys.platform != "linux":
-        return
-    import resource
-
-    with contextlib.suppress(OSError):  # some containers don't allow it
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    if limit := os.environ.get(MEMORY_LIMIT):
-        resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
-
-
-def quiet_and_safe() -> None:
-    """What has to be set before diffusers and the hub's client are imported."""
-    os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -157,14 +134,3 @@ _OF_MEMORY = (
 def speaks_of_memory(text: str) -> bool:
     """Whether a library's words say that it got no memory."""
     return any(word in text.lower() for word in _OF_MEMORY)
-
-
-def end_at_once(code: int) -> NoReturn:
-    """End this process as Python ends, but without taking its objects apart one by one: with torch and diffusers imported that
-    takes over a second, and a fork would copy them all first.
-    """
-    atexit._run_exitfuncs()
-    for file in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            file.flush()
-    os._exit(code)

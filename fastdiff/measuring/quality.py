@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import Reference
 from fastdiff.errors import named_line
+from fastdiff.measuring.fields import Quality
+from fastdiff.measuring.protocol import LATENTS, ReferencePictures
 from fastdiff.models.hub import downloads_are_forbidden
 from fastdiff.planning.rules import lpips_weights
 
@@ -17,82 +19,43 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-LATENTS = "latents.safetensors"
-"""The file beside a run's pictures that holds the latents of its last step."""
-
-NOTHING: Mapping[str, Any] = {
-    **dict.fromkeys(("identical", "psnr_db", "ssim", "ms_ssim")),
-    **dict.fromkeys(("max_abs_difference", "max_abs_difference_latents", "lpips")),
-    "reasons": {},
-}
-"""The figures of a run that was compared with nothing."""
-
 Figure = float | str
 """A figure, or the reason why there is none."""
 
 
-@dataclass(frozen=True)
-class Distance:
-    """Pictures against references of the same number and size, all of them together.
-
-    psnr_db: peak signal-to-noise ratio in dB; None if all are identical, where it is infinite.
-    ssim, ms_ssim: structural similarity at one scale and at five, at most 1.
-    max_abs_difference: of pixels, in [0, 1]. max_abs_difference_latents: of the last step's latents, in fp32.
-    lpips: distance as a trained network sees it, 0 for the same picture.
-    reasons: why, for each of them that is None.
-    """
-
-    identical: bool
-    psnr_db: float | None
-    ssim: float
-    max_abs_difference: float
-    ms_ssim: float | None = None
-    max_abs_difference_latents: float | None = None
-    lpips: float | None = None
-    reasons: Mapping[str, str] = field(default_factory=dict)
-
-    def given(self, **figures: Figure) -> Distance:
-        """With these figures; a text stands for a figure that can't be had, and says why."""
-        reasons = {name: why for name, why in figures.items() if isinstance(why, str)}
-        values: dict[str, Any] = {n: None if n in reasons else v for n, v in figures.items()}
-        return replace(self, **values, reasons={**self.reasons, **reasons})
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: asdict(self)[name] for name in NOTHING}
+def with_figures(quality: Quality, **figures: Figure) -> Quality:
+    """With these figures; a text stands for a figure that can't be had, and says why."""
+    reasons = {name: why for name, why in figures.items() if isinstance(why, str)}
+    values: dict[str, Any] = {n: None if n in reasons else v for n, v in figures.items()}
+    return replace(quality, **values, reasons={**quality.reasons, **reasons})
 
 
 def against(
-    reference: Mapping[str, Any],
+    reference: ReferencePictures,
     pictures: Sequence[Image],
     latents: Tensor | None,
     *,
     lpips: bool = False,
-) -> dict[str, Any]:
-    """A run's `quality`: its distance from the reference, or null with the reason.
+) -> Quality:
+    """A run's distance from its reference, or the reason why there is none.
 
-    reference: {"run_id", "name", "reason", "pictures", "latents"}. Its pictures are a list of paths, `own` if the
-        run is its own reference, or None; its latents are the path of a file, which need not exist, or None.
     latents: of the run's last step, fp32 on the CPU; None if its pipeline tells none.
     """
-    known = not_compared(reference, reference.get("reason"))
-    paths = reference.get("pictures")
+    paths, own = reference.pictures, reference.pictures == "own"
     if not paths:
-        return known
-    own = paths == "own"
+        return not_compared(reference, reference.reason)
     try:
         found = compare(pictures, pictures if own else _opened(paths), lpips=lpips)
     except (OSError, ValueError) as error:
         return not_compared(reference, str(error))
-    wanted = latents if own else load_latents(reference.get("latents"))
-    return (
-        known | found.given(max_abs_difference_latents=latent_difference(latents, wanted)).to_dict()
-    )
+    wanted = latents if own else load_latents(reference.latents)
+    named = replace(found, reference_run_id=reference.run_id, reference=reference.name)
+    return with_figures(named, max_abs_difference_latents=latent_difference(latents, wanted))
 
 
-def not_compared(reference: Mapping[str, Any], reason: str | None) -> dict[str, Any]:
+def not_compared(reference: ReferencePictures, reason: str | None) -> Quality:
     """A run's `quality` where nothing was compared with its reference."""
-    known = {"reference_run_id": reference.get("run_id"), "reference": reference.get("name")}
-    return {**known, "reason": reason, **NOTHING}
+    return Quality(reference.run_id, reference.name, reason)
 
 
 def _opened(paths: Sequence[str]) -> list[Image]:
@@ -111,8 +74,11 @@ def _opened(paths: Sequence[str]) -> list[Image]:
 
 def compare(
     pictures: Sequence[Image], references: Sequence[Image], *, lpips: bool = False
-) -> Distance:
-    """Compare 8-bit RGB pictures. Raises ValueError if they differ in number or size."""
+) -> Quality:
+    """Compare 8-bit RGB pictures, all of them together, with others of the same size.
+
+    Raises ValueError if they differ in number or size.
+    """
     if len(pictures) != len(references):
         raise ValueError(f"{len(pictures)} pictures against {len(references)} references")
     for picture, reference in zip(pictures, references, strict=True):
@@ -124,8 +90,9 @@ def compare(
     given, wanted = _stack(pictures), _stack(references)
     difference = float((given - wanted).abs().max())
     if difference == 0:  # where rounding would give an SSIM just below 1
-        same = Distance(True, None, 1.0, 0.0)
-        return same.given(
+        same = Quality(reason=None, identical=True, ssim=1.0, max_abs_difference=0.0)
+        return with_figures(
+            same,
             psnr_db="the pictures are identical, and it would be infinite",
             ms_ssim=_too_small("MS-SSIM", Reference.ms_ssim_side, given) or 1.0,
             lpips=0.0 if lpips else _NOT_ASKED,
@@ -138,8 +105,11 @@ def compare(
 
     ssim = float(structural_similarity_index_measure(given, wanted, data_range=1.0))
     psnr = float(peak_signal_noise_ratio(given, wanted, data_range=1.0))
-    return Distance(False, psnr, ssim, difference).given(
-        ms_ssim=_ms_ssim(given, wanted), lpips=_lpips(given, wanted) if lpips else _NOT_ASKED
+    return with_figures(
+        Quality(reason=None, identical=False, ssim=ssim, max_abs_difference=difference),
+        psnr_db=psnr,
+        ms_ssim=_ms_ssim(given, wanted),
+        lpips=_lpips(given, wanted) if lpips else _NOT_ASKED,
     )
 
 

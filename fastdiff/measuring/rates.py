@@ -23,6 +23,7 @@ from fastdiff.machine.environment import available_processors, this_machine
 from fastdiff.machine.hardware import Files, processor
 from fastdiff.machine.nvml import this_gpu_state
 from fastdiff.measuring.conditions import gpu_troubles
+from fastdiff.measuring.fields import GpuMoment
 from fastdiff.measuring.protocol import speaks_of_memory
 from fastdiff.measuring.timing import synchronize
 
@@ -160,13 +161,13 @@ def measure(device: str, dtype: torch.dtype, wanted: Mapping[str, Any]) -> Rates
     import torch
 
     spent = Spent()
-    before = this_gpu_state() if device == "cuda" else None
+    before = GpuMoment.of(this_gpu_state()) if device == "cuda" else None
     with torch.no_grad():
         in_dtype = best_rate(products(device, dtype, torch.mm), spent)
         in_int8 = _if_it_can(lambda: best_rate(products(device, torch.int8, int8_product), spent))
         convolved = _if_it_can(lambda: convolution_rate(device, dtype, spent))
         copies = copy_rate(device, dtype, spent)
-    after = this_gpu_state() if device == "cuda" else None
+    after = GpuMoment.of(this_gpu_state()) if device == "cuda" else None
     share = spent.share_of(usable_processors(torch.get_num_threads())) if device == "cpu" else None
     doubt = None
     if share is not None and share < _BUSY:

@@ -11,12 +11,13 @@ for them, nor than reading every weight once. Traffic of activations and arithme
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdiff.config import Generation
 from fastdiff.errors import named_line
 from fastdiff.measuring.conditions import BUSY
+from fastdiff.measuring.fields import Roofline
 from fastdiff.measuring.parts import at_first_denoiser_call, denoiser_name
 from fastdiff.measuring.rates import Rates, machine_rates
 from fastdiff.models.content import weight_bytes
@@ -28,13 +29,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 COMPUTE, MEMORY = "compute", "memory"
-
-_FIELDS = (
-    *("step_s", "flops_per_step", "int8_flops_per_step", "weight_bytes_per_step", "dtype"),
-    *("matmul_tflops_per_s", "int8_tops_per_s", "copy_gb_per_s", "rates_measured_at"),
-    *("convolution_flops_per_step", "convolution_tflops_per_s", "limit_s", "bound"),
-    *("achieved_tflops_per_s", "fraction_of_limit"),
-)
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ def roofline(
     *,
     caches: bool,
     other_share: float | None = None,
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+) -> tuple[Roofline, tuple[str, ...]]:
     """The report's `roofline`, and notices. Figures are None, with the reason, where they can't be had.
 
     step_s: seconds of one denoiser call. caches: a step cache is on, which leaves work out. other_share: what other
@@ -73,31 +67,25 @@ def roofline(
     """
     denoiser = denoiser_name(pipeline)
     if denoiser is None:
-        return no_roofline(f"{type(pipeline).__name__} has no denoiser that is known"), ()
+        return Roofline(reason=f"{type(pipeline).__name__} has no denoiser that is known"), ()
     if not step_s:
-        return no_roofline("the denoiser's calls were not timed"), ()
+        return Roofline(reason="the denoiser's calls were not timed"), ()
     try:
         work = work_of_a_step(pipeline, denoiser, generation)
     except Exception as error:  # whatever a class without weights trips over
-        return no_roofline(f"the arithmetic can't be counted: {named_line(error)}"), ()
+        return Roofline(reason=f"the arithmetic can't be counted: {named_line(error)}"), ()
     if work is None:
-        return no_roofline("the denoiser was not called"), ()
+        return Roofline(reason="the denoiser was not called"), ()
     try:
         rates = machine_rates(device, work.dtype)
     except Exception as error:  # without memory for them, for example: everything else is measured
-        return no_roofline(f"the machine's rates can't be measured: {named_line(error)}"), ()
+        return Roofline(reason=f"the machine's rates can't be measured: {named_line(error)}"), ()
     crowded = other_share if device == "cpu" and (other_share or 0.0) > BUSY else None
-    return against_limit(work, rates, step_s) | {
-        "note": _note(work, caches, crowded)
-    }, rates.notices
+    found = against_limit(work, rates, step_s)
+    return replace(found, note=_note(work, caches, crowded)), rates.notices
 
 
-def no_roofline(reason: str) -> dict[str, Any]:
-    """The report's field where there are no figures."""
-    return {**dict.fromkeys(_FIELDS), "note": None, "reason": reason}
-
-
-def against_limit(work: Work, rates: Rates, step_s: float) -> dict[str, Any]:
+def against_limit(work: Work, rates: Rates, step_s: float) -> Roofline:
     """A step's seconds against the least that it could take at these rates."""
     int8 = work.int8_flops if rates.int8_ops_per_s else 0
     convolved = work.convolution_flops if rates.convolution_flops_per_s else 0
@@ -110,24 +98,24 @@ def against_limit(work: Work, rates: Rates, step_s: float) -> dict[str, Any]:
     def tera(rate: float | None) -> float | None:
         return rate / 1e12 if rate else None
 
-    return {
-        "step_s": step_s,
-        "flops_per_step": work.flops,
-        "int8_flops_per_step": int8,
-        "weight_bytes_per_step": work.weight_bytes,
-        "dtype": str(work.dtype).removeprefix("torch."),
-        "matmul_tflops_per_s": tera(rates.matmul_flops_per_s),
-        "int8_tops_per_s": tera(rates.int8_ops_per_s),
-        "copy_gb_per_s": rates.copy_bytes_per_s / 1e9,
-        "rates_measured_at": rates.measured_at,
-        "convolution_flops_per_step": convolved,
-        "convolution_tflops_per_s": tera(rates.convolution_flops_per_s),
-        "limit_s": limit_s,
-        "bound": COMPUTE if compute_s >= read_s else MEMORY,
-        "achieved_tflops_per_s": work.flops / step_s / 1e12,
-        "fraction_of_limit": limit_s / step_s,
-        "reason": None,
-    }
+    return Roofline(
+        step_s=step_s,
+        flops_per_step=work.flops,
+        int8_flops_per_step=int8,
+        weight_bytes_per_step=work.weight_bytes,
+        dtype=str(work.dtype).removeprefix("torch."),
+        matmul_tflops_per_s=tera(rates.matmul_flops_per_s),
+        int8_tops_per_s=tera(rates.int8_ops_per_s),
+        copy_gb_per_s=rates.copy_bytes_per_s / 1e9,
+        rates_measured_at=rates.measured_at,
+        convolution_flops_per_step=convolved,
+        convolution_tflops_per_s=tera(rates.convolution_flops_per_s),
+        limit_s=limit_s,
+        bound=COMPUTE if compute_s >= read_s else MEMORY,
+        achieved_tflops_per_s=work.flops / step_s / 1e12,
+        fraction_of_limit=limit_s / step_s,
+        reason=None,
+    )
 
 
 def _note(work: Work, caches: bool, crowded: float | None) -> str | None:

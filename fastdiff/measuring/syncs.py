@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.config import Generation
+from fastdiff.measuring.fields import Syncs, WaitingPlace
 from fastdiff.models.pictures import draw
 
 _WAITED = "called a synchronizing CUDA operation"
 _PROTOTYPE = "Synchronization debug mode is a prototype"
 
 
-def syncs_of_a_step(pipeline: Any, generation: Generation, device: str) -> dict[str, Any]:
+def syncs_of_a_step(pipeline: Any, generation: Generation, device: str) -> Syncs:
     """Draw once more and count the second step's waits, as the report has them: by place, most frequent first.
 
     `per_step` is None, with the reason, where there is no CUDA device or no second step.
     """
     if device != "cuda":
-        return not_counted(f"no CUDA device: device={device}")
+        return Syncs(reason=f"no CUDA device: device={device}")
     found: Counter[str] = Counter()
     ended = 0
     with ExitStack() as second_step:
@@ -42,14 +43,9 @@ def syncs_of_a_step(pipeline: Any, generation: Generation, device: str) -> dict[
 
         draw(pipeline, generation, on_step)
     if ended < 2:
-        return not_counted(f"a second step is needed, and the pipeline told of {ended}")
-    places = [{"place": place, "count": count} for place, count in found.most_common()]
-    return {"per_step": found.total(), "places": places, "reason": None}
-
-
-def not_counted(reason: str) -> dict[str, Any]:
-    """The report's field where nothing was counted."""
-    return {"per_step": None, "places": [], "reason": reason}
+        return Syncs(reason=f"a second step is needed, and the pipeline told of {ended}")
+    places = [WaitingPlace(place, count) for place, count in found.most_common()]
+    return Syncs(found.total(), places, reason=None)
 
 
 @contextmanager

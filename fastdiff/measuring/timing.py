@@ -6,13 +6,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import Bench, Generation
 from fastdiff.errors import InvalidOutputError, RunError
 from fastdiff.latency import Latency
 from fastdiff.measuring.conditions import Watch
+from fastdiff.measuring.fields import Conditions, Warmup
 from fastdiff.models.pictures import LastLatents, draw, what_is_wrong
 from fastdiff.passes.base import Settling
 
@@ -22,22 +23,6 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str, int, int], None]
 """Told a phase, and how far it has come: done, of."""
-
-
-@dataclass(frozen=True)
-class Warmup:
-    """How the warm-up went: calls asked for at least, made, and allowed at most.
-
-    steady: False if calls still got faster when the last one allowed was made; None where nothing could tell.
-    """
-
-    asked: int = 0
-    calls: int = 0
-    most: int = 0
-    steady: bool | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass
@@ -58,7 +43,7 @@ class Timed:
     latency: Latency = field(default_factory=lambda: Latency(()))
     device_latency: Latency = field(default_factory=lambda: Latency(()))
     step_latency: Latency = field(default_factory=lambda: Latency.by_call(()))
-    conditions: dict[str, Any] = field(default_factory=dict)
+    conditions: Conditions = field(default_factory=Conditions)
     notices: list[str] = field(default_factory=list)
 
 
@@ -211,7 +196,7 @@ def steady_calls(
     timed.latency = Latency(tuple(each.seconds for each in calls))
     timed.device_latency = Latency(tuple(s for each in calls for s in each.device_s))
     timed.step_latency = Latency.by_call(each.steps_s for each in calls)
-    timed.conditions = watched.to_dict()
+    timed.conditions = watched.conditions()
     timed.notices += watched.notices()
     _refuse([reason for picture in timed.last_pictures if (reason := what_is_wrong(picture))])
 

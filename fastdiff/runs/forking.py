@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
 
-from fastdiff.measuring.protocol import PARENT, end_at_once, quiet_and_safe
+from fastdiff.measuring.child import PARENT, end_at_once, quiet_and_safe
 from fastdiff.planning.plan import Plan
 from fastdiff.runs.process import Countdown, Worker, environment_of, readable, start
 

@@ -21,13 +21,8 @@ from omegaconf import OmegaConf
 from fastdiff.errors import FastdiffError, Status
 from fastdiff.machine.files import read_json, write_json, write_text
 from fastdiff.machine.hardware import Files, oom_kills
-from fastdiff.measuring.protocol import (
-    MEASURED,
-    MEMORY_LIMIT,
-    PARENT,
-    Request,
-    speaks_of_memory,
-)
+from fastdiff.measuring.child import MEMORY_LIMIT, PARENT
+from fastdiff.measuring.protocol import MEASURED, Request, speaks_of_memory
 from fastdiff.measuring.report import blank_report
 from fastdiff.planning.plan import Plan
 from fastdiff.runs.folders import (

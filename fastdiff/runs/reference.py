@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from fastdiff.config import (
     fingerprint,
 )
 from fastdiff.errors import UsageError
-from fastdiff.measuring.protocol import Request
-from fastdiff.measuring.quality import LATENTS
+from fastdiff.measuring.protocol import LATENTS, ReferencePictures, Request
 from fastdiff.measuring.report import run_id
 from fastdiff.models.sources import Model, Role, model_of
 from fastdiff.planning.plan import Plan
@@ -38,24 +37,6 @@ from fastdiff.runs.process import (
 REFERENCES = Path("outputs") / "references"
 
 
-@dataclass(frozen=True)
-class Found:
-    """A reference: its pictures, `own` if the run is its own reference, or why there is none.
-
-    name: what a person calls it, `fp32` for the one that fastdiff draws.
-    latents: the file that its last step's latents are in, which is missing where its pipeline tells none.
-    """
-
-    run_id: str | None = None
-    pictures: list[str] | str | None = None
-    reason: str | None = None
-    name: str | None = None
-    latents: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def find_reference(
     plan: Plan,
     overrides: list[str],
@@ -63,40 +44,38 @@ def find_reference(
     limits: Limits = NO_LIMITS,
     starter: Starter = start,
     missing: dict[str, str] | None = None,
-) -> Found:
+) -> ReferencePictures:
     """The pictures to compare with; drawn now if nobody has drawn them yet."""
     run = plan.setting.run
     quality = run.quality
     if isinstance(quality, NoQuality):
-        return Found(reason="quality=none")
+        return ReferencePictures(reason="quality=none")
     assert isinstance(quality, Reference)
     if quality.reference != "auto":
         picture = _picture(quality.reference)
-        return Found(pictures=[str(picture)], name=picture.name)
+        return ReferencePictures(pictures=[str(picture)], name=picture.name)
     plain = plain_run(run)
     identity = run_id(plain, plan.device)
     if {**run.to_dict(), **_how_measured(plain)} == plain.to_dict():
-        return Found(identity, "own", name="itself")
+        return ReferencePictures.itself(identity)
     folder = _reference_folder(identity, plain)
     if not folder.is_dir():
         if missing and identity in missing:
-            return Found(identity, None, missing[identity])
+            return ReferencePictures(identity, None, missing[identity])
         progress.say("drawing the reference picture (fp32)")
-        request = Request(plain.to_dict(), [], Found().to_dict(), only_pictures=True)
+        request = Request(plain.to_dict(), [], only_pictures=True)
         reason = draw_reference(request, folder, progress, plan.device, limits, starter)
         if reason is not None:
             if missing is not None:
                 missing[identity] = f"no reference: {reason}"
-            return Found(identity, None, f"no reference: {reason}")
+            return ReferencePictures(identity, None, f"no reference: {reason}")
         # A model that had to be downloaded has its commit for a name only now.
         if folder != (named := _reference_folder(identity, plain)):
             folder = folder.rename(named) if not named.exists() else named
     pictures = sorted(folder.glob("image-*.png"), key=lambda p: int(p.stem.split("-")[1]))
     student = isinstance(run.model, Model) and run.model.role is Role.student
     name = "the teacher in fp32" if student else "fp32"
-    return Found(
-        identity, [str(path) for path in pictures], name=name, latents=str(folder / LATENTS)
-    )
+    return ReferencePictures.drawn(pictures, name, identity)
 
 
 def _reference_folder(identity: str, run: RunConfig) -> Path:

@@ -49,7 +49,7 @@ def execute(
         ending = Ending(Status.INTERRUPTED, "interrupted by Ctrl-C while the reference was drawn")
         report = report_failure(plan, overrides, folder, ending, started_at)
     else:
-        request = Request(run.to_dict(), overrides, reference.to_dict())
+        request = Request(run.to_dict(), overrides, reference)
         report = run_in_process(plan, request, folder, progress, limits=limits, starter=starter)
     write_run_page(folder, report)
     return report

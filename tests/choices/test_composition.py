@@ -275,7 +275,7 @@ def test_a_sweep_composes_each_cell_once_and_its_jobs_compose_nothing(
     sweep.folder.open_attempt(job.attempt)
     for task in job.tasks:
         assert job.do(pickle.loads(pickle.dumps(task))) == {"cell": task.name}
-    assert all(entry.command for entry in sweep.entries)
+    assert all(entry.command for entry in sweep.cells)
     assert (ran, len(compositions)) == ([1, 2], 4)
 
 

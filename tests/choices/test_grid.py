@@ -26,7 +26,7 @@ from fastdiff.display.plan import counts, grid_text
 from fastdiff.errors import UsageError
 from fastdiff.machine.environment import Environment
 from fastdiff.models.facts import ModelFacts
-from fastdiff.planning.outlook import as_data, outlooks
+from fastdiff.planning.cells import as_data, planned_cells
 
 CPU = Environment(
     python="3.12.1",
@@ -350,9 +350,9 @@ def test_what_is_known_of_a_model_is_read_once(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(fastdiff.planning.outlook, "facts_of", counted)
     words = ["precision=fp32,bf16", "model=shapes,local", "generation.seed=1,2,3"]
-    found = outlooks(read_grid(words))
+    found = planned_cells(read_grid(words))
     assert asked == ["shapes", "local"]
-    assert [o.status for o in found] == [*["ok"] * 3, *["incompatible"] * 3] * 2
+    assert [bool(cell.problems) for cell in found] == [*[False] * 3, *[True] * 3] * 2
     assert found[3].problems == found[4].problems
     assert found[3].to_dict()["problems"] == [
         {

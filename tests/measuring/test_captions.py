@@ -12,6 +12,7 @@ from PIL import Image
 from fastdiff.choices.compose import compose
 from fastdiff.config import RunConfig
 from fastdiff.measuring.captions import EXAM_SEED, caption_quality
+from fastdiff.measuring.fields import Caption
 from fastdiff.models.shapes.scenes import Scene, draw, exam_scenes
 
 RED = "a red circle on a white background"
@@ -66,25 +67,18 @@ def untouched() -> None:
 
 def test_the_runs_own_picture_is_judged_by_its_prompt() -> None:
     right = caption_quality(untouched, a_run(prompt=RED), [picture(RED)], silent)
-    assert right == {
-        "of": "own prompts",
-        "pictures": 1,
-        "right": 1,
-        "shapes_right": 1,
-        "score": 1.0,
-        "reason": None,
-    }
+    assert right == Caption("own prompts", 1, 1, 1, 1.0, None)
     wrong = caption_quality(untouched, a_run(prompt=RED), [picture(BLUE)], silent)
-    assert (wrong["right"], wrong["shapes_right"], wrong["score"]) == (0, 0, 0.0)
+    assert (wrong.right, wrong.shapes_right, wrong.score) == (0, 0, 0.0)
 
 
 def test_pictures_of_several_prompts_belong_to_them_in_order() -> None:
     run = a_run(prompt=[RED, "a sunset", BLUE], images_per_prompt=2)
     made = [picture(RED)] * 2 + [picture(RED)] * 2 + [picture(BLUE)] * 2
     found = caption_quality(untouched, run, made, silent)
-    assert (found["pictures"], found["right"]) == (4, 4)  # the sunset can't be judged
+    assert (found.pictures, found.right) == (4, 4)  # the sunset can't be judged
     swapped = caption_quality(untouched, run, made[::-1], silent)
-    assert (swapped["pictures"], swapped["right"]) == (4, 0)
+    assert (swapped.pictures, swapped.right) == (4, 0)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +99,7 @@ def test_where_no_caption_can_be_judged_the_score_is_null_with_the_reason(
     overrides: list[str], reason: str
 ) -> None:
     found = caption_quality(untouched, a_run(*overrides), [picture(RED)], silent)
-    assert found["reason"] == reason
-    assert {value for name, value in found.items() if name != "reason"} == {None}
+    assert found == Caption(reason=reason)
 
 
 def test_held_out_captions_are_drawn_as_the_run_draws_and_are_always_the_same() -> None:
@@ -119,8 +112,8 @@ def test_held_out_captions_are_drawn_as_the_run_draws_and_are_always_the_same() 
         {"prompt": caption, "seed": 5 + number, "height": 64}
         for number, caption in enumerate(captions)
     ]
-    assert (found["of"], found["pictures"], found["right"]) == ("held-out captions", 4, 3)
-    assert found["score"] == 0.75
+    assert (found.of_, found.pictures, found.right) == ("held-out captions", 4, 3)
+    assert found.score == 0.75
     assert told == [("drawing captions", number, 4) for number in range(4)]
 
 
@@ -130,7 +123,7 @@ def test_captions_are_drawn_in_batches_of_the_runs_own_size() -> None:
     found = caption_quality(painter, run, [], silent)
     assert [len(call["prompt"]) for call in painter.calls] == [2, 2]
     assert painter.calls[1]["prompt"][1] == painter.calls[0]["prompt"][0]
-    assert (found["pictures"], found["right"]) == (6, 6)
+    assert (found.pictures, found.right) == (6, 6)
 
 
 def test_more_captions_begin_with_those_of_fewer() -> None:
@@ -149,5 +142,5 @@ def test_the_embedded_model_draws_most_of_its_captions(
     pipeline, _ = built(plan)
     with float32_noise(pipeline):
         found = caption_quality(pipeline, plan.setting.run, [], silent)
-    assert found["pictures"] == captions
-    assert found["right"] >= right
+    assert found.pictures == captions
+    assert found.right >= right

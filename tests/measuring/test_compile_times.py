@@ -15,6 +15,7 @@ from conftest import TorchServer
 
 from fastdiff.measuring import compile_times
 from fastdiff.measuring.compile_times import native_code, read, records_folder, setting_key
+from fastdiff.measuring.fields import Compiling
 from fastdiff.passes.effects import Observed
 from fastdiff.runs.process import events_of
 
@@ -33,8 +34,7 @@ def judged(
 ) -> tuple[Any, ...]:
     """Cache, cold_compile_s, saved_s and its reason."""
     found = compile_times.judged(record, observed, counts, outcomes, built=built, held=held)
-    assert list(found) == ["cache", "cold_compile_s", "saved_s", "saved_reason"]
-    return tuple(found.values())
+    return found.cache, found.cold_compile_s, found.saved_s, found.saved_reason
 
 
 FILLED = "this run filled the cache"
@@ -143,7 +143,7 @@ def test_a_record_that_cannot_be_written_is_said(record: Path) -> None:
 def test_nothing_compiled(shapes_plan: Any) -> None:
     setting = shapes_plan().setting
     found = compile_times.compile_times(setting, Observed(), (), frozenset())
-    assert tuple(found.values()) == ("none", None, None, "nothing was compiled")
+    assert found == Compiling(saved_reason="nothing was compiled")
 
 
 def test_the_record_belongs_to_what_is_compiled(shapes_plan: Any) -> None:
@@ -195,7 +195,7 @@ for freezing in choices:
     counters.clear()
     before = native_code(plan.setting)
     ran = Ran(plan)
-    found.append(compile_times(plan.setting, compile_counters(), ran.built.outcomes, before))
+    found.append(compile_times(plan.setting, compile_counters(), ran.built.outcomes, before).to_dict())
 send(say=found)
 """
 

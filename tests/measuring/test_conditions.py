@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from said import cases
 
 from fastdiff.measuring.conditions import (
     Moment,
@@ -22,6 +23,7 @@ from fastdiff.measuring.conditions import (
     this_room,
     ticks_of,
 )
+from fastdiff.measuring.fields import Conditions, Host
 
 STAT = """\
 cpu  8693 10 2825 174922 417 1 49 24 7 3
@@ -68,56 +70,56 @@ def later(
 def test_what_others_took_is_what_was_busy_less_this_process() -> None:
     """2 processors for 10 s: busy for 12 s, 8 of them with this run; 4 of 20 are others'."""
     found = host_report(TWO, START, later((700, 500), own_s=8.0, stolen=50))
-    assert found == {
-        "threads": 2,
-        "interop_threads": 1,
-        "affinity": [0, 1],
-        "processors": 2,
-        "load_before": 1.5,
-        "load_after": 2.0,
-        "watched_s": 10.0,
-        "preempted": 5,
-        "other_share": pytest.approx(0.2),
-        "steal_share": pytest.approx(0.05),
-        "reason": None,
-    }
-    json.dumps(found, allow_nan=False)
+    assert found == Host(
+        threads=2,
+        interop_threads=1,
+        affinity=[0, 1],
+        processors=2,
+        load_before=1.5,
+        load_after=2.0,
+        watched_s=10.0,
+        preempted=5,
+        other_share=pytest.approx(0.2),
+        steal_share=pytest.approx(0.05),
+        reason=None,
+    )
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_only_the_processors_of_this_run_count() -> None:
-    pinned = dataclasses.replace(TWO, affinity=(1,))
+    pinned = replace(TWO, affinity=(1,))
     found = host_report(pinned, START, later((1000, 900), own_s=9.0))
-    assert found["other_share"] == pytest.approx(0.0)
-    assert found["affinity"] == [1]
+    assert found.other_share == pytest.approx(0.0)
+    assert found.affinity == [1]
 
 
 def test_the_kernels_tick_is_asked_for() -> None:
-    slow = dataclasses.replace(TWO, tick_s=0.1)
-    assert host_report(slow, START, later((50, 50), own_s=8.0))["other_share"] == pytest.approx(0.1)
+    slow = replace(TWO, tick_s=0.1)
+    assert host_report(slow, START, later((50, 50), own_s=8.0)).other_share == pytest.approx(0.1)
 
 
 def test_a_share_is_never_below_none_or_above_all() -> None:
-    assert host_report(TWO, START, later((100, 100), own_s=2.5))["other_share"] == 0.0
-    assert host_report(TWO, START, later((1100, 1100), own_s=0.0))["other_share"] == 1.0
+    assert host_report(TWO, START, later((100, 100), own_s=2.5)).other_share == 0.0
+    assert host_report(TWO, START, later((1100, 1100), own_s=0.0)).other_share == 1.0
 
 
 @pytest.mark.parametrize(
     ("room", "before", "after", "reason"),
     [
         (
-            dataclasses.replace(TWO, affinity=None),
-            dataclasses.replace(START, ticks={}),
-            dataclasses.replace(START, ticks={}, counted_s=110.0),
+            replace(TWO, affinity=None),
+            replace(START, ticks={}),
+            replace(START, ticks={}, counted_s=110.0),
             "only Linux's /proc/stat tells what other programs took",
         ),
         (
             TWO,
-            dataclasses.replace(START, ticks={}),
+            replace(START, ticks={}),
             later((1, 1), 0.0),
             "only Linux's /proc/stat tells what other programs took",
         ),
         (
-            dataclasses.replace(TWO, affinity=(0, 5)),
+            replace(TWO, affinity=(0, 5)),
             START,
             later((1, 1), 0.0),
             "/proc/stat doesn't name all processors that this run may use",
@@ -134,75 +136,33 @@ def test_what_cannot_be_known_is_null_with_the_reason(
     room: Room, before: Moment, after: Moment, reason: str
 ) -> None:
     found = host_report(room, before, after)
-    assert (found["other_share"], found["steal_share"]) == (None, None)
-    assert found["reason"] == reason
+    assert (found.other_share, found.steal_share) == (None, None)
+    assert found.reason == reason
 
 
 def test_a_system_that_counts_no_preemption_and_no_load() -> None:
-    silent = dataclasses.replace(START, preempted=None, load=None)
-    found = host_report(TWO, silent, dataclasses.replace(silent, counted_s=110.0))
-    assert (found["preempted"], found["load_before"], found["load_after"]) == (None, None, None)
+    silent = replace(START, preempted=None, load=None)
+    found = host_report(TWO, silent, replace(silent, counted_s=110.0))
+    assert (found.preempted, found.load_before, found.load_after) == (None, None, None)
 
 
 # Notices -------------------------------------------------------------------------------------------
 
 
-def host(**known: Any) -> dict[str, Any]:
-    """The report of two processors on which nothing else happened."""
-    return host_report(TWO, START, later((1000, 1000), own_s=20.0)) | known
+def host(**known: Any) -> Host:
+    """Two processors on which nothing else happened."""
+    return replace(host_report(TWO, START, later((1000, 1000), own_s=20.0)), **known)
 
 
-@pytest.mark.parametrize(
-    ("known", "notices"),
-    [
-        ({}, []),
-        ({"other_share": 0.10}, []),
-        ({"load_before": 64.0}, []),  # this run's own compiling; what others took is known
-        (
-            {"other_share": 0.38},
-            [
-                "others took 38% of this run's 2 CPUs while calls were timed: times are too long; end them "
-                "and run again, or compare only runs that took turns"
-            ],
-        ),
-        (
-            {"other_share": 0.5, "affinity": [1], "threads": 1},
-            [
-                "others took 50% of this run's one CPU while calls were timed: times are too long; end them "
-                "and run again, or compare only runs that took turns"
-            ],
-        ),
-        (
-            {"steal_share": 0.07},
-            [
-                "this machine's host took 7% of this run's 2 CPUs for other machines while calls were timed: "
-                "times are too long; run again, or compare only runs that took turns"
-            ],
-        ),
-        ({"other_share": None, "load_before": 2.9}, []),
-        ({"other_share": None, "load_before": None}, []),
-        (
-            {"other_share": None, "affinity": None, "load_before": 3.5},
-            [
-                "the load was 3.5 on 2 CPUs when timing began: if that was more than this run's own "
-                "compiling, times are too long; end other programs and run again"
-            ],
-        ),
-        ({"threads": 8}, ["8 threads share 2 CPUs: times are too long; OMP_NUM_THREADS=2"]),
-        (
-            {"affinity": [0]},
-            ["2 threads share one CPU: times are too long; OMP_NUM_THREADS=1"],
-        ),
-    ],
-)
-def test_a_reader_is_told_of_a_busy_machine(known: dict[str, Any], notices: list[str]) -> None:
-    assert host_notices(host(**known), "cpu") == notices
+@pytest.mark.parametrize("case", cases(__file__, "conditions.yaml", "host"))
+def test_a_reader_is_told_of_a_busy_machine(case: dict[str, Any]) -> None:
+    assert host_notices(host(**case["machine"]), "cpu") == case["said"]
 
 
 def test_a_run_on_a_gpu_needs_one_processor_only() -> None:
     many = host(affinity=list(range(8)), processors=8, threads=16)
-    assert host_notices(many | {"other_share": 0.85}, "cuda") == []
-    assert host_notices(many | {"other_share": 0.90}, "cuda") == [
+    assert host_notices(replace(many, other_share=0.85), "cuda") == []
+    assert host_notices(replace(many, other_share=0.90), "cuda") == [
         "others took 90% of this run's 8 CPUs while calls were timed: times are too long; end them "
         "and run again, or compare only runs that took turns"
     ]
@@ -215,10 +175,7 @@ def test_a_watch_looks_when_it_begins_and_when_it_ends() -> None:
     moments = iter([START, later((900, 900), own_s=6.0)])
     with Watch("cpu", lambda: next(moments), lambda: TWO) as watch:
         pass
-    assert watch.to_dict() == {
-        "host": host_report(TWO, START, later((900, 900), 6.0)),
-        "gpu": None,
-    }
+    assert watch.conditions() == Conditions(host_report(TWO, START, later((900, 900), 6.0)))
     assert len(watch.notices()) == 1
     assert "others took 60%" in watch.notices()[0]
 
@@ -229,42 +186,13 @@ def test_on_cuda_the_gpu_is_asked_before_and_after() -> None:
     states = iter([state | {"temperature_c": 41}, state | {"temperature_c": 63}])
     with Watch("cuda", lambda: next(moments), lambda: TWO, lambda: next(states)) as watch:
         pass
-    gpu = watch.to_dict()["gpu"]
-    assert (gpu["before"]["temperature_c"], gpu["after"]["temperature_c"]) == (41, 63)
+    gpu = watch.conditions().gpu
+    assert (gpu.before.temperature_c, gpu.after.temperature_c) == (41, 63)
     assert watch.notices() == []
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "notices"),
-    [
-        ({}, {}, []),
-        ({"slowed_by": None, "compute_processes": None}, {"slowed_by": None}, []),
-        (
-            {},
-            {"slowed_by": ["hw_thermal_slowdown", "hw_slowdown"], "temperature_c": 91},
-            [
-                "the GPU slowed itself down (hw_slowdown, hw_thermal_slowdown; 91 °C): times may be too "
-                "long; cool it and run again"
-            ],
-        ),
-        (
-            {"compute_processes": 2},
-            {},
-            [
-                "2 processes hold this GPU: if another computed while calls were timed, times are too long; "
-                "end it and run again"
-            ],
-        ),
-        (
-            {"slowed_by": ["hw_slowdown"], "temperature_c": 88},
-            {"reason": "NVML can't be started: its error 18"},
-            ["the GPU's clocks and temperature are unknown: NVML can't be started: its error 18"],
-        ),
-    ],
-)
-def test_a_reader_is_told_of_a_hot_shared_or_unknown_gpu(
-    before: dict[str, Any], after: dict[str, Any], notices: list[str]
-) -> None:
+@pytest.mark.parametrize("case", cases(__file__, "conditions.yaml", "gpu"))
+def test_a_reader_is_told_of_a_hot_shared_or_unknown_gpu(case: dict[str, Any]) -> None:
     usual = {
         "reason": None,
         "temperature_c": 57,
@@ -272,11 +200,11 @@ def test_a_reader_is_told_of_a_hot_shared_or_unknown_gpu(
         "compute_processes": 1,
     }
     moments = iter([START, later((1000, 1000), own_s=20.0)])
-    states = iter([usual | before, usual | after])
+    states = iter([usual | case["before"], usual | case["after"]])
     with Watch("cuda", lambda: next(moments), lambda: TWO, lambda: next(states)) as watch:
         pass
-    assert watch.notices() == notices
-    json.dumps(watch.to_dict(), allow_nan=False)
+    assert watch.notices() == case["said"]
+    json.dumps(watch.conditions().to_dict(), allow_nan=False)
 
 
 def test_an_error_in_a_timed_call_is_not_hidden() -> None:
@@ -289,10 +217,10 @@ def test_an_error_in_a_timed_call_is_not_hidden() -> None:
 def test_on_this_machine_everything_is_known() -> None:
     with Watch("cpu") as watch:
         pass
-    found = watch.to_dict()["host"]
-    assert found["threads"] == this_room().threads >= 1
-    assert found["affinity"] == sorted(os.sched_getaffinity(0))
-    assert found["load_before"] >= 0
-    assert found["preempted"] >= 0
-    assert "too short to tell" in found["reason"]
-    json.dumps(watch.to_dict(), allow_nan=False)
+    found = watch.conditions().host
+    assert found.threads == this_room().threads >= 1
+    assert found.affinity == sorted(os.sched_getaffinity(0))
+    assert found.load_before >= 0
+    assert found.preempted >= 0
+    assert "too short to tell" in found.reason
+    json.dumps(watch.conditions().to_dict(), allow_nan=False)

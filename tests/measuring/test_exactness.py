@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from fastdiff.measuring.exactness import (
     judge,
     why_not,
 )
+from fastdiff.measuring.fields import Exactness
 from fastdiff.models.pictures import float32_noise
 from fastdiff.models.sources import SHAPES_DIR
 from fastdiff.planning.build import Built, build
@@ -49,7 +50,7 @@ def captured_of(plan: Any, spoil: Spoil | None = None) -> Captured:
         return capture(built.pipeline, plan, plan.setting.run.generation)
 
 
-def checked(plan: Any, spoil: Spoil | None = None, build: Any = build) -> dict[str, Any]:
+def checked(plan: Any, spoil: Spoil | None = None, build: Any = build) -> Exactness:
     return check(captured_of(plan, spoil), plan, build)
 
 
@@ -105,7 +106,7 @@ def test_a_run_without_anything_to_check_says_why(
     assert why_not(plan) == reason
     captured = capture(None, plan, plan.setting.run.generation)  # nothing is called
     result = check(captured, plan, build=pytest.fail)
-    assert (result["checked"], result["passed"], result["reason"]) == (False, None, reason)
+    assert (result.checked, result.passed, result.reason) == (False, None, reason)
     assert failure(result) is None
 
 
@@ -151,7 +152,7 @@ def test_an_error_is_held_to_the_baselines(
 ) -> None:
     verdict = judge(error, baseline, output_rms, dtype)
     assert verdict.passed is passed
-    json.dumps(asdict(verdict), allow_nan=False)  # strict JSON
+    json.dumps(verdict.to_dict(), allow_nan=False)  # strict JSON
     unknown = "the baseline itself holds NaN or infinite numbers"
     assert verdict.reason == (unknown if passed is None else None)
 
@@ -161,8 +162,9 @@ def test_what_is_allowed_in_all_is_told_beside_the_baselines_error() -> None:
     assert small.allowed_ratio == pytest.approx(2 + 1e-5 / 1.9e-7)
     assert small.allowed_ratio == pytest.approx(54.6, abs=0.1)
     assert judge(1.0, 0.0, 1.0, "float32").allowed_ratio is None
-    result = {"passed": False, "choices": ["qkv=fused"], "denoiser": asdict(small)}
-    text = failure(result | {"decode": asdict(judge(0.0, 0.0, 1.0, "float32"))})
+    decode = judge(0.0, 0.0, 1.0, "float32")
+    wrong = Exactness(choices=["qkv=fused"], passed=False, denoiser=small, decode=decode)
+    text = failure(wrong)
     assert text is not None
     assert text.startswith(
         "qkv=fused: the denoiser's error against fp64 is 526.3 times the baseline's, "
@@ -171,10 +173,10 @@ def test_what_is_allowed_in_all_is_told_beside_the_baselines_error() -> None:
 
 
 def test_both_parts_can_be_wrong() -> None:
-    wrong = asdict(judge(0.7, 0.1, 1.0, "bfloat16"))
+    wrong = judge(0.7, 0.1, 1.0, "bfloat16")
     allowed = "allowed are 3 times and 1e-5 of the output, here 3.0 times in all"
     choices = ["compile=regional", "qkv=fused"]
-    result = {"passed": False, "choices": choices, "denoiser": wrong, "decode": wrong}
+    result = Exactness(choices=choices, passed=False, denoiser=wrong, decode=wrong)
     assert failure(result) == (
         "compile=regional, qkv=fused: "
         f"the denoiser's error against fp64 is 7.0 times the baseline's, {allowed}; "
@@ -194,14 +196,14 @@ def test_an_exact_pass_is_as_near_to_fp64_as_its_baseline(
     local_plan: MakePlan, sd_folder: Path, choice: str, precision: str, factor: int
 ) -> None:
     result = checked(local_plan(sd_folder, choice, f"precision={precision}"))
-    assert result["checked"]
-    assert result["passed"]
-    assert result["reason"] is None
-    assert result["choices"] == [choice]
-    denoiser = result["denoiser"]
-    assert denoiser["factor"] == factor
-    assert 0 < denoiser["baseline_error_rmse"] < 0.05 * denoiser["output_rms"]
-    assert denoiser["error_rmse"] <= denoiser["allowed_rmse"]
+    assert result.checked
+    assert result.passed
+    assert result.reason is None
+    assert result.choices == [choice]
+    denoiser = result.denoiser
+    assert denoiser.factor == factor
+    assert 0 < denoiser.baseline_error_rmse < 0.05 * denoiser.output_rms
+    assert denoiser.error_rmse <= denoiser.allowed_rmse
     assert failure(result) is None
 
 
@@ -210,9 +212,9 @@ def test_denoiser_and_decode_are_both_judged_and_what_is_compared_is_said(
 ) -> None:
     plan, said = local_plan(sd_folder, "attention=math"), list[str]()
     result = check(captured_of(plan), plan, build, said.append)
-    assert result["denoiser"]["passed"]
-    assert result["decode"]["passed"]
-    assert result["decode"]["dtype"] == "float32"
+    assert result.denoiser.passed
+    assert result.decode.passed
+    assert result.decode.dtype == "float32"
     assert [text for text in said if not text.startswith("applying")] == [
         "loading the model again, for the baseline of the exactness check",
         "loading local",
@@ -241,16 +243,16 @@ def test_other_models_are_judged_and_what_no_exact_pass_changes_is_left_out(
     request: pytest.FixtureRequest,
 ) -> None:
     result = checked(local_plan(request.getfixturevalue(folder), choice))
-    assert result["denoiser"]["passed"]
-    assert (result["decode"]["passed"], result["decode"]["reason"]) == decode
+    assert result.denoiser.passed
+    assert (result.decode.passed, result.decode.reason) == decode
 
 
 def test_slices_are_compared_with_the_whole_batch(local_plan: MakePlan, sd_folder: Path) -> None:
     plan = local_plan(sd_folder, "memory.vae_slicing=true", "generation.images_per_prompt=2")
     result = checked(plan)
-    assert result["choices"] == ["memory.vae_slicing=true"]
-    assert result["decode"]["passed"]
-    assert result["denoiser"]["reason"] == "nothing exact changes the unet"
+    assert result.choices == ["memory.vae_slicing=true"]
+    assert result.decode.passed
+    assert result.denoiser.reason == "nothing exact changes the unet"
 
 
 def test_a_vae_that_each_call_converts_to_fp32_is_judged_in_fp32(
@@ -261,10 +263,10 @@ def test_a_vae_that_each_call_converts_to_fp32_is_judged_in_fp32(
     file = folder / "vae" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"force_upcast": True}))
     result = checked(local_plan(folder, "precision=fp16", "attention=math"))
-    assert (result["decode"]["dtype"], result["decode"]["factor"]) == ("float32", 2)
-    assert (result["denoiser"]["dtype"], result["denoiser"]["factor"]) == ("float16", 3)
-    assert result["decode"]["error_rmse"] < 1e-5
-    assert result["passed"]
+    assert (result.decode.dtype, result.decode.factor) == ("float32", 2)
+    assert (result.denoiser.dtype, result.denoiser.factor) == ("float16", 3)
+    assert result.decode.error_rmse < 1e-5
+    assert result.passed
 
 
 @pytest.mark.slow
@@ -272,25 +274,25 @@ def test_compiled_graphs_are_as_near_to_fp64_as_eager(
     local_plan: MakePlan, smallest_folder: Path
 ) -> None:
     result = checked(local_plan(smallest_folder, "compile=default", "compile.freezing=true"))
-    assert result["denoiser"]["passed"]
-    assert result["decode"]["passed"]
+    assert result.denoiser.passed
+    assert result.decode.passed
 
 
 def test_a_fusion_that_changes_a_weight_by_a_percent_fails(
     local_plan: MakePlan, sd_folder: Path
 ) -> None:
     result = checked(local_plan(sd_folder, "qkv=fused"), off_by_a_percent)
-    assert result["checked"]
-    assert result["passed"] is False
-    denoiser, decode = result["denoiser"], result["decode"]
-    assert denoiser["passed"] is False
-    assert decode["passed"] is True
+    assert result.checked
+    assert result.passed is False
+    denoiser, decode = result.denoiser, result.decode
+    assert denoiser.passed is False
+    assert decode.passed is True
     assert failure(result) == (
-        f"qkv=fused: the denoiser's error against fp64 is {denoiser['ratio']:.1f} times the baseline's, "
-        f"allowed are 2 times and 1e-5 of the output, here {denoiser['allowed_ratio']:.1f} times in all\n"
+        f"qkv=fused: the denoiser's error against fp64 is {denoiser.ratio:.1f} times the baseline's, "
+        f"allowed are 2 times and 1e-5 of the output, here {denoiser.allowed_ratio:.1f} times in all\n"
         "  instead: leave it out, or quality.exact=false to measure all the same"
     )
-    assert denoiser["ratio"] > denoiser["allowed_ratio"] > 2
+    assert denoiser.ratio > denoiser.allowed_ratio > 2
 
 
 def test_not_a_number_where_the_baseline_has_one_fails(
@@ -300,7 +302,7 @@ def test_not_a_number_where_the_baseline_has_one_fails(
         torch.nn.init.constant_(pipeline.unet.conv_out.bias, float("nan"))
 
     result = checked(local_plan(sd_folder, "attention=math"), spoil)
-    assert result["denoiser"]["error_rmse"] is None
+    assert result.denoiser.error_rmse is None
     text = failure(result)
     assert text is not None
     assert text.startswith(
@@ -343,7 +345,7 @@ def test_arguments_are_kept_as_they_were_before_the_call(
     captured = capture(pipeline, plan, plan.setting.run.generation)
     assert captured.denoiser is not None
     assert captured.denoiser.args[0].abs().max() > 0
-    assert check(captured, plan, build)["denoiser"]["passed"]
+    assert check(captured, plan, build).denoiser.passed
 
 
 # Arithmetic ------------------------------------------------------------------------------------------
@@ -380,8 +382,8 @@ def test_a_check_holds_both_sides_to_convolutions_in_fp32(
     result = check(captured, plan, build)
     assert set(tf32) == {False}
     assert torch.backends.cudnn.allow_tf32
-    assert result["passed"] is True
-    assert result["arithmetic"] == (
+    assert result.passed is True
+    assert result.arithmetic == (
         "fp32 convolutions in fp32 for this check alone; the run's own may be in TF32 (cudnn.allow_tf32)"
     )
 
@@ -417,15 +419,15 @@ def test_a_layout_is_not_blamed_for_the_arithmetic_that_it_gets(
     plan = local_plan(sd_folder, "memory_format=channels_last")
     as_on_ampere(monkeypatch)
     unfair = checked(plan)
-    assert unfair["denoiser"]["ratio"] > 50
-    assert unfair["passed"] is False
+    assert unfair.denoiser.ratio > 50
+    assert unfair.passed is False
     as_if_on_cuda(plan, monkeypatch)
     monkeypatch.setattr(exactness, "_bakes", lambda plan: bakes)
     fair = checked(plan)
-    assert fair["passed"] is True
-    assert fair["denoiser"]["ratio"] < 2
+    assert fair.passed is True
+    assert fair.denoiser.ratio < 2
     said = "as compiled: the baseline's error is the larger one of both memory formats"
-    assert (said in fair["arithmetic"]) == bakes
+    assert (said in fair.arithmetic) == bakes
 
 
 def test_off_cuda_and_without_tf32_there_is_nothing_to_say(
@@ -450,8 +452,8 @@ def test_on_a_gpu_fp32_choices_that_are_exact_pass(choice: str) -> None:
     from conftest import plan_of
 
     result = checked(plan_of("device=cuda", "precision=fp32", "generation.steps=2", choice))
-    assert result["passed"] is True, result
-    assert result["arithmetic"] is not None
+    assert result.passed is True, result
+    assert result.arithmetic is not None
 
 
 # What can't be checked -------------------------------------------------------------------------------
@@ -466,8 +468,8 @@ def test_fp64_that_does_not_fit_is_not_tried(shapes_plan: MakePlan) -> None:
     plan = with_memory(shapes_plan("qkv=fused"), 10_000_000)
     captured = Captured(denoiser=Call((), {}, torch.zeros(1)))
     result = check(captured, plan, build=pytest.fail)
-    assert (result["checked"], result["passed"]) == (False, None)
-    assert result["reason"] == (
+    assert (result.checked, result.passed) == (False, None)
+    assert result.reason == (
         "fp64 doesn't fit: baseline and fp64 need about 0.1 GB, and 0.0 GB are free"
     )
     assert failure(result) is None
@@ -494,9 +496,9 @@ def test_a_decode_that_needs_more_memory_than_is_free_ends_the_check_alone(
         pipeline.vae.decode = lambda *_, **__: torch.empty(2**34, dtype=torch.uint8)
 
     result = checked(plan, build=spoiled(large))
-    assert result["denoiser"]["passed"]
-    assert result["passed"]
-    assert result["decode"]["reason"] == "fp64 doesn't fit: memory ran out while it was computed"
+    assert result.denoiser.passed
+    assert result.passed
+    assert result.decode.reason == "fp64 doesn't fit: memory ran out while it was computed"
     torch.empty(2**34, dtype=torch.uint8)  # the bound is gone
 
 
@@ -508,11 +510,11 @@ def test_a_part_that_cannot_be_called_again_says_why(local_plan: MakePlan, sd_fo
         pipeline.vae.decode = decode
 
     result = checked(local_plan(sd_folder, "attention=math"), build=spoiled(refuse))
-    assert result["decode"]["reason"] == (
+    assert result.decode.reason == (
         'it can\'t be called again in fp64: "gelu" not implemented for "Double"'
     )
-    assert result["decode"]["passed"] is None
-    assert result["passed"] is True
+    assert result.decode.passed is None
+    assert result.passed is True
 
 
 def test_a_decode_that_draws_random_numbers_is_not_compared(
@@ -527,8 +529,8 @@ def test_a_decode_that_draws_random_numbers_is_not_compared(
         pipeline.vae.decode = decode
 
     result = checked(local_plan(sd_folder, "attention=math"), noisy)
-    assert result["decode"]["reason"] == "it draws random numbers, and fp64 would draw others"
-    assert result["passed"] is True
+    assert result.decode.reason == "it draws random numbers, and fp64 would draw others"
+    assert result.passed is True
 
 
 def test_a_model_that_is_gone_is_a_reason(local_plan: MakePlan, sd_folder: Path) -> None:
@@ -536,5 +538,5 @@ def test_a_model_that_is_gone_is_a_reason(local_plan: MakePlan, sd_folder: Path)
         raise ModelError("there is no pipeline in models/gone", instead="model=shapes")
 
     result = checked(local_plan(sd_folder, "qkv=fused"), build=gone)
-    assert result["reason"] == ("the baseline can't be built: there is no pipeline in models/gone")
-    assert (result["checked"], result["passed"], result["denoiser"]) == (False, None, None)
+    assert result.reason == ("the baseline can't be built: there is no pipeline in models/gone")
+    assert (result.checked, result.passed, result.denoiser) == (False, None, None)

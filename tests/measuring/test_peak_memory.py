@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from fastdiff.measuring.fields import Places
 from fastdiff.measuring.memory import (
     PeakMemory,
     _largest_child,
     host_peak_bytes,
-    memory_not_told,
-    peak_memory_bytes,
     weight_bytes,
 )
 
@@ -79,12 +78,12 @@ def test_phases_are_told_apart_and_the_peak_is_that_of_the_whole_process(
     a_run(memory, process)
     linear = nn.Linear(1024, 1024 * 5, bias=False)  # 20 MB
     found = memory.parts([linear], compiled=True)
-    assert memory.to_dict() == {
+    assert memory.peaks().to_dict() == {
         "device_allocated": None,
         "device_reserved": None,
         "host": 900 * MB,
     }
-    assert found == {
+    assert found.to_dict() == {
         "weights": {"device": None, "host": 20 * MB},
         "held": {"device": None, "host": (330 - 250 - 20) * MB},
         "activations": {"device": None, "host": 40 * MB},
@@ -104,10 +103,10 @@ def test_a_peak_from_before_the_first_phase_is_kept_and_of_not_compiling_there_i
     process.hold(100, peak=2000)
     memory = PeakMemory("cpu", process.folder)
     a_run(memory, process)
-    assert memory.to_dict()["host"] == 2000 * MB
+    assert memory.peaks().host == 2000 * MB
     found = memory.parts([], compiled=False)
-    assert found["compile"] == {"device": None, "host": None}
-    assert found["reasons"]["compile"] == "nothing was compiled"
+    assert found.compile == Places(None, None)
+    assert found.reasons["compile"] == "nothing was compiled"
 
 
 def test_calls_that_fit_into_what_was_kept_show_no_activations(
@@ -120,12 +119,11 @@ def test_calls_that_fit_into_what_was_kept_show_no_activations(
     with memory.phase("steady"):
         process.hold(400)
     found = memory.parts([], compiled=True)
-    assert found["activations"]["host"] is None
+    assert found.activations.host is None
     assert (
-        found["reasons"]["activations.host"]
-        == "what the allocator kept of earlier calls was enough"
+        found.reasons["activations.host"] == "what the allocator kept of earlier calls was enough"
     )
-    assert found["compile"]["host"] == 100 * MB
+    assert found.compile.host == 100 * MB
 
 
 def test_a_system_that_keeps_one_peak_tells_no_phases_apart(
@@ -134,10 +132,10 @@ def test_a_system_that_keeps_one_peak_tells_no_phases_apart(
     monkeypatch.setattr(PeakMemory, "_reset_host", lambda self: False)
     a_run(memory, process)
     found = memory.parts([], compiled=True)
-    assert memory.to_dict()["host"] == 900 * MB
-    assert found["activations"] == found["compile"] == {"device": None, "host": None}
+    assert memory.peaks().host == 900 * MB
+    assert found.activations == found.compile == Places(None, None)
     assert (
-        found["reasons"]["host"]
+        found.reasons["host"]
         == "the system can't set a process's peak back, so phases can't be told apart"
     )
 
@@ -153,8 +151,8 @@ def test_nothing_is_kept_of_a_phase_that_failed_but_its_peak(
     with pytest.raises(ZeroDivisionError), memory.phase("steady"):
         fail()
     assert memory.phases == {}
-    assert memory.to_dict()["host"] == 700 * MB
-    assert memory.parts([], compiled=False)["reasons"]["host"] == "no phase was followed"
+    assert memory.peaks().host == 700 * MB
+    assert memory.parts([], compiled=False).reasons["host"] == "no phase was followed"
 
 
 def test_weights_of_which_less_is_resident_leave_nothing_to_be_told(
@@ -162,9 +160,9 @@ def test_weights_of_which_less_is_resident_leave_nothing_to_be_told(
 ) -> None:
     a_run(memory, process)
     found = memory.parts([nn.Linear(1024, 1024 * 100, bias=False)], compiled=False)  # 400 MB
-    assert found["held"]["host"] is None
+    assert found.held.host is None
     assert (
-        found["reasons"]["held.host"]
+        found.reasons["held.host"]
         == "less is resident than the weights take: of a mapped file, what was read"
     )
 
@@ -175,9 +173,9 @@ def test_a_run_that_was_not_followed_from_its_imports_on_says_so(
     with memory.phase("steady"):
         process.hold(100, peak=120)
     found = memory.parts([], compiled=False)
-    assert found["activations"]["host"] == 20 * MB
-    assert found["held"]["host"] is None
-    assert found["reasons"]["held"] == "the run was not followed from its imports on"
+    assert found.activations.host == 20 * MB
+    assert found.held.host is None
+    assert found.reasons["held"] == "the run was not followed from its imports on"
 
 
 class FakeCuda:
@@ -214,23 +212,23 @@ def test_on_cuda_the_allocators_peaks_are_kept_over_all_phases(
         cuda.hold(70, 500)
     with memory.phase("steady"):
         cuda.hold(70, 90)
-    peaks = memory.to_dict()
-    assert (peaks["device_allocated"], peaks["device_reserved"]) == (500, 1000)
+    peaks = memory.peaks()
+    assert (peaks.device_allocated, peaks.device_reserved) == (500, 1000)
     found = memory.parts([], compiled=True)
     assert cuda.resets == 2  # nothing to set back before CUDA is used
-    assert found["held"]["device"] == 70
-    assert found["activations"]["device"] == 20
-    assert found["first_call"]["device"] == 450
-    assert found["compile"]["device"] == 410
-    assert "device" not in found["reasons"]
+    assert found.held.device == 70
+    assert found.activations.device == 20
+    assert found.first_call.device == 450
+    assert found.compile.device == 410
+    assert "device" not in found.reasons
 
 
 def test_another_device_has_no_peaks_and_says_so(process: Process) -> None:
     memory = PeakMemory("mps", process.folder)
     a_run(memory, process)
     found = memory.parts([], compiled=False)
-    assert found["activations"] == {"device": None, "host": 40 * MB}
-    assert found["reasons"]["device"] == "only CUDA's allocator keeps peaks: device=mps"
+    assert found.activations == Places(None, 40 * MB)
+    assert found.reasons["device"] == "only CUDA's allocator keeps peaks: device=mps"
 
 
 def test_a_storage_that_is_shared_counts_once_and_one_without_numbers_not_at_all() -> None:
@@ -272,16 +270,10 @@ def test_only_a_child_that_was_larger_than_its_parent_is_known(
     assert _largest_child(own) == found
 
 
-def test_the_empty_report_has_every_field() -> None:
-    empty = memory_not_told("nothing was measured")
-    assert empty.keys() == PeakMemory("cpu").parts([], compiled=False).keys()
-    assert empty["reasons"] == {"all": "nothing was measured"}
-
-
 def test_peaks_on_a_cpu_are_the_hosts_alone_and_known_without_proc(tmp_path: Path) -> None:
-    peaks = peak_memory_bytes("cpu")
-    assert (peaks["device_allocated"], peaks["device_reserved"]) == (None, None)
-    for peak in (peaks["host"], host_peak_bytes(tmp_path / "nowhere")):
+    peaks = PeakMemory("cpu").peaks()
+    assert (peaks.device_allocated, peaks.device_reserved) == (None, None)
+    for peak in (peaks.host, host_peak_bytes(tmp_path / "nowhere")):
         assert peak is not None
         assert peak > 50_000_000  # torch alone is more
 
@@ -322,7 +314,7 @@ with memory.phase("steady"):
     held = bytearray(b"1") * 60_000_000
     del held
 found = memory.parts([], compiled=True)
-print(found["first_call"]["host"], found["activations"]["host"], memory.to_dict()["host"], int("torch" in sys.modules))
+print(found.first_call.host, found.activations.host, memory.peaks().host, int("torch" in sys.modules))
 """)
     assert 140_000_000 < first < 170_000_000
     assert 50_000_000 < steady < 80_000_000
@@ -344,7 +336,7 @@ with memory.phase("first_call"):
 with memory.phase("steady"):
     torch.ones(10_000_000, device="cuda").add_(1)
 found = memory.parts([], compiled=True)
-print(found["first_call"]["device"], found["activations"]["device"], memory.to_dict()["device_allocated"])
+print(found.first_call.device, found.activations.device, memory.peaks().device_allocated)
 """)
     assert first == pytest.approx(200_000_000, rel=0.05)
     assert steady == pytest.approx(40_000_000, rel=0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,6 @@ from fastdiff.measuring.profiling import (
     Row,
     _row,
     heaviest,
-    not_profiled,
     profile_call,
     what_is_missing,
     write_trace,
@@ -45,26 +45,20 @@ def test_the_trace_holds_every_part_of_at_most_five_steps(
         *names
     }
     assert names.count("fastdiff: denoiser") == 5
-    assert (found["trace"], found["steps"], found["reason"]) == ("trace.json.gz", 5, None)
-    assert found["measured"] == "host"
-    rows = found["heaviest"]
+    assert (found.trace, found.steps, found.reason) == ("trace.json.gz", 5, None)
+    assert found.measured == "host"
+    rows = found.heaviest
     assert len(rows) == 10
-    assert [row["self_s"] for row in rows] == sorted((row["self_s"] for row in rows), reverse=True)
-    assert 0 < sum(row["share"] for row in rows) <= 1
-    assert {"operator", "calls", "self_s", "share"} == rows[0].keys()
+    assert [row.self_s for row in rows] == sorted((row.self_s for row in rows), reverse=True)
+    assert 0 < sum(row.share for row in rows) <= 1
     assert "forward" not in vars(getattr(pipeline, "unet", None) or pipeline.transformer)
-
-
-def test_without_profile_there_is_none_and_it_says_why() -> None:
-    nothing = dict.fromkeys(("trace", "steps", "measured"))
-    assert not_profiled() == {**nothing, "heaviest": [], "reason": "profile=false"}
 
 
 def test_a_profiled_call_that_fails_is_an_error_and_leaves_no_trace(
     sd_folder: Path, local_plan: MakePlan, built: Any, tmp_path: Path
 ) -> None:
     pipeline, generation = built(local_plan(sd_folder))
-    assert profile_call(pipeline, generation, "cpu", tmp_path)["steps"] == 2  # the run's own
+    assert profile_call(pipeline, generation, "cpu", tmp_path).steps == 2  # the run's own
     (tmp_path / "trace.json.gz").unlink()
 
     def broken(*given: Any, **named: Any) -> Any:
@@ -148,14 +142,13 @@ def test_on_a_cpu_the_time_outside_of_operators_has_its_name_too() -> None:
         Row("fastdiff: call", 1, 100.0, 0.0),
         Row("aten::empty", 9, 0.0, 0.0),
     ]
-    found = heaviest(rows, "cpu")
-    assert found["measured"] == "host"
-    assert [tuple(row.values()) for row in found["heaviest"]] == [
+    measured, found = heaviest(rows, "cpu")
+    assert measured == "host"
+    assert [astuple(row) for row in found] == [
         ("aten::addmm", 8, 600e-6, 0.6),
         ("denoiser, outside of operators", 2, 300e-6, 0.3),
         ("call, outside of operators", 1, 100e-6, 0.1),
     ]
-    assert list(found["heaviest"][0]) == ["operator", "calls", "self_s", "share"]
 
 
 KERNEL = "void cutlass_gemm<float, 128>"
@@ -169,9 +162,9 @@ def test_on_a_gpu_operators_have_the_time_of_the_kernels_that_they_start() -> No
         Row(KERNEL, 8, 0.0, 700.0, kernel=True),
         Row("Memcpy HtoD", 8, 0.0, 300.0, kernel=True),
     ]
-    found = heaviest(rows, "cuda")
-    assert found["measured"] == "device, by operator"
-    assert [(row["operator"], row["share"]) for row in found["heaviest"]] == [
+    measured, found = heaviest(rows, "cuda")
+    assert measured == "device, by operator"
+    assert [(row.operator, row.share) for row in found] == [
         ("aten::addmm", 0.7),
         ("aten::copy_", 0.3),
     ]
@@ -184,16 +177,16 @@ def test_a_replayed_cuda_graph_is_shown_by_its_kernels() -> None:
         Row(KERNEL * 10, 8, 0.0, 800.0, kernel=True),
         Row("Memcpy HtoD", 8, 0.0, 200.0, kernel=True),
     ]
-    found = heaviest(rows, "cuda")
-    assert found["measured"] == "device, by kernel"
-    assert [row["share"] for row in found["heaviest"]] == [0.8, 0.2]
-    name = found["heaviest"][0]["operator"]
+    measured, found = heaviest(rows, "cuda")
+    assert measured == "device, by kernel"
+    assert [row.share for row in found] == [0.8, 0.2]
+    name = found[0].operator
     assert (len(name), name[-3:]) == (100, "...")
 
 
 def test_a_profile_of_nothing_has_no_rows() -> None:
-    assert heaviest([], "cpu") == {"measured": "host", "heaviest": []}
-    assert heaviest([Row("a", 1, 0.0, 0.0)], "cuda")["heaviest"] == []
+    assert heaviest([], "cpu") == ("host", [])
+    assert heaviest([Row("a", 1, 0.0, 0.0)], "cuda")[1] == []
 
 
 def test_ranges_on_the_gpu_are_nothing_that_ran_there() -> None:
@@ -219,5 +212,5 @@ def test_on_a_gpu_the_devices_time_is_shared_out(
 ) -> None:
     ran = shapes_run("device=cuda", "precision=bf16")
     found = profile_call(ran.pipeline, ran.generation, "cuda", tmp_path)
-    assert found["measured"] == "device, by operator"
-    assert found["heaviest"][0]["operator"].startswith("aten::")
+    assert found.measured == "device, by operator"
+    assert found.heaviest[0].operator.startswith("aten::")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from fastdiff.measuring.budgets import missed, refusal
+from fastdiff.measuring.fields import Caption, Quality
+from fastdiff.measuring.protocol import LATENTS, ReferencePictures
 from fastdiff.measuring.quality import (
-    LATENTS,
-    NOTHING,
     against,
     compare,
     latent_difference,
@@ -87,26 +87,6 @@ def test_another_size_or_number_is_refused_with_both(
     with pytest.raises(ValueError) as refused:
         compare(pictures, references)
     assert str(refused.value) == said
-
-
-def test_a_distance_as_plain_data() -> None:
-    found = compare([filled(0)], [filled(0)]).to_dict()
-    assert found == {
-        "identical": True,
-        "psnr_db": None,
-        "ssim": 1.0,
-        "ms_ssim": None,
-        "max_abs_difference": 0.0,
-        "max_abs_difference_latents": None,
-        "lpips": None,
-        "reasons": {
-            "psnr_db": "the pictures are identical, and it would be infinite",
-            "ms_ssim": "MS-SSIM needs 176 pixels a side, and the pictures have 32x32",
-            "lpips": "quality.lpips=false",
-        },
-    }
-    assert found.keys() == NOTHING.keys()
-    json.dumps(found, allow_nan=False)
 
 
 # MS-SSIM ------------------------------------------------------------------------------------------
@@ -299,17 +279,11 @@ def test_latents_that_can_not_be_compared_say_why(tmp_path: Path) -> None:
 # A run's quality ----------------------------------------------------------------------------------
 
 
-def found_reference(tmp_path: Path, latents: Any) -> dict[str, Any]:
+def found_reference(tmp_path: Path, latents: Any) -> ReferencePictures:
     """A reference of one picture, as the process that drew it leaves it."""
     noise(0, (16, 16)).save(tmp_path / "image-0.png")
     save_latents(tmp_path, latents)
-    return {
-        "run_id": "abc",
-        "name": "fp32",
-        "reason": None,
-        "pictures": [str(tmp_path / "image-0.png")],
-        "latents": str(tmp_path / LATENTS),
-    }
+    return ReferencePictures.drawn([tmp_path / "image-0.png"], "fp32", "abc")
 
 
 def test_a_run_against_its_reference(tmp_path: Path) -> None:
@@ -318,35 +292,29 @@ def test_a_run_against_its_reference(tmp_path: Path) -> None:
     latents = torch.zeros(1, 4, 2, 2)
     reference = found_reference(tmp_path, latents)
     found = against(reference, [noise(1, (16, 16))], latents + 0.25)
-    assert (found["reference_run_id"], found["reference"], found["reason"]) == ("abc", "fp32", None)
-    assert found["identical"] is False
-    assert found["psnr_db"] < 20
-    assert found["max_abs_difference_latents"] == 0.25
-    assert found["reasons"].keys() == {"ms_ssim", "lpips"}
+    assert (found.reference_run_id, found.reference, found.reason) == ("abc", "fp32", None)
+    assert found.identical is False
+    assert found.psnr_db < 20
+    assert found.max_abs_difference_latents == 0.25
+    assert found.reasons.keys() == {"ms_ssim", "lpips"}
     near = against(reference, [noise(0, (16, 16))], latents + 1e-3)
-    assert near["identical"] is True  # pictures can be where latents are not
-    assert near["max_abs_difference_latents"] == pytest.approx(1e-3)
+    assert near.identical is True  # pictures can be where latents are not
+    assert near.max_abs_difference_latents == pytest.approx(1e-3)
 
 
 def test_a_run_that_is_its_own_reference_differs_in_nothing() -> None:
     import torch
 
-    own = {"run_id": "abc", "name": "itself", "reason": None, "pictures": "own", "latents": None}
+    own = ReferencePictures.itself("abc")
     found = against(own, [noise(0)], torch.ones(1, 4, 2, 2))
-    assert (found["identical"], found["max_abs_difference_latents"]) == (True, 0.0)
+    assert (found.identical, found.max_abs_difference_latents) == (True, 0.0)
     untold = against(own, [noise(0)], None)
-    assert untold["reasons"]["max_abs_difference_latents"] == "this pipeline tells no latents"
+    assert untold.reasons["max_abs_difference_latents"] == "this pipeline tells no latents"
 
 
-def test_a_run_without_a_reference_has_null_everywhere_and_the_reason(tmp_path: Path) -> None:
-    nobody = {"run_id": None, "name": None, "reason": "quality=none", "pictures": None}
-    found = against(nobody, [noise(0)], None)
-    assert found == {
-        "reference_run_id": None,
-        "reference": None,
-        "reason": "quality=none",
-        **NOTHING,
-    }
+def test_a_run_without_a_reference_has_null_everywhere_and_the_reason() -> None:
+    found = against(ReferencePictures(reason="quality=none"), [noise(0)], None)
+    assert found == Quality(reason="quality=none")
 
 
 @pytest.mark.parametrize(
@@ -360,31 +328,28 @@ def test_a_run_without_a_reference_has_null_everywhere_and_the_reason(tmp_path: 
 def test_a_reference_that_does_not_fit_gives_null_with_the_reason(
     change: dict[str, Any], reason: str | None, tmp_path: Path
 ) -> None:
-    found = against(found_reference(tmp_path, None) | change, [noise(0)], None)
-    assert {name: found[name] for name in NOTHING} == NOTHING
-    assert (found["reason"] or "").startswith(reason or "")
+    found = against(replace(found_reference(tmp_path, None), **change), [noise(0)], None)
+    assert found == Quality("abc", "fp32", found.reason)
+    assert (found.reason or "").startswith(reason or "")
 
 
 # Budgets ------------------------------------------------------------------------------------------
 
 
-def a_quality(**figures: Any) -> dict[str, Any]:
+def a_quality(**figures: Any) -> Quality:
     """What a report says of a run that moved a little."""
-    known = {
-        "reference_run_id": "abc",
-        "reference": "fp32",
-        "reason": None,
-        "identical": False,
-        "psnr_db": 27.43,
-        "ssim": 0.981,
-        "ms_ssim": None,
-        "max_abs_difference": 0.25,
-        "max_abs_difference_latents": 0.5,
-        "lpips": 0.125,
-        "reasons": {"ms_ssim": "MS-SSIM needs 176 pixels a side, and the pictures have 64x64"},
-        "caption": {"pictures": 24, "right": 18, "score": 0.75, "reason": None},
-    }
-    return known | figures
+    known = Quality(
+        *("abc", "fp32", None),
+        identical=False,
+        psnr_db=27.43,
+        ssim=0.981,
+        max_abs_difference=0.25,
+        max_abs_difference_latents=0.5,
+        lpips=0.125,
+        reasons={"ms_ssim": "MS-SSIM needs 176 pixels a side, and the pictures have 64x64"},
+        caption=Caption(pictures=24, right=18, score=0.75, reason=None),
+    )
+    return replace(known, **figures)
 
 
 @pytest.mark.parametrize(
@@ -435,22 +400,23 @@ def test_budgets_whose_figure_is_not_there_are_missed_with_the_reason() -> None:
         "quality.min_ms_ssim=0.5: can't be judged: "
         "MS-SSIM needs 176 pixels a side, and the pictures have 64x64"
     ]
-    nothing = a_quality(**NOTHING, reference=None, reason="no reference: out of memory (oom)")
+    nothing = Quality(reason="no reference: out of memory (oom)")
     for key in ("min_psnr_db", "min_ssim", "max_lpips", "max_abs_difference"):
         assert missed(nothing, {key: 0.0}) == [
             f"quality.{key}=0: can't be judged: no reference: out of memory (oom)"
         ]
-    no_caption = a_quality(caption={"score": None, "reason": "quality=none"})
+    no_caption = a_quality(caption=Caption(reason="quality=none"))
     assert missed(no_caption, {"min_caption_score": 0.0}) == [
         "quality.min_caption_score=0: can't be judged: quality=none"
     ]
 
 
 def test_identical_pictures_meet_every_budget_on_pictures() -> None:
-    same = a_quality(**compare([filled(0)], [filled(0)]).to_dict())
+    same = compare([filled(0)], [filled(0)])
     limits = {"min_psnr_db": 99.0, "min_ssim": 1.0, "min_ms_ssim": 1.0, "max_lpips": 0.0}
     assert missed(same, {**limits, "max_abs_difference": 0.0}) == []
-    assert missed(same | {"max_abs_difference_latents": 0.1}, {"max_abs_difference_latents": 0.0})
+    moved = replace(same, max_abs_difference_latents=0.1)
+    assert missed(moved, {"max_abs_difference_latents": 0.0})
 
 
 def test_all_missed_budgets_are_said_at_once() -> None:

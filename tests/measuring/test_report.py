@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastdiff.display import words
-from fastdiff.display.report import render
+from fastdiff.display.report import render as rendered
 from fastdiff.latency import Latency
 from fastdiff.machine import hardware, nvml, software
 from fastdiff.machine.files import read_json
-from fastdiff.measuring import fields, quality
-from fastdiff.measuring.captions import not_judged
-from fastdiff.measuring.conditions import Moment, Room, host_report
-from fastdiff.measuring.exactness import Verdict, not_checked
-from fastdiff.measuring.fields import Report
-from fastdiff.measuring.memory import memory_not_told
-from fastdiff.measuring.parts import not_timed
-from fastdiff.measuring.profiling import not_profiled
+from fastdiff.measuring import fields
+from fastdiff.measuring.fields import Host, Report, Warmup
 from fastdiff.measuring.report import blank_report, measured_on
-from fastdiff.measuring.roofline import no_roofline
-from fastdiff.measuring.syncs import not_counted
-from fastdiff.measuring.timing import Warmup
 from fastdiff.passes.effects import Effect
 
 
@@ -86,26 +76,15 @@ def test_a_committed_report_is_read_with_every_field_that_it_has(path: Path) -> 
 
 
 def test_the_fields_are_those_that_are_measured() -> None:
-    files, room, now = hardware.Files(), Room(1, 1, None, 1), Moment(0.0, 0.0, None)
-    nothing = "nothing was measured"
+    files = hardware.Files()
     for part, made in (
         (fields.System, hardware.system(files, {})),
         (fields.Processor, hardware.processor(files)),
         (fields.HostMemory, hardware.host_memory(files)),
         (fields.GpuMoment, nvml.gpu_state([])),
-        (fields.Host, host_report(room, now, now)),
-        (fields.ExactCall, asdict(Verdict())),
         (fields.PassEffect, Effect("quant.int8", 63, "linears").to_dict()),
-        (fields.Warmup, Warmup(0, 0, 0, None).to_dict()),
         (fields.Times, Latency(()).to_dict()),
         (fields.TimesByCall, Latency.by_call(()).to_dict()),
-        (fields.MemoryInParts, memory_not_told(nothing)),
-        (fields.PartTimes, not_timed(nothing)),
-        (fields.Roofline, no_roofline(nothing)),
-        (fields.Profile, not_profiled(nothing)),
-        (fields.Exactness, not_checked(nothing)),
-        (fields.Syncs, not_counted(nothing)),
-        (fields.Caption, not_judged(nothing)),
     ):
         assert part.of(made).to_dict() == made
     assert set(nvml.gpu_settings([])) < set(fields.Gpu().to_dict())
@@ -132,7 +111,6 @@ def test_a_report_without_figures_has_every_field_in_its_place(shapes_plan: Any)
         *("checked", "reason", "choices", "passed", "arithmetic", "denoiser", "decode"),
     }
     assert {"steps", "measured", "trace", "heaviest"} <= set(report["profile"])
-    assert set(quality.NOTHING) < set(report["quality"])
     assert report["step_latency_s"]["calls"] == []
     for field in ("parts_s", "roofline", "exactness", "profile", "quality", "syncs"):
         assert report[field]["reason"] == "nothing was measured"
@@ -144,7 +122,11 @@ def test_a_report_without_figures_has_every_field_in_its_place(shapes_plan: Any)
 
 def rows(report: dict[str, Any]) -> dict[str, str]:
     """The figures of report.md, by their names."""
-    table = render(report).partition("| figure | value |\n|---|---|\n")[2].partition("\n\n")[0]
+    table = (
+        rendered(Report.of(report))
+        .partition("| figure | value |\n|---|---|\n")[2]
+        .partition("\n\n")[0]
+    )
     return dict(line.strip("| ").split(" | ", 1) for line in table.splitlines())
 
 
@@ -159,9 +141,9 @@ def test_the_page_of_a_run_without_figures_is_dashes_and_reasons(shapes_plan: An
     assert found["where the time goes"] == "not timed: nothing was measured"
     assert found["exactness"] == "not checked: nothing was measured"
     assert not {"latency, p99", "load average", "threads and CPUs"} & set(found)
-    assert "it broke\n\n```\na\nb\n```\n" in render(report)
+    assert "it broke\n\n```\na\nb\n```\n" in rendered(Report.of(report))
     report["error"]["log_tail"] = []
-    assert "it broke\n\n| figure" in render(report)
+    assert "it broke\n\n| figure" in rendered(Report.of(report))
 
 
 HOST = {
@@ -196,7 +178,7 @@ def test_the_page_tells_how_it_was_timed(shapes_plan: Any) -> None:
     assert found["threads and CPUs"] == "1 thread on 1 of 2 CPUs"
     assert found["load average"] == "1.50 before the timed calls, 2.00 after"
     assert found["others took"] == "3 % of this run's CPUs; for other machines 0 %"
-    assert ", 1 thread, now." in render(report)
+    assert ", 1 thread, now." in rendered(Report.of(report))
 
 
 def test_fewer_than_three_calls_have_no_spread(shapes_plan: Any) -> None:
@@ -219,23 +201,21 @@ def test_fewer_than_three_calls_have_no_spread(shapes_plan: Any) -> None:
     ],
 )
 def test_a_warm_up_in_words(known: tuple[Any, ...], said: str) -> None:
-    assert (
-        words.warm_up(dict(zip(("asked", "calls", "most", "steady"), known, strict=True))) == said
-    )
+    assert words.warm_up(Warmup(*known)) == said
 
 
 def test_what_the_system_does_not_say_of_the_machine() -> None:
     unknown = HOST | {"threads": 2, "affinity": None, "load_before": None, "other_share": None}
-    assert words.room(unknown) == "2 threads on 2 CPUs"
-    assert words.load(unknown) == "unknown"
+    assert words.room(Host.of(unknown)) == "2 threads on 2 CPUs"
+    assert words.load(Host.of(unknown)) == "unknown"
     why = "0.90 s are too short to tell; a larger bench.runs makes it longer"
-    assert words.others(unknown | {"reason": why}) == f"unknown: {why}"
+    assert words.others(Host.of(unknown | {"reason": why})) == f"unknown: {why}"
 
 
 def test_compiling_in_words() -> None:
     compiled = {"graphs": 0, "cache": "none", "saved_s": None}
-    assert words.compiling({"compile_s": None, "compile": compiled}) == "-"
-    assert words.compiling({"compile_s": 0.0, "compile": compiled}) == "none"
+    assert words.compiling(Report.of({"compile_s": None, "compile": compiled})) == "-"
+    assert words.compiling(Report.of({"compile_s": 0.0, "compile": compiled})) == "none"
     compiled |= {"graphs": 2, "cache": "warm", "saved_s": 90.8}
-    said = words.compiling({"compile_s": 5.2, "compile": compiled})
+    said = words.compiling(Report.of({"compile_s": 5.2, "compile": compiled}))
     assert said == "5.20 s, warm: the cache saved 90.8 s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,13 @@ import torch
 from torch import nn
 
 from fastdiff.measuring import roofline as module
+from fastdiff.measuring.fields import Roofline
 from fastdiff.measuring.rates import Rates
 from fastdiff.measuring.roofline import (
     Counted,
     Work,
     against_limit,
     count_flops,
-    no_roofline,
     roofline,
     work_of_a_step,
 )
@@ -109,24 +110,24 @@ def test_a_layer_counts_two_operations_for_a_product_and_an_addition() -> None:
 
 def test_arithmetic_binds_where_it_takes_longer_than_the_weights() -> None:
     found = against_limit(Work(2 * 10**12, 0, 10**11, torch.bfloat16), rates(), 4.0)
-    assert found == {
-        "step_s": 4.0,
-        "flops_per_step": 2 * 10**12,
-        "int8_flops_per_step": 0,
-        "weight_bytes_per_step": 10**11,
-        "dtype": "bfloat16",
-        "matmul_tflops_per_s": 1.0,
-        "int8_tops_per_s": 4.0,
-        "copy_gb_per_s": 100.0,
-        "rates_measured_at": "2026-11-21T10:00:00+00:00",
-        "convolution_flops_per_step": 0,
-        "convolution_tflops_per_s": None,
-        "limit_s": 2.0,
-        "bound": "compute",
-        "achieved_tflops_per_s": 0.5,
-        "fraction_of_limit": 0.5,
-        "reason": None,
-    }
+    assert found == Roofline(
+        step_s=4.0,
+        flops_per_step=2 * 10**12,
+        int8_flops_per_step=0,
+        weight_bytes_per_step=10**11,
+        dtype="bfloat16",
+        matmul_tflops_per_s=1.0,
+        int8_tops_per_s=4.0,
+        copy_gb_per_s=100.0,
+        rates_measured_at="2026-11-21T10:00:00+00:00",
+        convolution_flops_per_step=0,
+        convolution_tflops_per_s=None,
+        limit_s=2.0,
+        bound="compute",
+        achieved_tflops_per_s=0.5,
+        fraction_of_limit=0.5,
+        reason=None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_each_kind_of_work_has_a_limit_of_its_own(
     work: Work, known: dict[str, Any], seconds: float, expected: dict[str, Any]
 ) -> None:
     found = against_limit(work, rates(**known), seconds)
-    assert found | expected == found
+    assert replace(found, **expected) == found
 
 
 def test_convolutions_of_a_model_are_counted_apart() -> None:
@@ -209,9 +210,9 @@ def test_rates_that_can_not_be_measured_cost_a_run_nothing_but_its_roofline(
     found, notices = roofline(
         shapes_plain.pipeline, shapes_plain.generation, "cpu", 0.1, caches=False
     )
-    assert found == no_roofline(found["reason"])
-    assert found["reason"].startswith(f"the machine's rates can't be measured: {reason}")
-    assert "story" not in found["reason"]
+    assert found == Roofline(reason=found.reason)
+    assert found.reason.startswith(f"the machine's rates can't be measured: {reason}")
+    assert "story" not in found.reason
     assert notices == ()
 
 
@@ -240,9 +241,9 @@ def test_a_real_pipelines_step_has_a_limit(
     pipeline, generation = built(plan)
     found, notices = roofline(pipeline, generation, "cpu", 0.01, caches=False)
     part = getattr(pipeline, "unet", None) or pipeline.transformer
-    assert found["weight_bytes_per_step"] == 2 * sum(p.numel() for p in part.parameters())
-    assert found["flops_per_step"] > 1e5
-    assert found["reason"] is found["note"] is None
+    assert found.weight_bytes_per_step == 2 * sum(p.numel() for p in part.parameters())
+    assert found.flops_per_step > 1e5
+    assert found.reason is found.note is None
     assert notices == ("kept elsewhere",)
     assert measured == [("cpu", torch.bfloat16)]
 
@@ -297,14 +298,14 @@ def test_a_cache_and_fp8_are_said_because_the_fraction_means_less(
 ) -> None:
     pipeline, generation = shapes_plain.pipeline, shapes_plain.generation
     found, _ = roofline(pipeline, generation, "cpu", 1e-6, caches=True)
-    assert found["fraction_of_limit"] > 1
-    assert found["note"] == (
+    assert found.fraction_of_limit > 1
+    assert found.note == (
         "the step cache leaves work out that is counted, so the fraction may be above 1"
     )
     in_fp8 = Work(10**9, 0, 10**6, torch.bfloat16, fp8=True)
     monkeypatch.setattr(module, "work_of_a_step", lambda *given: in_fp8)
     found, _ = roofline(pipeline, generation, "cpu", 0.1, caches=False)
-    assert found["note"] == "layers compute in fp8, and the limit is that of bfloat16"
+    assert found.note == "layers compute in fp8, and the limit is that of bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -328,7 +329,7 @@ def test_a_step_beside_others_is_said_because_the_rates_were_measured_alone(
 ) -> None:
     pipeline, generation = shapes_plain.pipeline, shapes_plain.generation
     found, _ = roofline(pipeline, generation, device, 0.1, caches=False, other_share=other_share)
-    assert found["note"] == note
+    assert found.note == note
 
 
 def test_where_there_are_no_figures_there_is_a_reason(
@@ -336,9 +337,9 @@ def test_where_there_are_no_figures_there_is_a_reason(
 ) -> None:
     def reason(pipeline: Any, step_s: float | None = 0.1) -> Any:
         found, notices = roofline(pipeline, shapes_plain.generation, "cpu", step_s, caches=False)
-        assert found == no_roofline(found["reason"])
+        assert found == Roofline(reason=found.reason)
         assert notices == ()
-        return found["reason"]
+        return found.reason
 
     assert reason(SimpleNamespace(components={})) == "SimpleNamespace has no denoiser that is known"
     assert reason(shapes_plain.pipeline, None) == "the denoiser's calls were not timed"

@@ -13,6 +13,7 @@ import pytest
 
 from fastdiff.config import Generation
 from fastdiff.display import words
+from fastdiff.measuring.fields import Syncs, WaitingPlace
 from fastdiff.measuring.report import blank_report
 from fastdiff.measuring.syncs import _place, _shortened, syncs_of_a_step
 
@@ -109,10 +110,10 @@ def test_the_second_step_is_counted_by_place(
         warnings.simplefilter("always")
         found = syncs_of_a_step(pipeline, steps(4), "cuda")
 
-    assert (found["per_step"], found["reason"]) == (3, None)
-    scheduler, here = found["places"]
-    assert scheduler == {"place": "schedulers/waiting.py:2", "count": 2}
-    assert (named(here["place"]), here["count"]) == (f"test_syncs.py:{LINE}", 1)
+    assert (found.per_step, found.reason) == (3, None)
+    scheduler, here = found.places
+    assert scheduler == WaitingPlace("schedulers/waiting.py:2", 2)
+    assert (named(here.place), here.count) == (f"test_syncs.py:{LINE}", 1)
     assert pipeline.calls == 1
     assert cuda.modes == ["warn", 0]
     # What else is warned of gets through, whether the mode is on or off.
@@ -141,24 +142,18 @@ def test_a_single_step_is_none_to_count(
 ) -> None:
     cuda = FakeCuda(monkeypatch)
     pipeline = Fake(scheduler_file(site_packages, cuda), cuda)
-    assert syncs_of_a_step(pipeline, steps(1), "cuda") == {
-        "per_step": None,
-        "places": [],
-        "reason": "a second step is needed, and the pipeline told of 1",
-    }
+    assert syncs_of_a_step(pipeline, steps(1), "cuda") == Syncs(
+        reason="a second step is needed, and the pipeline told of 1"
+    )
     assert cuda.mode == 0
-    assert syncs_of_a_step(pipeline, steps(2), "cuda")["per_step"] == 3
+    assert syncs_of_a_step(pipeline, steps(2), "cuda").per_step == 3
 
 
 def test_elsewhere_nothing_is_drawn_for_it() -> None:
     def never(**given: Any) -> None:
         raise AssertionError("called")
 
-    assert syncs_of_a_step(never, steps(4), "cpu") == {
-        "per_step": None,
-        "places": [],
-        "reason": "no CUDA device: device=cpu",
-    }
+    assert syncs_of_a_step(never, steps(4), "cpu") == Syncs(reason="no CUDA device: device=cpu")
 
 
 def test_places_are_named_as_one_would_import_them() -> None:
@@ -183,10 +178,10 @@ def test_words_and_the_empty_report(shapes_plan: Callable[..., Any]) -> None:
     blank = blank_report(plan.setting.run, plan, [], "now").to_dict()["syncs"]
     assert blank == {"per_step": None, "places": [], "reason": "nothing was measured"}
     places = [{"place": f"a.py:{n}", "count": 5 - n} for n in range(5)]
-    assert words.syncs({"per_step": 15, "places": places}) == (
+    assert words.syncs(Syncs.of({"per_step": 15, "places": places})) == (
         "15: a.py:0 (5), a.py:1 (4), a.py:2 (3), 2 more places"
     )
-    assert words.syncs({"per_step": 0, "places": []}) == "none"
+    assert words.syncs(Syncs.of({"per_step": 0, "places": []})) == "none"
 
 
 @pytest.mark.gpu
@@ -203,6 +198,6 @@ def test_a_step_that_waits_is_found_on_a_gpu(shapes_run: Callable[..., Any]) -> 
 
     unet.forward = forward
     found = syncs_of_a_step(ran.pipeline, ran.generation, "cuda")
-    assert found["per_step"] == calm["per_step"] + 1
-    assert any("test_syncs.py:" in place["place"] for place in found["places"])
+    assert found.per_step == calm.per_step + 1
+    assert any("test_syncs.py:" in place.place for place in found.places)
     assert torch.cuda.get_sync_debug_mode() == 0

@@ -15,11 +15,11 @@ from PIL import Image
 from fastdiff.config import Bench, Generation
 from fastdiff.errors import RunError
 from fastdiff.measuring.conditions import Moment, Room, Watch
+from fastdiff.measuring.fields import Warmup
 from fastdiff.measuring.timing import (
     Reading,
     StepClock,
     Timed,
-    Warmup,
     first_call,
     is_steady,
     now,
@@ -119,7 +119,7 @@ def test_the_first_call_is_timed_with_all_that_it_costs_and_told_step_by_step(
     assert len(timed.pictures) == 1
     assert told == [("first call", done, 4) for done in (1, 2, 3, 4)]
     assert (timed.latency.samples_s, timed.warmup_s) == ((), [])
-    assert timed.warmup.to_dict() == {"asked": 0, "calls": 0, "most": 0, "steady": None}
+    assert timed.warmup == Warmup()
 
 
 def test_warm_up_calls_are_made_and_kept_apart_from_the_timed_ones(clock: Clock) -> None:
@@ -155,8 +155,9 @@ def test_a_step_is_from_one_end_to_the_next_so_set_up_is_in_none(
 
 def test_what_the_machine_did_is_watched_around_the_timed_calls_only(clock: Clock) -> None:
     timed = steady(Fake(clock, (9.0, 1.0, 1.0)), Bench(warmup=1, runs=2, most_warmup=1))
-    assert timed.conditions["host"]["watched_s"] == 2 * (1.0 + 4 * 0.25)
-    assert timed.conditions["gpu"] is None
+    assert timed.conditions.host is not None
+    assert timed.conditions.host.watched_s == 2 * (1.0 + 4 * 0.25)
+    assert timed.conditions.gpu is None
 
 
 @pytest.mark.parametrize("warmup", [0, 2])

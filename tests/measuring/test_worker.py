@@ -35,8 +35,9 @@ from fastdiff.errors import (
     Status,
 )
 from fastdiff.measuring import measure
-from fastdiff.measuring.measure import refuse_if_too_large
-from fastdiff.measuring.protocol import Events, Request, describe
+from fastdiff.measuring.fields import Caption, Quality
+from fastdiff.measuring.protocol import Events, ReferencePictures, Request, describe
+from fastdiff.measuring.warm import refuse_if_too_large, say_what_a_large_reference_costs
 from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.passes.effects import Observed
 from fastdiff.runs import process, single
@@ -379,13 +380,10 @@ def test_without_a_comparison_quality_is_null_with_the_reason(shapes_plan: Any) 
         None,
         shapes_plan("quality=none"),
         SimpleNamespace(pictures=[Image.new("RGB", (16, 16))], latents=None),  # type: ignore[arg-type]
-        found.to_dict(),
+        found,
         SimpleNamespace(say=said.append, tell=None),  # type: ignore[arg-type]
     )
-    caption = quality.pop("caption")
-    assert (quality.pop("reasons"), quality.pop("reason")) == ({}, "quality=none")
-    assert set(quality.values()) == {None}
-    assert (caption["score"], caption["reason"]) == (None, "quality=none")
+    assert quality == Quality(reason="quality=none", caption=Caption(reason="quality=none"))
     assert said == []
 
 
@@ -411,11 +409,12 @@ def test_a_picture_that_cannot_be_compared_is_said_and_the_run_stays(
         None,
         shapes_plan(),
         SimpleNamespace(pictures=[Image.new("RGB", (32, 32))], latents=None),  # type: ignore[arg-type]
-        {"run_id": None, "reason": None, "pictures": [str(tmp_path / name)]},
+        ReferencePictures(pictures=[str(tmp_path / name)]),
         SimpleNamespace(say=lambda message: None, tell=None),  # type: ignore[arg-type]
     )
-    assert quality["reason"].startswith(reason)
-    assert quality["psnr_db"] is None
+    assert quality.reason is not None
+    assert quality.reason.startswith(reason)
+    assert quality.psnr_db is None
 
 
 # A run that ends otherwise ------------------------------------------------------------------------
@@ -457,7 +456,7 @@ def run_fake(
             TimeoutExpired=subprocess.TimeoutExpired,
         )
         monkeypatch.setattr(process, "subprocess", stand_in)
-        request = Request(plan.setting.run.to_dict(), ["generation.steps=4"], {})
+        request = Request(plan.setting.run.to_dict(), ["generation.steps=4"])
         return run_in_process(plan, request, tmp_path / "run", progress or Seen())
 
     return run
@@ -828,10 +827,10 @@ def test_a_reference_on_a_gpu_needs_room_for_its_pictures_and_on_the_host_for_it
 def test_a_reference_that_takes_minutes_to_load_is_said_with_what_leaves_it_out() -> None:
     said: list[str] = []
     events = SimpleNamespace(say=said.append)
-    measure.say_what_a_large_reference_costs(plan_of("device=cpu"), events)  # type: ignore[arg-type]
+    say_what_a_large_reference_costs(plan_of("device=cpu"), events)  # type: ignore[arg-type]
     assert said == []
     plan = large("cuda", 85 * GB, 200 * GB)
-    measure.say_what_a_large_reference_costs(plan, events)  # type: ignore[arg-type]
+    say_what_a_large_reference_costs(plan, events)  # type: ignore[arg-type]
     assert said == [
         "a reference in fp32 first: 68 GB of weights, minutes of loading; quality=none leaves it out"
     ]
@@ -910,7 +909,7 @@ def measured_with(
         monkeypatch.setattr(name, fails)
     words = ("device=cpu", "generation.steps=2", "bench=once", "profile=true", "qkv=fused")
     plan = plan_of(*words)
-    request = Request(plan.setting.run.to_dict(), list(words), {"pictures": "own"})
+    request = Request(plan.setting.run.to_dict(), list(words), ReferencePictures.itself())
     measure.run(tmp_path, request, Events(io.StringIO()))
     return strictly((tmp_path / "report.json").read_text())
 

@@ -840,7 +840,7 @@ def test_a_mode_that_is_nothing_but_cuda_graphs_and_has_none_had_no_effect(
 def test_cuda_graphs_are_recorded_in_the_second_call_and_nothing_else_is(
     choice: str, device: str, calls: int, shapes_plan: Any
 ) -> None:
-    from fastdiff.measuring.measure import settling
+    from fastdiff.measuring.warm import settling
 
     plan = shapes_plan(f"compile={choice}")
     found = settling(replace(plan, setting=replace(plan.setting, device=device)))

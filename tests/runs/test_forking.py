@@ -312,7 +312,7 @@ class Quiet:
 def run_of(
     starter: Starter, folder: Path, plan: Any, limits: Limits = process.NO_LIMITS
 ) -> dict[str, Any]:
-    request = Request(plan.setting.run.to_dict(), [], {"reason": "nothing to compare with"})
+    request = Request(plan.setting.run.to_dict(), [])
     return run_in_process(plan, request, folder, Quiet(), limits=limits, starter=starter)
 
 

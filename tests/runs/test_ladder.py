@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         found = report(
             1.0, status, run_id=fastdiff.runs.ladder.climb.run_id(plan.setting.run, plan.device)
         )
-        found["asked"] = {"reference": request.reference, "variables": dict(variables or {})}
+        found["asked"] = {
+            "reference": asdict(request.reference),
+            "variables": dict(variables or {}),
+        }
         found["asked"]["weights"] = os.environ.get(KEPT_IN)
         found |= {"config": {}, "overrides": []}
         write_json(folder / "report.json", found)

@@ -15,13 +15,8 @@ from typing import Any
 import pytest
 
 from fastdiff.machine.files import read_json
-from fastdiff.measuring.protocol import (
-    MEMORY_LIMIT,
-    Request,
-    describe,
-    limit_memory,
-    says_disk_full,
-)
+from fastdiff.measuring.child import MEMORY_LIMIT, limit_memory
+from fastdiff.measuring.protocol import Request, describe, says_disk_full
 from fastdiff.runs import process, single
 from fastdiff.runs.folders import DiskFull
 from fastdiff.runs.process import Limits, draw_reference, end, run_in_process
@@ -99,7 +94,7 @@ def run(shapes_plan: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     plan = shapes_plan()
 
     def run(starts: Starts, listener: Listener, limits: Limits) -> dict[str, Any]:
-        request = Request(plan.setting.run.to_dict(), ["generation.steps=4"], {})
+        request = Request(plan.setting.run.to_dict(), ["generation.steps=4"])
         return run_in_process(
             plan, request, tmp_path / "run", listener, limits=limits, starter=starts
         )
@@ -183,7 +178,7 @@ def test_a_reference_that_takes_too_long_is_no_reference_and_leaves_nothing(
     clock: Clock, tmp_path: Path
 ) -> None:
     reason = draw_reference(
-        Request({}, [], {}),
+        Request({}, []),
         tmp_path / "reference",
         Listener(clock, seconds=9),
         "cpu",
@@ -290,7 +285,7 @@ def test_the_process_is_told_its_limit_but_not_where_it_computes_with_cuda(
 
 def test_a_limit_is_set_on_the_process_itself_and_an_allocation_above_it_fails() -> None:
     code = (
-        "from fastdiff.measuring.protocol import limit_memory\n"
+        "from fastdiff.measuring.child import limit_memory\n"
         "limit_memory()\n"
         "print(open('/proc/self/oom_score_adj').read().strip(), flush=True)\n"
         "bytearray(300_000_000)"
@@ -308,7 +303,7 @@ def test_a_limit_is_set_on_the_process_itself_and_an_allocation_above_it_fails()
 
 
 def test_without_linux_no_limit_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastdiff.measuring.protocol.sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr("fastdiff.measuring.child.sys", SimpleNamespace(platform="darwin"))
     monkeypatch.setenv(MEMORY_LIMIT, "1")
     limit_memory()
 
@@ -375,7 +370,7 @@ def test_a_reference_for_which_there_is_no_room_is_an_error_and_leaves_nothing(
 ) -> None:
     with pytest.raises(DiskFull):
         draw_reference(
-            Request({}, [], {}), tmp_path / "ref", Listener(clock), "cpu", starter=Starts(FULL)
+            Request({}, []), tmp_path / "ref", Listener(clock), "cpu", starter=Starts(FULL)
         )
     assert list(tmp_path.iterdir()) == []
 

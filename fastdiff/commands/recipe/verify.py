@@ -14,7 +14,7 @@ from fastdiff.choices.recipe.format import Recipe
 from fastdiff.choices.recipe.using import spelled_out
 from fastdiff.commands.words import Words, print_json
 from fastdiff.display import words
-from fastdiff.display.layout import headline, labelled, shown
+from fastdiff.display.layout import headline, labelled, shown, table
 from fastdiff.display.progress import progress
 from fastdiff.errors import FastdiffError, UsageError
 from fastdiff.machine.files import write_json
@@ -157,28 +157,18 @@ def another_machine(recipe: Recipe, report: Mapping[str, Any]) -> str | None:
     return f"measured with {'; '.join(others)}" if others else None
 
 
-_WORDS = {
-    "latency_s": ("latency", words.seconds),
-    "step_latency_s": ("one step", words.seconds),
-    "compile_s": ("compile", words.seconds),
-    "peak_memory_bytes": ("peak memory", words.size),
-    "identical": ("identical", lambda value: "yes" if value else "no"),
-    "psnr_db": ("PSNR", lambda value: f"{value:.1f} dB"),
-}
-
-
 def figures_text(found: Sequence[Figure], how: How, notice: str | None) -> str:
     """The table: said, measured, holds."""
-    lines = [f"  {'figure':<14}{'recipe':>10}{'here':>12}"]
-    for figure in found:
-        label, word = _WORDS[figure.name]
-        said, now = ("-" if v is None else word(v) for v in (figure.said, figure.measured))
-        ratio = ""
-        if figure.name.endswith(("_s", "_bytes")) and figure.measured and figure.said:
-            ratio = f"{figure.measured / figure.said:.2f}x"
-        verdict = {True: "holds", False: "does not hold", None: "not compared"}[figure.holds]
-        verdict += f" ({figure.reason})" if figure.reason else ""
-        lines.append(f"  {label:<14}{said:>10}{now:>12}  {ratio:>6}  {verdict}")
+    verdicts = {True: "holds", False: "does not hold", None: "not compared"}
+    rows = [
+        [
+            *words.compared(figure.name, figure.said, figure.measured),
+            verdicts[figure.holds] + (f" ({figure.reason})" if figure.reason else ""),
+        ]
+        for figure in found
+    ]
+    right = ("recipe", "here", "ratio")
+    lines = [table(("figure", *right, ""), rows, right=right, wrapped=[""])]
     lines.append(
         labelled(
             "tolerance",

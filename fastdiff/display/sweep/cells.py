@@ -9,6 +9,7 @@ from typing import Any
 from fastdiff import latency
 from fastdiff.display import words
 from fastdiff.display.sweep import labels
+from fastdiff.measuring.fields import Quality, Times
 
 Row = Mapping[str, Any]
 
@@ -46,7 +47,7 @@ def _latency(row: Row) -> Cell:
     median = latency.median_s(row)
     if median is None:
         return Cell("-")
-    interval = words.interval(row["latency_s"]).replace(" s to ", " to ").lstrip("-")
+    interval = words.interval(Times.of(row["latency_s"])).replace(" s to ", " to ").lstrip("-")
     return Cell(words.seconds(median), interval, median)
 
 
@@ -97,7 +98,7 @@ def details(row: Row) -> list[tuple[str, str]]:
         ("memory allocated on the device", words.size(memory.get("device_allocated"))),
         ("memory reserved on the device", words.size(memory.get("device_reserved"))),
         ("memory of the process", words.size(memory.get("host"))),
-        ("quality", words.quality(row["quality"]) if row["quality"] else "-"),
+        ("quality", words.quality(Quality.of(row["quality"])) if row["quality"] else "-"),
         ("the whole cell", words.seconds(row["seconds"])),
         ("ended", labels.moment(row["finished_at"]) if row["finished_at"] else "-"),
     ]
@@ -107,7 +108,7 @@ def details(row: Row) -> list[tuple[str, str]]:
 def _timed(latency: Mapping[str, Any] | None) -> str:
     if not latency or latency["median"] is None:
         return "-"
-    spread = words.spread(dict(latency))
+    spread = words.spread(Times.of(latency))
     calls = words.counted(len(latency["samples"]), "call")
     return f"median of {calls}{f', {spread}' if spread else ''}"
 

@@ -56,8 +56,9 @@ def uncompared(data: Mapping[str, Any]) -> list[str]:
 
 
 def _name(row: Row, varied: Sequence[str]) -> str:
-    """`3  bf16, sdpa`, escaped: plotly reads a few tags in texts."""
-    return f"{row['place']}  {html.escape(labels.label(row, varied), quote=False)}"
+    """`3  bf16, sdpa`, escaped: plotly reads a few tags in texts; marked where others took the machine meanwhile."""
+    mark = " (disturbed)" if row.get("disturbed") else ""
+    return f"{row['place']}  {html.escape(labels.label(row, varied), quote=False)}{mark}"
 
 
 def _bars(rows: Sequence[Row], values: Sequence[float], names: list[str], title: str) -> Any:
@@ -173,7 +174,10 @@ def _scatter(rows: Sequence[Row], varied: Sequence[str]) -> Any:
             y=[min(latency.closeness_db(row) or 0, top) for row in among],
             mode="lines+markers+text" if chosen else "markers",
             line={"shape": "hv", "width": 1.5} if chosen else None,
-            marker={"size": 10 if chosen else 8},
+            marker={
+                "size": 10 if chosen else 8,
+                "symbol": ["circle-open" if row.get("disturbed") else "circle" for row in among],
+            },
             text=_numbers(among, top) if chosen else None,
             textposition="top left",
             cliponaxis=False,

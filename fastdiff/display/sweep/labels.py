@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from fastdiff.display import words
+from fastdiff.measuring.fields import MeasuredOn
 
 NOT_RUN = "not run"
 _SILENT = ("none", "default")
@@ -76,7 +77,7 @@ def on(data: Mapping[str, Any]) -> str:
     environment = data["environment"]
     if not environment:
         return ", nothing measured" + (" yet" if data["state"] == "running" else "")
-    return f" on {words.device(environment)}"
+    return f" on {words.device(MeasuredOn.of(environment))}"
 
 
 def state(data: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastdiff import latency
 from fastdiff.display import words
-from fastdiff.display.layout import WIDTH, headline
+from fastdiff.display.layout import WIDTH, headline, labelled, table
 from fastdiff.display.sweep import cells, labels
 from fastdiff.display.sweep.markdown import reasons
 
@@ -51,26 +51,16 @@ def sweep_text(data: Mapping[str, Any]) -> str:
         lines.append(
             sweep_row("state", f"{data['state']}{because}; the same line again goes on from here")
         )
-    return "\n".join(line.rstrip() for line in "\n".join(lines).splitlines())
+    return "\n".join(lines)
 
 
 def _table(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> str:
-    from rich.console import Console
-    from rich.table import Table
-
     headings, values = _choices(rows, varied)
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", justify="right", no_wrap=True, header_style="")
-    for heading in headings:
-        table.add_column(heading, overflow="fold", header_style="")
-    for heading in FIGURES:
-        table.add_column(heading, no_wrap=True, header_style="")
-    for row, chosen in zip(rows, values, strict=True):
-        table.add_row(str(row["place"]), *chosen, *_figures(row))
-    console = Console(width=WIDTH, color_system=None, markup=False, emoji=False, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().rstrip()
+    cells = [
+        [str(row["place"]), *chosen, *_figures(row)]
+        for row, chosen in zip(rows, values, strict=True)
+    ]
+    return table(["", *headings, *FIGURES], cells, wrapped=headings, right=[""])
 
 
 def _choices(
@@ -82,7 +72,7 @@ def _choices(
     widths = [max(map(len, column)) + 1 for column in zip(headings, *values, strict=True)]
     others = [["", *FIGURES], *([str(row["place"]), *_figures(row)] for row in rows)]
     taken = [max(map(len, column)) + 1 for column in zip(*others, strict=True)]
-    if sum(widths) + sum(taken) <= WIDTH:
+    if sum(widths) + sum(taken) <= WIDTH - 2:
         return headings, values
     return ["choices"], [[labels.label(row, varied)] for row in rows]
 
@@ -125,11 +115,5 @@ def _numbers(places: Sequence[int]) -> str:
 
 
 def sweep_row(label: str, text: str) -> str:
-    """A labelled line below the table, wrapped under its text."""
-    return textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent=f"  {label:<{_INDENT - 3}} ",
-        subsequent_indent=" " * _INDENT,
-        break_on_hyphens=False,
-    )
+    """A labelled line below the table."""
+    return labelled(label, text, _INDENT)

@@ -21,6 +21,7 @@ from fastdiff.measuring.conditions import (
     host_report,
     this_moment,
 )
+from fastdiff.measuring.fields import GpuMoment
 
 
 class Watch:
@@ -61,7 +62,7 @@ class Watch:
         said = self._ready()
         if not said or not self._stretches:
             return None
-        host = host_report(_room(said[0]["room"]), *_joined(self._stretches))
+        host = host_report(_room(said[0]["room"]), *_joined(self._stretches)).to_dict()
         if host["reason"]:
             host["reason"] = host["reason"].replace("bench.runs", "compare.pairs")
         gpu = {"before": self._gpu_before, "after": self._gpu_after}
@@ -154,7 +155,7 @@ def notices(conditions: Mapping[str, Any], device: str, players: int) -> list[st
     return found
 
 
-def _without(others: int, state: Mapping[str, Any]) -> dict[str, Any]:
+def _without(others: int, state: Mapping[str, Any]) -> GpuMoment:
     """A GPU's state as if one player alone held it: the others are no strangers."""
     held = state["compute_processes"]
-    return {**state, "compute_processes": None if held is None else held - others}
+    return GpuMoment.of({**state, "compute_processes": None if held is None else held - others})

@@ -13,8 +13,7 @@ from typing import Any
 from fastdiff.errors import FastdiffError, Status
 from fastdiff.machine.files import write_text
 from fastdiff.machine.hardware import Files, oom_kills
-from fastdiff.measuring.protocol import Request
-from fastdiff.measuring.quality import LATENTS
+from fastdiff.measuring.protocol import ReferencePictures, Request
 from fastdiff.runs.compare.conditions import processor_s
 from fastdiff.runs.compare.lives import Heard
 from fastdiff.runs.compare.sides import Side
@@ -55,14 +54,10 @@ class Seat:
     heard: Heard = field(default_factory=Heard)
 
     def request(self) -> Request:
-        pictures = [str(path.absolute()) for path in self.pictures()]
-        reference = {
-            "run_id": None,
-            "pictures": pictures or None,
-            "reason": None if pictures else "A's pictures were not there",
-            "name": "A" if pictures else None,
-            "latents": str(Path(pictures[0]).parent / LATENTS) if pictures else None,
-        }
+        pictures = self.pictures()
+        reference = ReferencePictures(reason="A's pictures were not there")
+        if pictures:
+            reference = ReferencePictures.drawn(pictures, "A")
         return Request(self.side.plan.setting.run.to_dict(), self.side.overrides, reference)
 
 

@@ -21,8 +21,7 @@ from fastdiff.display.ladder import write_ladder_page
 from fastdiff.display.report import write_run_page
 from fastdiff.errors import Status
 from fastdiff.machine.files import read_json, write_json
-from fastdiff.measuring.protocol import Request
-from fastdiff.measuring.quality import LATENTS
+from fastdiff.measuring.protocol import ReferencePictures, Request
 from fastdiff.measuring.report import run_id, weights_identity
 from fastdiff.models.random_weights import kept_for_runs
 from fastdiff.models.sources import model_of
@@ -167,28 +166,21 @@ class Climb:
         write_run_page(folder, report)
         return report
 
-    def _reference(self, rung: Rung, number: int) -> dict[str, Any]:
+    def _reference(self, rung: Rung, number: int) -> ReferencePictures:
         """The pictures of the first row's first round."""
         assert rung.plan is not None
         first = next(r for r in self.rungs if r.plan is not None)
-        found: dict[str, Any] = {"run_id": None, "pictures": None, "reason": None, "name": None}
-        found |= {"latents": None}
         if isinstance(rung.plan.setting.run.quality, NoQuality):
-            return found | {"reason": "quality=none"}
+            return ReferencePictures(reason="quality=none")
         if rung is first and number == 0:
-            return found | {"pictures": "own", "name": "itself"}
+            return ReferencePictures.itself()
         report = first.reports.get(0)
         if report is None or report["status"] != "ok":
-            return found | {"reason": f"no reference: {first.experiment.short} could not be drawn"}
-        paths = [
-            str((self._cell(first, 0) / image["path"]).absolute()) for image in report["images"]
-        ]
-        return found | {
-            "run_id": report["run_id"],
-            "pictures": paths,
-            "latents": str((self._cell(first, 0) / LATENTS).absolute()),
-            "name": first.experiment.short,
-        }
+            return ReferencePictures(
+                reason=f"no reference: {first.experiment.short} could not be drawn"
+            )
+        drawn = [self._cell(first, 0) / image["path"] for image in report["images"]]
+        return ReferencePictures.drawn(drawn, first.experiment.short, report["run_id"])
 
     def _write(self, state: str) -> str:
         data = self.to_dict(state)

@@ -121,7 +121,7 @@ class Job:
             return self._is_over(folder)
 
         try:
-            return _Cell(folder, task, self.attempt, self.limits, over).run()
+            return _TaskRun(folder, task, self.attempt, self.limits, over).run()
         except DiskFull as error:
             return {"cell": task.name, "disk_full": str(error)}
         except Exception as error:
@@ -152,8 +152,8 @@ def _is_alive(process: int) -> bool:
 
 
 @dataclass
-class _Cell:
-    """One cell on its way; also the Progress that its run tells how it gets on.
+class _TaskRun:
+    """A task on its way; also the Progress that its run tells how it gets on.
 
     kills: machine.oom_kills when a process that died before had begun on this machine; None where none has.
     """

@@ -10,31 +10,31 @@ from fastdiff.errors import Problem, Status
 from fastdiff.latency import pareto, speedup
 from fastdiff.machine.files import sha256_of
 from fastdiff.measuring.conditions import disturbances
+from fastdiff.planning.cells import PlannedCell
 from fastdiff.runs.folders import last_lines
-from fastdiff.runs.sweep.entries import Entry
 from fastdiff.runs.sweep.folder import Folder
 from fastdiff.runs.sweep.made_with import differences
 
 _FIGURES = ("load_s", "first_call_s", "compile_s", "throughput_images_per_s", "peak_memory_bytes")
 
 
-def blank_row(entry: Entry, place: int) -> dict[str, Any]:
+def blank_row(cell: PlannedCell, place: int) -> dict[str, Any]:
     """The row of a cell that hasn't run, or can't."""
-    run = entry.run
+    run = cell.run
     row: dict[str, Any] = {
-        "cell": entry.name,
+        "cell": cell.name,
         "place": place,
-        "values": entry.values,
-        "overrides": list(entry.cell.overrides),
-        "status": None if entry.possible else Status.INCOMPATIBLE.value,
+        "values": cell.values,
+        "overrides": list(cell.typed.overrides),
+        "status": None if cell.possible else Status.INCOMPATIBLE.value,
         "reason": None,
         "instead": None,
         "log": None,
         "log_tail": [],
-        "same_as": entry.same_as,
+        "same_as": cell.same_as.name if cell.same_as else None,
         "choices": dict(run.choices) if run else {},
         "applied": [],
-        "notices": [f"{notice.choice}: {notice.text}" for notice in entry.outlook.notices],
+        "notices": [f"{notice.choice}: {notice.text}" for notice in cell.notices],
         "latency_s": None,
         "step_latency_s": None,
         **dict.fromkeys(_FIGURES),
@@ -45,15 +45,15 @@ def blank_row(entry: Entry, place: int) -> dict[str, Any]:
         "reference": [],
         "speedup": None,
         "pareto": False,
-        "command": entry.command,
+        "command": cell.command,
         "recipe": None,
         "report": None,
         "report_sha256": None,
         "finished_at": None,
         "disturbed": None,
     }
-    if not entry.possible:
-        row |= _told(entry.outlook.problems)
+    if not cell.possible:
+        row |= _told(cell.problems)
     return row
 
 

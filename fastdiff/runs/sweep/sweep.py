@@ -27,10 +27,9 @@ from fastdiff.machine.environment import this_machine
 from fastdiff.machine.files import read_json, write_json
 from fastdiff.measuring.protocol import says_disk_full
 from fastdiff.models.sources import model_of
-from fastdiff.planning.outlook import outlooks
+from fastdiff.planning.cells import PlannedCell, grid_identity, planned_cells
 from fastdiff.runs.folders import DiskFull, check_folder, no_room
 from fastdiff.runs.process import Limits
-from fastdiff.runs.sweep.entries import Entry, entries_of, grid_identity
 from fastdiff.runs.sweep.folder import SWEEPS, Folder, SweepBusy
 from fastdiff.runs.sweep.how import How, read_how
 from fastdiff.runs.sweep.job import MOST_STARTS, Job, Task
@@ -61,14 +60,14 @@ class Board(Protocol):
 class Sweep:
     """A planned sweep and its folder.
 
-    words: everything that was typed after `-m`. entries: of every cell, in the grid's order.
+    words: everything that was typed after `-m`. cells: all, in the grid's order.
     again: names of the cells of this attempt, whose earlier results no longer count. blind: nobody can be shown anything any more.
     notices: what to know before it begins. written_s: when sweep.json was last written, and how long that took.
     """
 
     words: list[str]
     how: How
-    entries: list[Entry]
+    cells: list[PlannedCell]
     varied: tuple[str, ...]
     folder: Folder
     launch: Launch
@@ -87,7 +86,7 @@ class Sweep:
     @cached_property
     def grid(self) -> str:
         """Of its cells; `sweep.json` is written often."""
-        return grid_identity(self.entries)
+        return grid_identity(self.cells)
 
     def go(self, board: Board) -> dict[str, Any]:
         """Run what is missing; returns what `sweep.json` holds in the end.
@@ -131,10 +130,10 @@ class Sweep:
             return frozenset()
         kept: set[str] = set()
         changed: dict[str, None] = {}
-        for entry in self.entries:
-            if not entry.to_run or not self.folder.finished(entry.name):
+        for cell in self.cells:
+            if not cell.to_run or not self.folder.finished(cell.name):
                 continue
-            report = self.folder.report(entry.name)
+            report = self.folder.report(cell.name)
             status = report["status"]
             if self.how.retry == "disturbed" and disturbed(report):
                 continue
@@ -143,10 +142,10 @@ class Sweep:
                 status not in done and self.how.retry == "failed"
             ):
                 continue
-            kept.add(entry.name)
-            before = self.folder.beside(entry.name)["made_with"]
-            if before and entry.run is not None:
-                for text in differences(before, self._made_with(entry, before)):
+            kept.add(cell.name)
+            before = self.folder.beside(cell.name)["made_with"]
+            if before and cell.run is not None:
+                for text in differences(before, self._made_with(cell, before)):
                     changed[text] = None
         if changed and not self.how.accept_changes:
             raise UsageError(
@@ -157,28 +156,28 @@ class Sweep:
             )
         return frozenset(kept)
 
-    def _made_with(self, entry: Entry, before: Mapping[str, str]) -> dict[str, str]:
+    def _made_with(self, cell: PlannedCell, before: Mapping[str, str]) -> dict[str, str]:
         """What the cell would be measured with now; asked once for each.
 
         before: what it was measured with. On a cluster the machine is taken from there: this one says nothing of it.
         """
-        if entry.name not in self.now:
-            assert entry.run is not None
-            found = made_with(entry.run, this_machine().device(entry.run.device), self.weights_of)
+        if cell.name not in self.now:
+            assert cell.run is not None
+            found = made_with(cell.run, this_machine().device(cell.run.device), self.weights_of)
             if self.launch.name not in HERE:
                 found = {name: word for name, word in found.items() if name not in MACHINE}
                 found |= {name: word for name, word in before.items() if name in MACHINE}
-            self.now[entry.name] = found
-        return self.now[entry.name]
+            self.now[cell.name] = found
+        return self.now[cell.name]
 
     def _job(self, kept: frozenset[str]) -> Job:
         same: dict[str, Any] = {}  # what runs have in common is one object, and travels once
         tasks = []
-        for entry in self.entries:
-            if entry.run is not None and entry.to_run and entry.name not in kept:
-                data = {k: same.setdefault(repr(v), v) for k, v in entry.run.to_dict().items()}
+        for cell in self.cells:
+            if cell.run is not None and cell.to_run and cell.name not in kept:
+                data = {k: same.setdefault(repr(v), v) for k, v in cell.run.to_dict().items()}
                 del data["recipe"]  # its overrides are spelled out
-                tasks.append(Task(entry.name, entry.cell.spelled_out, data))
+                tasks.append(Task(cell.name, cell.typed.spelled_out, data))
         gigabytes = self.how.memory_limit_gb
         memory = None if gigabytes is None else round(gigabytes * _GIGABYTE)
         limits = Limits(self.how.timeout_s, memory)
@@ -303,13 +302,13 @@ class Sweep:
     def _read_rows(self) -> bool:
         """Read what has been finished since the last time; returns whether anything was."""
         changed = not self.rows
-        for place, entry in enumerate(self.entries, 1):
+        for place, cell in enumerate(self.cells, 1):
             if place not in self.rows:
-                self.rows[place] = blank_row(entry, place)
+                self.rows[place] = blank_row(cell, place)
             row = self.rows[place]
-            attempt = self.attempt if entry.name in self.again else None
-            if row["report"] is None and entry.to_run and self.folder.finished(entry.name, attempt):
-                now = self.now.get(entry.name, {})
+            attempt = self.attempt if cell.name in self.again else None
+            if row["report"] is None and cell.to_run and self.folder.finished(cell.name, attempt):
+                now = self.now.get(cell.name, {})
                 self.rows[place] = measured_row(row, self.folder, now)
                 changed = True
         return changed
@@ -331,7 +330,7 @@ class Sweep:
                     why = "the sweep was interrupted" if error is None else "the sweep stopped"
                     row |= {"status": Status.INTERRUPTED.value, "reason": f"not run: {why}"}
         baseline = completed(rows)
-        run = next((entry.run for entry in self.entries if entry.run is not None), None)
+        run = next((cell.run for cell in self.cells if cell.run is not None), None)
         return {
             "schema": 1,
             "name": self.folder.path.name,
@@ -375,20 +374,20 @@ def plan_sweep(words: Sequence[str]) -> Sweep:
     grid = read_grid([word for word in overrides if word not in own])
     if all(cell.run is None for cell in grid.cells):
         raise_all(list(dict.fromkeys(reason for cell in grid.cells for reason in cell.reasons)))
-    entries = entries_of(grid, outlooks(grid), elsewhere)
-    folder = Folder(_folder(how, entries))
+    cells = planned_cells(grid, elsewhere)
+    folder = Folder(_folder(how, cells))
     check_folder(folder.path, "sweep.dir")
-    on_gpu = elsewhere and any(entry.wants_gpu for entry in entries)
+    on_gpu = elsewhere and any(cell.wants_gpu for cell in cells)
     launch = prepare(own, folder.path, on_gpu)
-    sweep = Sweep(list(words), how, entries, grid.varied, folder, launch)
+    sweep = Sweep(list(words), how, cells, grid.varied, folder, launch)
     if elsewhere and not on_gpu:
-        sweep.notices = _left_open(entries, own)
+        sweep.notices = _left_open(cells, own)
     return sweep
 
 
-def _left_open(entries: Sequence[Entry], own: Sequence[str]) -> tuple[str, ...]:
+def _left_open(cells: Sequence[PlannedCell], own: Sequence[str]) -> tuple[str, ...]:
     """That a cluster's jobs get no GPU because this machine has none, unless Hydra's own overrides ask for one."""
-    auto = any(entry.to_run and entry.run and entry.run.device == "auto" for entry in entries)
+    auto = any(cell.to_run and cell.run and cell.run.device == "auto" for cell in cells)
     if not auto or this_machine().has_cuda or any("gpu" in word or "gres" in word for word in own):
         return ()
     return (
@@ -397,11 +396,11 @@ def _left_open(entries: Sequence[Entry], own: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _folder(how: How, entries: Sequence[Entry]) -> Path:
+def _folder(how: How, cells: Sequence[PlannedCell]) -> Path:
     """Where the sweep is kept: the same grid finds it again."""
     if how.dir is not None:
         return Path(os.path.expanduser(how.dir)).absolute()
-    return (SWEEPS / (how.name or grid_identity(entries)[:8])).absolute()
+    return (SWEEPS / (how.name or grid_identity(cells)[:8])).absolute()
 
 
 def resumed(folder: Path, words: Sequence[str]) -> list[str]:

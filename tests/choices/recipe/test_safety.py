@@ -65,7 +65,7 @@ def test_a_hostile_recipe_is_refused_wherever_it_is_named(tmp_path: Path, kind: 
 def test_a_run_with_a_recipe_trusts_no_more_than_any_run(tmp_path: Path) -> None:
     """What keeps remote code and pickles out is set before diffusers is imported, whoever asked for the run."""
     program = (
-        "import os\nfrom fastdiff.measuring.protocol import quiet_and_safe\nquiet_and_safe()\n"
+        "import os\nfrom fastdiff.measuring.child import quiet_and_safe\nquiet_and_safe()\n"
         "assert os.environ['DIFFUSERS_DISABLE_REMOTE_CODE'] == '1'\n"
         "from diffusers.utils import constants\n"
         "assert constants.DIFFUSERS_DISABLE_REMOTE_CODE\n"

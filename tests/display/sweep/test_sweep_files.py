@@ -17,6 +17,7 @@ from fastdiff.display.sweep import sweep_text, write_sweep_pages
 from fastdiff.display.sweep.charts import charts, uncompared
 from fastdiff.display.sweep.labels import label
 from fastdiff.display.sweep.markdown import markdown
+from fastdiff.display.sweep.page import page
 from fastdiff.display.sweep.pictures import embed
 from fastdiff.display.sweep.spreadsheet import plain
 from fastdiff.latency import pareto, speedup
@@ -211,6 +212,20 @@ def test_a_point_close_to_another_leaves_its_number_out() -> None:
     assert front["text"] == ["1", "", "3"]
 
 
+def test_what_others_disturbed_is_marked_in_every_chart(tmp_path: Path) -> None:
+    quiet = made_row(1, {"steps": "1"}, **measured(0.2, 30.0))
+    rows = [quiet, made_row(2, {"steps": "2"}, **measured(0.3, 40.0), disturbed="others took 40 %")]
+    found = charts(made_sweep(rows))
+    names = [each["text"] for each in found["speedup"]["layout"]["annotations"]]
+    assert names == ["1  1", "2  2 (disturbed)"]
+    assert "2  2 (disturbed)" in found["memory"]["layout"]["annotations"][1]["text"]
+    other, front = found["quality"]["data"]
+    assert [*other["marker"]["symbol"], *front["marker"]["symbol"]] == ["circle", "circle-open"]
+    hollow = "Hollow points were measured while others took the machine."
+    assert hollow in page(tmp_path, made_sweep(rows))
+    assert hollow not in page(tmp_path, made_sweep([quiet]))
+
+
 def test_rows_without_quality_are_named(tmp_path: Path) -> None:
     assert uncompared(every_status(tmp_path)) == ["6 (bf16, sdpa): quality=none: not asked"]
 
@@ -266,9 +281,9 @@ def test_the_screen_has_figures_and_reasons_in_80_columns(tmp_path: Path) -> Non
 def test_a_small_grid_has_a_column_for_each_key() -> None:
     rows = [made_row(n, {"precision": p, "quant": "none"}, **measured(0.5 / n)) for n, p in enumerate(("fp32", "bf16"), 1)]  # fmt: skip
     assert sweep_text(made_sweep(rows)).splitlines()[2:5] == [
-        "  precision quant status latency speed-up PSNR      memory",
-        "1 fp32      none  ok     0.500 s 1.00x    identical 0.8 GB",
-        "2 bf16      none  ok     0.250 s 2.00x    identical 0.8 GB",
+        "    precision quant status latency speed-up PSNR      memory",
+        "  1 fp32      none  ok     0.500 s 1.00x    identical 0.8 GB",
+        "  2 bf16      none  ok     0.250 s 2.00x    identical 0.8 GB",
     ]
 
 

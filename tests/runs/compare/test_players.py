@@ -13,6 +13,7 @@ from fake_players import Told, sides_of
 
 from fastdiff.errors import Status
 from fastdiff.machine.files import read_json
+from fastdiff.measuring.protocol import ReferencePictures
 from fastdiff.runs import process
 from fastdiff.runs.compare import players
 from fastdiff.runs.compare.players import (
@@ -201,16 +202,11 @@ def test_a_request_names_as_pictures_once_they_are_there(tmp_path: Path) -> None
     _, b = sides_of("", "qkv=fused")
     pictures: list[Path] = []
     place = Seat("B", b, tmp_path, Told(), lambda: pictures)
-    assert place.request().reference == {
-        "run_id": None,
-        "pictures": None,
-        "reason": "A's pictures were not there",
-        "name": None,
-        "latents": None,
-    }
+    nobody = ReferencePictures(reason="A's pictures were not there")
+    assert place.request().reference == nobody
     pictures.append(tmp_path / "image-0.png")
-    assert place.request().reference["pictures"] == [str(tmp_path / "image-0.png")]
-    assert place.request().reference["latents"] == str(tmp_path / "latents.safetensors")
+    assert place.request().reference.pictures == [str(tmp_path / "image-0.png")]
+    assert place.request().reference.latents == str(tmp_path / "latents.safetensors")
     assert place.request().overrides == ["qkv=fused"]
 
 

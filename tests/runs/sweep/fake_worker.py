@@ -13,14 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.machine.files import write_json
-from fastdiff.measuring.protocol import (
-    Events,
-    Request,
-    describe,
-    end_with_parent,
-    limit_memory,
-    own_standard_output,
-)
+from fastdiff.measuring.child import end_with_parent, limit_memory, own_standard_output
+from fastdiff.measuring.protocol import Events, Request, describe
 
 RAISES, EXITS_7, HANGS, KILLED, NO_MEMORY, NAN, DISK_FULL, NO_REFERENCE = range(101, 109)
 PICTURE = base64.b64decode(
@@ -44,10 +38,10 @@ def report_of(request: Request) -> dict[str, Any]:
     report["status"] = "ok"
     report |= {"images": [{"path": "image-0.png", "sha256": "0"}], "load_s": 0.1}
     report["finished_at"] = "2026-01-01T00:00:01+00:00"
-    if request.reference.get("run_id"):
-        report["quality"]["reference_run_id"] = request.reference["run_id"]
+    if request.reference.run_id:
+        report["quality"]["reference_run_id"] = request.reference.run_id
     else:
-        report["quality"]["reason"] = request.reference.get("reason", "quality=none")
+        report["quality"]["reason"] = request.reference.reason or "quality=none"
     return report
 
 

@@ -599,7 +599,7 @@ def report_text(overrides: tuple[str, ...]) -> str:
     from fastdiff.choices.compose import compose
     from fastdiff.measuring.protocol import Request
 
-    return json.dumps(report_of(Request(compose(overrides).to_dict(), list(overrides), {})))
+    return json.dumps(report_of(Request(compose(overrides).to_dict(), list(overrides))))
 
 
 def test_a_launcher_that_cant_begin_stops_the_sweep_with_its_words(tmp_path: Path) -> None:
@@ -691,6 +691,6 @@ def test_a_sweep_in_any_folder_goes_on_where_it_was(
     monkeypatch.chdir(tmp_path / "elsewhere")
     again = plan_sweep(resumed(Path("..") / "below" / name, []))
     assert again.folder.path.resolve() == first.folder.path
-    assert [entry.name for entry in again.entries] == [entry.name for entry in first.entries]
+    assert [entry.name for entry in again.cells] == [entry.name for entry in first.cells]
     assert exit_code(again.go(Silent())) == 0
     assert {path: path.read_bytes() for path in reports} == reports

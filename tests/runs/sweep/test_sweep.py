@@ -622,7 +622,7 @@ resident = []
 
 def execute(plan, words, folder, progress, *_):
     run = plan.setting.run
-    report = report_of(Request(run.to_dict(), words, {{}}))
+    report = report_of(Request(run.to_dict(), words))
     report["images"] = []
     write_json(folder / "report.json", report)
     status = Path("/proc/self/status").read_text()
@@ -798,6 +798,6 @@ def test_a_cell_whose_job_died_too_often_is_oom_only_if_the_kernel_says_so(
     monkeypatch.setattr(job, "oom_kills", lambda files: kernel)
     words = ("model=shapes", "device=cpu", "quality=none")
     task = job.Task("1-x", words, compose(words).to_dict())
-    job._Cell(folder, task, "a", job.Limits(), lambda: False).run()
+    job._TaskRun(folder, task, "a", job.Limits(), lambda: False).run()
     report = read_json(next(folder.path.rglob("report.json")))
     assert (report["status"], report["error"]["message"]) == (status, reason)

@@ -1,4 +1,4 @@
-"""A planned grid's entries: names, single runs, identities."""
+"""A planned grid's cells: names, single runs, identities."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import pytest
 from fastdiff.choices.compose import compose
 from fastdiff.choices.grid import read_grid
 from fastdiff.machine.environment import this_machine
-from fastdiff.planning.outlook import outlooks
-from fastdiff.runs.sweep.entries import Entry, as_single_run, entries_of, grid_identity
+from fastdiff.planning.cells import PlannedCell, as_single_run, grid_identity, planned_cells
 
 
-def entries(*words: str, elsewhere: bool = False) -> list[Entry]:
+def entries(*words: str, elsewhere: bool = False) -> list[PlannedCell]:
     grid = read_grid(["model=shapes", "device=cpu", "quality=none", *words])
-    return entries_of(grid, outlooks(grid), elsewhere)
+    return planned_cells(grid, elsewhere)
 
 
 def test_a_name_tells_the_values_that_vary_and_what_they_resolve_to() -> None:
     found = entries("generation.seed=1,2", "precision=fp32,bf16", "generation.steps=4")
-    assert [entry.name.rpartition("-")[0] for entry in found] == [
+    assert [cell.name.rpartition("-")[0] for cell in found] == [
         *("1-fp32", "1-bf16", "2-fp32", "2-bf16"),
     ]
-    digits = [entry.name.rpartition("-")[2] for entry in found]
+    digits = [cell.name.rpartition("-")[2] for cell in found]
     assert len(set(digits)) == 4
     assert all(len(d) == 8 for d in digits)
     assert found[0].values == {"generation.seed": "1", "precision": "fp32"}
@@ -35,13 +34,13 @@ def test_a_name_tells_the_values_that_vary_and_what_they_resolve_to() -> None:
 def test_a_name_is_a_folders_name_whatever_was_typed() -> None:
     prompts = ("'../../a b, c'", "'/'", "'" + "long " * 40 + "'", '"ü; rm -rf *"')
     found = entries("generation.prompt=" + ",".join(prompts))
-    assert len({entry.name for entry in found}) == 4
-    for entry in found:
-        assert "/" not in entry.name
-        assert ".." not in entry.name
-        assert entry.name == entry.name.strip("-_. ")
-        assert len(entry.name) <= 69
-        assert entry.name.isascii()
+    assert len({cell.name for cell in found}) == 4
+    for cell in found:
+        assert "/" not in cell.name
+        assert ".." not in cell.name
+        assert cell.name == cell.name.strip("-_. ")
+        assert len(cell.name) <= 69
+        assert cell.name.isascii()
 
 
 PROMPTS = [
@@ -57,18 +56,18 @@ PROMPTS = [
 @pytest.mark.parametrize(("words", "prompts"), PROMPTS)
 def test_the_command_of_a_cell_repeats_it_alone(words: str, prompts: list[str]) -> None:
     found = entries(words)
-    assert [entry.run.generation.prompt for entry in found if entry.run] == prompts
-    for entry in found:
-        assert entry.run is not None
-        python, minus_m, fastdiff, *typed = shlex.split(entry.command)
+    assert [cell.run.generation.prompt for cell in found if cell.run] == prompts
+    for cell in found:
+        assert cell.run is not None
+        python, minus_m, fastdiff, *typed = shlex.split(cell.command)
         assert (python, minus_m, fastdiff) == ("python", "-m", "fastdiff")
-        assert compose(typed).to_dict() == entry.run.to_dict()
+        assert compose(typed).to_dict() == cell.run.to_dict()
 
 
 def test_texts_of_a_single_run_are_typed_as_they_stand() -> None:
     first, second = entries('generation.prompt="a, b",c')
-    assert as_single_run(first.cell)[-1] == "generation.prompt=a, b"
-    assert as_single_run(second.cell)[-1] == "generation.prompt=c"
+    assert as_single_run(first.typed)[-1] == "generation.prompt=a, b"
+    assert as_single_run(second.typed)[-1] == "generation.prompt=c"
     assert first.command.endswith("quality=none 'generation.prompt=a, b'")
 
 
@@ -81,7 +80,7 @@ def test_a_grid_is_itself_in_any_order_and_another_with_another_cell() -> None:
 def test_cells_that_are_the_same_run_name_the_first() -> None:
     first, second = entries("generation.steps=25,null")
     assert first.same_as is None
-    assert second.same_as == first.name
+    assert second.same_as is first
     assert (first.to_run, second.to_run) == (True, False)
 
 
@@ -125,5 +124,5 @@ def test_a_cell_that_only_a_gpu_can_run_wants_one(
 ) -> None:
     here = replace(this_machine(), gpus=(), torch_cuda=None, gpu_unusable=None)
     monkeypatch.setattr("fastdiff.machine.environment.this_machine", lambda: here)
-    (entry,) = entries(*words, elsewhere=True)
-    assert entry.wants_gpu is wants
+    (cell,) = entries(*words, elsewhere=True)
+    assert cell.wants_gpu is wants
