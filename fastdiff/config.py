@@ -132,6 +132,8 @@ class Generation:
     height, width: pixels, a multiple of 8.
     images_per_prompt: pictures for each prompt, drawn as one batch.
     seed: of the CPU generator that draws the starting latents; 0 is a seed like any other.
+    call: other arguments of the pipeline's call by name (`generation.call.clip_skip=1`): texts, numbers, true and false, and
+        lists of them; null leaves one of the model's own out.
     """
 
     prompt: Any = field(default=None, metadata=LITERAL)
@@ -144,6 +146,9 @@ class Generation:
     width: int | None = field(default=None, metadata=_SIDE)
     images_per_prompt: int = field(default=1, metadata=limits(1_000, "they are drawn as one batch"))
     seed: int = field(default=0, metadata=SEED)
+    call: dict[str, Any] = field(
+        default_factory=dict, metadata={"example": "{max_sequence_length:256}"}
+    )
 
     @property
     def prompts(self) -> list[str]:

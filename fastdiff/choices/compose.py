@@ -271,7 +271,22 @@ def _described(
             said_in = f"In 'experiment/{name}': {kind} raised while composing config:"
             return ConfigCompositionException(f"{said_in}\n{error}") if name else error
     OmegaConf.set_struct(node, True)
+    _open_mappings(node)
     return node  # type: ignore[no-any-return]
+
+
+def _open_mappings(node: DictConfig) -> None:
+    """Let keys that are declared as mappings, such as generation.call, take any names."""
+    from omegaconf import DictConfig, OmegaConf
+
+    for name in node:
+        inner = node._get_node(name)
+        if not isinstance(inner, DictConfig) or inner._is_none() or inner._is_missing():
+            continue
+        if OmegaConf.get_type(node) is not dict and OmegaConf.get_type(inner) is dict:
+            OmegaConf.set_struct(inner, False)
+        else:
+            _open_mappings(inner)
 
 
 @cache
@@ -364,6 +379,8 @@ def _resolve_generation(run: RunConfig) -> None:
     """Fill what was left at null with the model's own defaults."""
     assert isinstance(run.model, Model)
     own = run.model.generation  # the teacher's, so that its student draws the same
+    call = {**own.call, **run.generation.call}
     for f in fields(own):
         if getattr(run.generation, f.name) is None:
             setattr(run.generation, f.name, getattr(own, f.name))
+    run.generation.call = {name: value for name, value in call.items() if value is not None}

@@ -304,8 +304,8 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def numbers_in(value: Any) -> Iterator[float]:
     """The numbers in plain data."""
-    if isinstance(value, list | tuple):
-        for each in value:
+    if isinstance(value, list | tuple | Mapping):
+        for each in value.values() if isinstance(value, Mapping) else value:
             yield from numbers_in(each)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield value

@@ -19,8 +19,10 @@ def out_of_bounds(run: RunConfig, noise_levels: int | None) -> Iterator[Problem]
             key = key.at_most(noise_levels, "the model knows so many noise levels")
         for number in numbers_in(value):
             if found := key.beyond(number):
-                in_list = isinstance(value, list)
-                said = f"[...{shown(number)}...]" if in_list else shown(number)
+                in_list = isinstance(value, list | dict)
+                ends = "{}" if isinstance(value, dict) else "[]"
+                said = shown(number)
+                said = f"{ends[0]}...{said}...{ends[1]}" if in_list else said
                 way_out = "a smaller number there" if in_list else f"{key.name}={found[1]}"
                 yield Problem(f"{key.name}={said}", found[0], way_out)
 
@@ -53,4 +55,6 @@ def _chosen(run: RunConfig) -> Iterator[tuple[Key, Any]]:
 def _tamed(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST_SEED:
         return LARGEST_INT if value > 0 else -LARGEST_INT
+    if isinstance(value, dict):
+        return {name: _tamed(each) for name, each in value.items()}
     return [_tamed(each) for each in value] if isinstance(value, list) else value

@@ -30,7 +30,8 @@ def plan_text(plan: Plan) -> str:
     )
     steps = f"{asked.steps} steps" if asked.steps else "the model's own steps"
     pictures = len(asked.prompts) * asked.images_per_prompt
-    lines.append(labelled("draws", f"{pictures} x {size}, {steps}, seed {asked.seed}"))
+    others = "".join(f", {name}={value}" for name, value in asked.call.items())
+    lines.append(labelled("draws", f"{pictures} x {size}, {steps}, seed {asked.seed}{others}"))
     lines += _published(config)
     lines += [labelled("notice", f"{n.choice}: {n.text}") for n in plan.notices]
     lines += [labelled("notice", text) for text in model.load_notices()]

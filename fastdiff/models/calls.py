@@ -6,27 +6,38 @@ diffusers exports (library.py), so that a plan refuses the others before anythin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from fastdiff.errors import listed
 from fastdiff.models.facts import ModelFacts
 from fastdiff.models.library import PIPELINE_CLASSES
 from fastdiff.models.tables import Table
 
-SERVED = (
-    *("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "height", "width"),
-    *("num_images_per_prompt", "generator"),
-)
-"""The arguments that fastdiff gives, where a call has them."""
+KEYS: Mapping[str, str] = {
+    "prompt": "generation.prompt",
+    "negative_prompt": "generation.negative_prompt",
+    "num_inference_steps": "generation.steps",
+    "guidance_scale": "generation.guidance_scale",
+    "height": "generation.height",
+    "width": "generation.width",
+    "num_images_per_prompt": "generation.images_per_prompt",
+    "generator": "generation.seed",
+}
+"""The arguments that have keys of their own."""
+
+GIVEN = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "output_type", "return_dict")
+"""Arguments by which fastdiff itself takes pictures from a call and watches its steps."""
 
 _REFUSES_NONE: Mapping[str, list[str]] = Table("diffusers", "refuses_none", list)
 """Arguments whose default None a call refuses, by pipeline class: the signature doesn't tell."""
 
 
-def needs(pipeline: str) -> tuple[str, ...]:
-    """Arguments that a call can't do without and fastdiff doesn't give."""
+def needs(pipeline: str, given: Collection[str] = ()) -> tuple[str, ...]:
+    """Arguments that a call can't do without and isn't given. given: those of `generation.call`."""
     required = PIPELINE_CLASSES[pipeline].required
-    return tuple(n for n in (*required, *_REFUSES_NONE.get(pipeline, ())) if n not in SERVED)
+    known = (*KEYS, *given)
+    return tuple(n for n in (*required, *_REFUSES_NONE.get(pipeline, ())) if n not in known)
 
 
 _NOT_ONE_PICTURE: Mapping[str, str] = {
@@ -50,8 +61,11 @@ _NOUNS: Mapping[str, str] = {
 """What an output's first field holds, where it isn't `images`."""
 
 
-def why_no_pictures(pipeline: str) -> str | None:
-    """Why a call with a prompt gives no pictures; None if it gives them, or if nobody knows the class."""
+def why_no_pictures(pipeline: str, given: Collection[str] = ()) -> str | None:
+    """Why a call with a prompt gives no pictures; None if it gives them, or if nobody knows the class.
+
+    given: names of the arguments of `generation.call`.
+    """
     facts = PIPELINE_CLASSES.get(pipeline)
     if facts is None:
         return None
@@ -62,7 +76,7 @@ def why_no_pictures(pipeline: str) -> str | None:
     elif gives != "images":
         named = f".{gives}" if gives else "something else"
         reasons.append(f"gives {named} back, where fastdiff reads .images")
-    if needed := needs(pipeline):
+    if needed := needs(pipeline, given):
         names = [f"{name}=" for name in needed]
         reasons.append(f"needs {listed(names)}, which fastdiff doesn't give yet")
     if "prompt" not in facts.arguments:
@@ -120,10 +134,12 @@ def scale_unread(facts: ModelFacts) -> tuple[str, str] | None:
     return None
 
 
-def negative_prompt_unread(facts: ModelFacts, scale: float | None) -> tuple[str, str] | None:
+def negative_prompt_unread(
+    facts: ModelFacts, scale: float | None, call: Mapping[str, Any]
+) -> tuple[str, str] | None:
     """Why a negative prompt changes no picture with this guidance_scale, and the way out; None if it may.
 
-    scale: None is the pipeline's own, which is always enough.
+    scale: None is the pipeline's own, which is always enough. call: other arguments, by name.
     """
     drop = "generation.negative_prompt=null"
     denoiser = facts.denoiser.config if facts.denoiser else {}
@@ -133,8 +149,10 @@ def negative_prompt_unread(facts: ModelFacts, scale: float | None) -> tuple[str,
     if "negative_prompt" in known.unread:
         return f"{facts.pipeline} takes it, and nothing in it reads it", drop
     if facts.pipeline in _TRUE_CFG:
-        reason = f"{facts.pipeline} reads it only with true_cfg_scale above 1, which fastdiff doesn't give"
-        return reason, drop
+        if call.get("true_cfg_scale", 1) > 1:
+            return None
+        reason = f"{facts.pipeline} reads it only with true_cfg_scale above 1"
+        return reason, f"generation.call.true_cfg_scale=4, or {drop}"
     if facts.pipeline in _TIME_CONDITIONED and denoiser.get("time_cond_proj_dim") is not None:
         return (
             "its UNet was distilled from guidance (time_cond_proj_dim), and reads no negative prompt",

@@ -67,7 +67,7 @@ class _Source:
         self._kind = kind
         self._function = getattr(kind, method)
         self._tree = _parsed(self._function)
-        self._components = set(inspect.signature(kind.__init__).parameters) - {"self"}
+        self._components = set(inspect.signature(kind).parameters)
 
     def arguments(self) -> Iterator[tuple[str, Any]]:
         if self._tree is None:
@@ -396,7 +396,8 @@ def _without_weights(kind: Any) -> Any:
     known = inspect.signature(kind.__init__).parameters
     small = json.loads(Path(__file__).with_name("smallest.json").read_text(encoding="utf-8"))
     few_layers = {key: 1 for key in _LAYERS if key in known}
-    for config in (small.get(kind.__name__, few_layers), {}):
+    configs: tuple[dict[str, Any], ...] = (small.get(kind.__name__, few_layers), {})
+    for config in configs:
         try:
             with torch.device("meta"):
                 return kind(**config)

@@ -72,6 +72,7 @@ def arguments(pipeline: Any, generation: Generation) -> dict[str, Any]:
         "height": generation.height,
         "width": generation.width,
         "num_images_per_prompt": generation.images_per_prompt,
+        **generation.call,
     }
     given = {name: value for name, value in wanted.items() if value is not None}
     if given["num_images_per_prompt"] == 1:

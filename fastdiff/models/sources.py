@@ -51,6 +51,7 @@ class OwnDefaults:
     guidance_scale: float | None = None
     height: int | None = None
     width: int | None = None
+    call: dict[str, Any] = field(default_factory=dict)
 
 
 class Role(Enum):

@@ -7,10 +7,17 @@ whatever it needs, and ask nothing here.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from fastdiff.errors import Problem, nearest
 from fastdiff.models import library
-from fastdiff.models.calls import negative_prompt_unread, scale_unread, why_no_pictures
+from fastdiff.models.calls import (
+    GIVEN,
+    KEYS,
+    negative_prompt_unread,
+    scale_unread,
+    why_no_pictures,
+)
 from fastdiff.models.library import PIPELINE_CLASSES, PipelineClass
 from fastdiff.models.sides import drops_the_rest, side_multiple, taken_for
 from fastdiff.models.sources import Model
@@ -36,7 +43,7 @@ def call_findings(setting: Setting) -> Iterator[Problem | Notice]:
     facts = PIPELINE_CLASSES.get(setting.facts.pipeline)
     if facts is None:
         yield from _unknown(setting, setting.facts.pipeline)
-    elif reason := why_no_pictures(setting.facts.pipeline):
+    elif reason := why_no_pictures(setting.facts.pipeline, setting.run.generation.call):
         yield Problem(
             setting.chosen("model"),
             f"{setting.facts.pipeline} {reason}",
@@ -44,6 +51,7 @@ def call_findings(setting: Setting) -> Iterator[Problem | Notice]:
         )
     else:
         yield from _not_taken(setting, facts)
+        yield from _others(setting, setting.facts.pipeline, facts)
         yield from _sides(setting)
         yield from _unread(setting)
 
@@ -93,6 +101,31 @@ def _not_taken(setting: Setting, facts: PipelineClass) -> Iterator[Problem]:
             )
 
 
+def _others(setting: Setting, pipeline: str, facts: PipelineClass) -> Iterator[Problem | Notice]:
+    """Arguments of `generation.call` that the call doesn't have, that have a key of their own, or that nothing reads."""
+    for name, value in setting.run.generation.call.items():
+        choice, drop = f"generation.call.{name}={value}", f"generation.call.{name}=null"
+        if not _is_plain(value):
+            yield Problem(choice, "takes texts, numbers, true, false, and lists of them", drop)
+        elif name in KEYS:
+            yield Problem(choice, "has a key of its own", f"{KEYS[name]}={value}")
+        elif name in GIVEN:
+            yield Problem(choice, "is what fastdiff itself takes pictures and steps by", drop)
+        elif name not in facts.arguments:
+            near = nearest(name, [each for each in facts.arguments if each not in (*KEYS, *GIVEN)])
+            meant = f"generation.call.{near}={value}" if near else drop
+            yield Problem(choice, f"{pipeline}'s call has no such argument", meant)
+        elif name in facts.unread and not setting.run.allow_no_effect:
+            reason = f"changes nothing: {pipeline}'s call takes it, and nothing in it reads it"
+            yield Problem(choice, reason, f"{drop}, or allow_no_effect=true")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float)
+
+
 def _sides(setting: Setting) -> Iterator[Problem]:
     """Sides that the call would refuse, round, or take for others."""
     assert setting.facts
@@ -126,7 +159,9 @@ def _unread(setting: Setting) -> Iterator[Problem | Notice]:
     asked, generation = dict(_asked(setting)), setting.run.generation
     unread = {
         "guidance_scale": scale_unread(setting.facts),
-        "negative_prompt": negative_prompt_unread(setting.facts, generation.guidance_scale),
+        "negative_prompt": negative_prompt_unread(
+            setting.facts, generation.guidance_scale, generation.call
+        ),
     }
     for key, why in unread.items():
         if why is None or key not in asked:

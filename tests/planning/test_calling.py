@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import fastdiff
 from fastdiff.choices.compose import compose
+from fastdiff.config import Generation
 from fastdiff.errors import PlanError, Problem
 from fastdiff.machine.environment import this_machine
+from fastdiff.models.calls import negative_prompt_unread
 from fastdiff.models.facts import ModelFacts
+from fastdiff.models.pictures import arguments, draw
 from fastdiff.models.sources import model_of
 from fastdiff.planning.plan import make_plan
 from fastdiff.runs.reference import plain_run
@@ -188,8 +192,8 @@ UNREAD = [
     (
         "FluxPipeline with guidance_embeds",
         [NEGATIVE],
-        "FluxPipeline reads it only with true_cfg_scale above 1, which fastdiff doesn't give",
-        "generation.negative_prompt=null",
+        "FluxPipeline reads it only with true_cfg_scale above 1",
+        "generation.call.true_cfg_scale=4, or generation.negative_prompt=null",
     ),
     (
         "Flux2KleinPipeline distilled",
@@ -286,3 +290,69 @@ def test_the_reference_may_have_what_the_run_was_allowed(tiny_folder: Folder) ->
     plain = plain_run(compose(words))
     plan = make_plan(plain, this_machine(), model_of(plain).facts())
     assert [notice.choice for notice in plan.notices] == [NEGATIVE]
+
+
+# Other arguments -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem"),
+    [
+        ("clip_skipp=1", ("clip_skipp=1", "StableDiffusionPipeline's call has no such argument", "generation.call.clip_skip=1")),
+        ("num_inference_steps=3", ("num_inference_steps=3", "has a key of its own", "generation.steps=3")),
+        ("output_type=latent", ("output_type=latent", "is what fastdiff itself takes pictures and steps by", "generation.call.output_type=null")),
+        ("clip_skip={a:1}", ("clip_skip={'a': 1}", "takes texts, numbers, true, false, and lists of them", "generation.call.clip_skip=null")),
+    ],
+)  # fmt: skip
+def test_what_a_call_can_not_be_given(
+    typed: str, problem: tuple[str, str, str], sd_folder: Path, local_plan: Any
+) -> None:
+    (found,) = _problems(local_plan, sd_folder, f"generation.call.{typed}")
+    choice, reason, instead = problem
+    assert found == Problem(f"generation.call.{choice}", reason, instead)
+
+
+def test_an_argument_that_nothing_reads_is_refused(
+    sd_folder: Path, local_plan: Any, tmp_path: Path
+) -> None:
+    folder = _renamed(sd_folder, "StableDiffusionXLControlNetPAGImg2ImgPipeline", tmp_path / "m")
+    given = (
+        "generation.call.guess_mode=true",
+        "generation.call.image=a",
+        "generation.call.control_image=a",
+    )
+    (found,) = _problems(local_plan, folder, *given)
+    assert found == Problem(
+        "generation.call.guess_mode=True",
+        "changes nothing: StableDiffusionXLControlNetPAGImg2ImgPipeline's call takes it, and nothing in it reads it",
+        "generation.call.guess_mode=null, or allow_no_effect=true",
+    )
+
+
+def test_a_negative_prompt_is_read_where_true_cfg_scale_is_given(tmp_path: Path) -> None:
+    facts = ModelFacts("FluxPipeline", {})
+    (reason, instead) = negative_prompt_unread(facts, None, {}) or ("", "")
+    assert reason == "FluxPipeline reads it only with true_cfg_scale above 1"
+    assert instead == "generation.call.true_cfg_scale=4, or generation.negative_prompt=null"
+    assert negative_prompt_unread(facts, None, {"true_cfg_scale": 4}) is None
+
+
+def test_arguments_of_the_call_are_the_models_own_and_those_that_are_given() -> None:
+    words = [
+        "model.generation.call={clip_skip:1,guidance_rescale:0.5}",
+        "generation.call.clip_skip=2",
+    ]
+    run = compose(["model=shapes", *words, "generation.call.guidance_rescale=null"])
+    assert run.generation.call == {"clip_skip": 2}
+    assert compose(["model=shapes"]).generation.call == {}
+
+
+def test_arguments_of_the_call_reach_it(shapes_plain: Any) -> None:
+    pipeline = shapes_plain.pipeline
+    generation = Generation(prompt="a red circle", steps=2, call={"guidance_rescale": 0.7})
+    assert arguments(pipeline, generation)["guidance_rescale"] == 0.7
+    rescaled = draw(pipeline, generation)[0].tobytes()
+    generator = torch.Generator("cpu").manual_seed(0)
+    call = {"num_inference_steps": 2, "guidance_rescale": 0.7, "generator": generator}
+    assert rescaled == pipeline("a red circle", **call).images[0].tobytes()
+    assert rescaled != draw(pipeline, replace(generation, call={}))[0].tobytes()

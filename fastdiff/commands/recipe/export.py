@@ -119,6 +119,7 @@ def _arguments(generation: Generation) -> list[str]:
         "height": generation.height,
         "width": generation.width,
         "num_images_per_prompt": generation.images_per_prompt,
+        **generation.call,
     }
     wanted = {name: value for name, value in given.items() if value is not None}
     if generation.images_per_prompt == 1:
