@@ -324,13 +324,14 @@ WRONG_VALUES = {
     ("model.generation=3",): (
         "model.generation has keys, not a value",
         "  there are: model.generation.prompt, model.generation.negative_prompt, model.generation.steps, "
-        "model.generation.guidance_scale, model.generation.height, model.generation.width",
+        "model.generation.guidance_scale, model.generation.height, model.generation.width, "
+        "model.generation.call",
     ),
     ("generation=fast",): (
         "generation has keys, not options",
         "  there are: generation.prompt, generation.negative_prompt, generation.steps, "
         "generation.guidance_scale, generation.height, generation.width, generation.images_per_prompt, "
-        "generation.seed",
+        "generation.seed, generation.call",
     ),
     ("generation.steps=(1",): (
         "generation.steps=(1 can't be read: brackets and quotes must be closed, and a text with signs in it quoted",
