@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastdiff.config import fingerprint
 from fastdiff.models.content import weight_bytes
 from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.models.inspection import learn
 from fastdiff.models.reading import pipeline_config
 from fastdiff.models.sources import Model
 
@@ -37,6 +38,7 @@ class Given(Model):
         return f"this {type(self._pipeline).__name__}"
 
     def facts(self) -> ModelFacts:
+        learn(self._pipeline)
         return read_pipeline(self._pipeline)
 
     def identity(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A pipeline class is read (its call's source, by `ast`); a model class is built without weights on the meta device and
 looked at. `python -m fastdiff.models.inspection` writes library.json anew from the installed diffusers; a class that
-isn't in the file is looked at by the same functions once it is loaded.
+isn't in the file is looked at by the same functions once somebody hands over a pipeline of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from fastdiff.models.library import MODEL_CLASSES, PIPELINE_CLASSES, ModelClass, PipelineClass
+from fastdiff.models.rows import without_weights
 
 _NOT_READING = ("check_inputs", "deprecate", "warning", "warn", "info", "debug")
 """Calls that look at an argument without letting it change what is drawn."""
@@ -221,7 +224,11 @@ def _parsed(function: Any) -> ast.AST | None:
     function = inspect.unwrap(function)
     if not inspect.isfunction(function):
         return None
-    return _functions(function.__code__.co_filename).get(function.__code__.co_firstlineno)
+    try:
+        known = _functions(function.__code__.co_filename)
+    except (OSError, SyntaxError):  # typed into a notebook
+        return None
+    return known.get(function.__code__.co_firstlineno)
 
 
 @cache
@@ -344,6 +351,23 @@ def _divides(model: Any, way: str) -> bool:
         node for method in decoding if method for node in _nodes(_parsed(method), ast.Attribute)
     )
     return any(node.attr == f"use_{way}" for node in nodes)
+
+
+def learn(pipeline: Any) -> None:
+    """Look at the classes of a live pipeline that library.json doesn't know: of a later release, or its user's own."""
+    import diffusers
+
+    kind = type(pipeline)
+    if kind.__name__ not in PIPELINE_CLASSES:
+        PIPELINE_CLASSES.learn(kind.__name__, PipelineClass.of(pipeline_facts(kind)))
+    for part in pipeline.components.values():
+        kind = type(part)
+        if isinstance(part, diffusers.ModelMixin) and kind.__name__ not in MODEL_CLASSES:
+            try:
+                copy = without_weights(part)
+            except Exception:  # a constructor of its own: what its class shows has to do
+                copy = None
+            MODEL_CLASSES.learn(kind.__name__, ModelClass.of(model_facts(kind, copy)))
 
 
 def of_library() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the classes of diffusers can do, by name: library.json, which inspection.py writes from the installed release.
 
 Nothing here imports torch, diffusers or transformers: a plan is answered in milliseconds. A class that the file doesn't
-know, of a later release or of a package beside diffusers, is looked at when a pipeline of it is loaded (`learn`).
+know, of a later release or of its user's own, is looked at when somebody hands over a pipeline of it (`inspection.learn`).
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
 
 
-MODEL_CLASSES: Mapping[str, ModelClass] = Table("library", "models", ModelClass.of)
-PIPELINE_CLASSES: Mapping[str, PipelineClass] = Table("library", "pipelines", PipelineClass.of)
+MODEL_CLASSES: Table[ModelClass] = Table("library", "models", ModelClass.of)
+PIPELINE_CLASSES: Table[PipelineClass] = Table("library", "pipelines", PipelineClass.of)
 
 
 def version() -> str:

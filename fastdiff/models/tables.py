@@ -21,6 +21,10 @@ class Table(Mapping[str, Row], Generic[Row]):
     def _rows(self) -> dict[str, Row]:
         return {name: self._row(held) for name, held in read(self._file)[self._name].items()}
 
+    def learn(self, name: str, row: Row) -> None:
+        """A row that the file doesn't have, for as long as this process lives."""
+        self._rows.setdefault(name, row)
+
     def __getitem__(self, name: str) -> Row:
         return self._rows[name]
 

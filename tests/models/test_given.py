@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
+import fastdiff
 from fastdiff.choices.compose import compose
 from fastdiff.models.given import (
     Done,
@@ -20,6 +22,7 @@ from fastdiff.models.given import (
     precision_of,
     read_pipeline,
 )
+from fastdiff.models.library import MODEL_CLASSES, PIPELINE_CLASSES
 from fastdiff.models.reading import read_folder
 from fastdiff.models.sources import SHAPES_DIR
 
@@ -256,3 +259,31 @@ def test_an_adapter_that_isnt_fused_shows(tiny: Any) -> None:
 
     tiny.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
     assert done_to(tiny.unet) == {Done.ADAPTED}
+
+
+def test_classes_that_the_file_does_not_know_are_looked_at(sd_folder: Path) -> None:
+    class OurUNet(UNet2DConditionModel):  # type: ignore[misc]
+        _repeated_blocks = ("OurBlock",)
+
+    class OurPipeline(StableDiffusionPipeline):  # type: ignore[misc]
+        pass
+
+    parts = load(sd_folder).components
+    parts["unet"] = OurUNet.from_config(parts["unet"].config)
+    pipeline = OurPipeline(**parts)
+    facts = given(pipeline).facts()
+    assert facts.denoiser is not None
+    assert facts.denoiser.facts == replace(
+        MODEL_CLASSES["UNet2DConditionModel"],
+        repeated_blocks=("OurBlock",),
+        attention=8,
+    )
+    assert facts.denoiser.fuses_qkv
+    assert PIPELINE_CLASSES["OurPipeline"] == PIPELINE_CLASSES["StableDiffusionPipeline"]
+    assert not any(
+        layer.fused_projections
+        for layer in pipeline.unet.modules()
+        if hasattr(layer, "fused_projections")
+    )
+    with fastdiff.applied(pipeline, device="cpu", qkv="fused") as applied:
+        assert "qkv.fused" in str(applied)
