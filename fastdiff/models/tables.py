@@ -35,6 +35,11 @@ class Table(Mapping[str, Row], Generic[Row]):
         return len(self._rows)
 
 
+def names(name: str) -> tuple[str, ...]:
+    """A list of classes that diffusers.json holds, in its order."""
+    return tuple(read("diffusers")[name])
+
+
 @cache
 def read(file: str) -> dict[str, Any]:
     """The tables of a file by name."""

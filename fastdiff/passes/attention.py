@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fastdiff.errors import MachineProblem, NoEffectError, Problem, RunError
+from fastdiff.models.tables import names
 from fastdiff.passes import base
 from fastdiff.passes.effects import Effect, Observed, Pending
 from fastdiff.passes.wrapping import around_forward
@@ -101,24 +102,17 @@ class MathAttention(Attention):
     def check(self, setting: base.Setting) -> base.Findings:
         part = setting.denoiser
         if part and not (part.facts and part.facts.default_attention):
-            yield Problem(
-                "attention=math",
-                f"{part.class_name} has no exchangeable default attention processors",
-                "attention=sdpa_math",
-            )
+            reason = f"{part.class_name} has no exchangeable default attention processors"
+            yield Problem(self.choice, reason, "attention=sdpa_math")
         elif part and not part.plain_attention:
-            yield Problem(
-                "attention=math",
-                f"{part.class_name} needs attention processors of its own here, which the plain one "
-                "can't replace",
-                "attention=sdpa_math",
-            )
+            reason = f"{part.class_name} needs attention processors of its own here, which the plain one can't replace"
+            yield Problem(self.choice, reason, "attention=sdpa_math")
 
     def apply(self, pipeline: Any, context: base.Context) -> Pending:
         from diffusers.models.attention_processor import AttnProcessor
 
         count = 0
-        for part in context.parts(pipeline, self.components(context.setting)).values():
+        for part in self.parts(pipeline, context).values():
             part.set_attn_processor(AttnProcessor())
             count += sum(type(p) is AttnProcessor for p in part.attn_processors.values())
         return SeenKernels(self.key, processors=count)
@@ -147,13 +141,7 @@ class Sdpa(Attention):
 _NO_KERNEL = re.compile("No available kernel|No viable backend")
 """What SDPA says where none of the allowed kernels takes its inputs."""
 
-_MASKED = (
-    "ChromaTransformer2DModel",
-    "LTXVideoTransformer3DModel",
-    "PixArtTransformer2DModel",
-    "SanaTransformer2DModel",
-    "ZImageTransformer2DModel",
-)
+_MASKED = names("attends_with_a_mask")
 """Denoisers whose attention has a mask in every call."""
 
 
@@ -189,7 +177,7 @@ class SdpaBackend(Attention):
                     "  instead: attention=sdpa, which lets PyTorch choose"
                 ) from error
 
-        for part in context.parts(pipeline, self.components(context.setting)).values():
+        for part in self.parts(pipeline, context).values():
             around_forward(part, only)
         return SeenKernels(self.key, wanted=self.kernel)
 
@@ -220,43 +208,29 @@ class SdpaFlash(SdpaBackend):
 
     def check(self, setting: base.Setting) -> base.Findings:
         if setting.device == "mps":
-            yield MachineProblem(
-                "attention=sdpa_flash",
-                "mps has no kernel but the plain formula; device=mps",
-                "attention=sdpa",
-                _SDPA,
-            )
-        old = setting.device == "cuda" and _FLASH_ON_CUDA.unmet("attention=sdpa_flash", setting)
-        if old:
+            reason = "mps has no kernel but the plain formula; device=mps"
+            yield MachineProblem(self.choice, reason, "attention=sdpa", _SDPA)
+        if setting.device != "cuda":
+            return
+        if old := _FLASH_ON_CUDA.unmet(self.choice, setting):
             yield old
-        elif setting.device == "cuda" and setting.run.choices["precision"] in ("fp32", "tf32"):
-            yield Problem(
-                "attention=sdpa_flash",
-                f"CUDA's flash kernel computes in fp16 or bf16 only; {setting.chosen('precision')}",
-                "precision=bf16, or attention=sdpa_efficient",
-                _SDPA,
+        elif setting.run.choices["precision"] in ("fp32", "tf32"):
+            reason = (
+                f"CUDA's flash kernel computes in fp16 or bf16 only; {setting.chosen('precision')}"
             )
-        if setting.device == "cuda":
-            yield from self._shapes(setting)
+            instead = "precision=bf16, or attention=sdpa_efficient"
+            yield Problem(self.choice, reason, instead, _SDPA)
+        yield from self._shapes(setting)
 
     def _shapes(self, setting: base.Setting) -> Iterator[Problem]:
         """What CUDA's flash kernel doesn't take of a model's attention."""
-        part = setting.denoiser
-        too_long = sorted(dim for dim in part.head_dims if dim > 256) if part else []
-        if part and too_long:
-            yield Problem(
-                "attention=sdpa_flash",
-                f"CUDA's flash kernel takes head dimensions up to 256, and {part.class_name} has {_listed(too_long)}",
-                "attention=sdpa_efficient, or attention=sdpa",
-                _RULES,
-            )
+        part, instead = setting.denoiser, "attention=sdpa_efficient, or attention=sdpa"
+        if part and (long := sorted(dim for dim in part.head_dims if dim > 256)):
+            reason = f"takes head dimensions up to 256, and {part.class_name} has {_listed(long)}"
+            yield Problem(self.choice, f"CUDA's flash kernel {reason}", instead, _RULES)
         if part and part.class_name in _MASKED:
-            yield Problem(
-                "attention=sdpa_flash",
-                f"CUDA's flash kernel takes no mask, and {part.class_name}'s attention has one",
-                "attention=sdpa_efficient, or attention=sdpa",
-                _RULES,
-            )
+            reason = f"takes no mask, and {part.class_name}'s attention has one"
+            yield Problem(self.choice, f"CUDA's flash kernel {reason}", instead, _RULES)
 
 
 @dataclass
@@ -273,13 +247,11 @@ class SdpaEfficient(SdpaBackend):
         multiple, part = 8 if half else 4 if newer else 1, setting.denoiser
         odd = sorted(dim for dim in part.head_dims if dim % multiple) if part else []
         if part and odd:
-            yield Problem(
-                "attention=sdpa_efficient",
+            reason = (
                 f"its kernel takes head dimensions that are multiples of {multiple} in "
-                f"{setting.chosen('precision')}, and {part.class_name} has {_listed(odd)}",
-                "attention=sdpa",
-                _RULES,
+                f"{setting.chosen('precision')}, and {part.class_name} has {_listed(odd)}"
             )
+            yield Problem(self.choice, reason, "attention=sdpa", _RULES)
 
 
 @dataclass
@@ -298,42 +270,28 @@ class SdpaCudnn(SdpaBackend):
 
     def check(self, setting: base.Setting) -> base.Findings:
         if setting.run.choices["precision"] in ("fp32", "tf32"):
-            yield Problem(
-                "attention=sdpa_cudnn",
-                f"cuDNN's kernel computes in fp16 or bf16 only; {setting.chosen('precision')}",
-                "precision=bf16",
-                _SDPA,
-            )
+            reason = f"cuDNN's kernel computes in fp16 or bf16 only; {setting.chosen('precision')}"
+            yield Problem(self.choice, reason, "precision=bf16", _SDPA)
         yield from self._head_dims(setting)
 
     def _head_dims(self, setting: base.Setting) -> base.Findings:
         """cuDNN's rule: multiples of 8 up to 128; up to 256 on Hopper and data-center Blackwell, if it is new enough."""
         part = setting.denoiser
         dims = part.head_dims if part else frozenset()
-        choice, name = "attention=sdpa_cudnn", part.class_name if part else ""
+        choice, name = self.choice, part.class_name if part else ""
         if wrong := sorted(dim for dim in dims if dim > 256 or dim % 8):
-            yield Problem(
-                choice,
-                f"cuDNN's kernel takes head dimensions that are multiples of 8, up to 256, and {name} has {_listed(wrong)}",
-                "attention=sdpa",
-                _RULES,
-            )
+            reason = f"takes head dimensions that are multiples of 8, up to 256, and {name} has {_listed(wrong)}"
+            yield Problem(choice, f"cuDNN's kernel {reason}", "attention=sdpa", _RULES)
             return
         if not (long := sorted(dim for dim in dims if dim > 128)):
             return
         capability = setting.environment.capability or (0, 0)
         if capability == (9, 0) or capability[0] == 10:
-            yield base.Notice(
-                choice,
-                f"{name} has head dimensions of {_listed(long)}, and only cuDNN 9.22 or newer takes more than 128",
-            )
+            text = f"{name} has head dimensions of {_listed(long)}, and only cuDNN 9.22 or newer takes more than 128"
+            yield base.Notice(choice, text)
         else:
-            yield MachineProblem(
-                choice,
-                f"cuDNN's kernel takes head dimensions up to 128 on this GPU, and {name} has {_listed(long)}",
-                "attention=sdpa_flash, or attention=sdpa",
-                _RULES,
-            )
+            reason = f"cuDNN's kernel takes head dimensions up to 128 on this GPU, and {name} has {_listed(long)}"
+            yield MachineProblem(choice, reason, "attention=sdpa_flash, or attention=sdpa", _RULES)
 
 
 @dataclass
@@ -364,15 +322,12 @@ class Xformers(Attention):
     def check(self, setting: base.Setting) -> base.Findings:
         part = setting.denoiser
         if part and not (part.facts and part.facts.attention_processors):
-            yield Problem(
-                "attention=xformers",
-                f"{part.class_name} has no exchangeable attention processors",
-                "attention=sdpa",
-            )
+            reason = f"{part.class_name} has no exchangeable attention processors"
+            yield Problem(self.choice, reason, "attention=sdpa")
 
     def apply(self, pipeline: Any, context: base.Context) -> Pending:
         pipeline.enable_xformers_memory_efficient_attention()
-        parts = context.parts(pipeline, self.components(context.setting)).values()
+        parts = self.parts(pipeline, context).values()
         names = [type(p).__name__ for part in parts for p in part.attn_processors.values()]
         return SeenKernels(self.key, processors=sum("XFormers" in name for name in names))
 

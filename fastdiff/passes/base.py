@@ -273,10 +273,14 @@ class Pass:
     ) -> Effect:
         """Change each of its components, and count afterwards how many `unit`s each has."""
         counts = {}
-        for name, part in context.parts(pipeline, self.components(context.setting)).items():
+        for name, part in self.parts(pipeline, context).items():
             change(part)
             counts[name] = count(part)
         return Effect(self.key, sum(counts.values()), unit, details={"components": counts})
+
+    def parts(self, pipeline: Any, context: Context) -> dict[str, Any]:
+        """The components that it changes, by name, as far as this pipeline has them."""
+        return context.parts(pipeline, self.components(context.setting))
 
     def settles(self, setting: Setting) -> Settling:
         """After how many calls each is like the next: the first alone, unless the pass says otherwise."""
@@ -330,6 +334,28 @@ class Option(Slot):
         """Rules that `requires` and `conflicts` can't say. Reads only."""
         yield from ()
 
+    def wrong(
+        self,
+        key: str,
+        reason: str,
+        instead: str,
+        source: str | None = None,
+        kind: type[Problem] = Problem,
+    ) -> Problem:
+        """The Problem with the value of one of its keys, which is shown as it would be typed."""
+        return kind(f"{self.slot}.{key}={_typed(getattr(self, key))}", reason, instead, source)
+
     def passes(self) -> tuple[Pass, ...]:
         """What carries it out: itself if it is a Pass, nothing otherwise."""
         return (self,) if isinstance(self, Pass) else ()
+
+
+def _typed(value: object) -> str:
+    """A value as it would be typed: `null`, `true`, `[1,2]`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"[{','.join(map(_typed, value))}]" if isinstance(value, list) else str(value)

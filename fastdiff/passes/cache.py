@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastdiff.errors import Problem, listed
 from fastdiff.models.facts import KEEPS_ATTENTION, Component
+from fastdiff.models.tables import names
 from fastdiff.passes import base
 from fastdiff.passes.effects import Effect, Observed, Pending
 from fastdiff.script import Script, ScriptError, call, keywords
@@ -30,37 +31,15 @@ if TYPE_CHECKING:
 _DEEPCACHE = "https://arxiv.org/abs/2312.00858"
 _PYRAMID = "https://huggingface.co/docs/diffusers/optimization/cache"
 _UNET = "UNet2DConditionModel"
-_VISITS_ONCE = (
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "DPMSolverMultistepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "LCMScheduler",
-    "LMSDiscreteScheduler",
-    "UniPCMultistepScheduler",
-)
+_VISITS_ONCE = names("visits_each_timestep_once")
 """Schedulers whose timesteps are all different."""
 
-_ONCE_A_STEP = (
-    "StableDiffusionPipeline",
-    "StableDiffusionXLPipeline",
-    "LatentConsistencyModelPipeline",
-    "FluxPipeline",
-)
+_ONCE_A_STEP = names("calls_its_denoiser_once_a_step")
 """Pipelines that call their denoiser once a step, guidance in the same batch. Where it is called twice, one call would
 be given what the other computed, unless the pipeline tells which step it is in."""
-_TELLING_ONCE = (
-    "CogVideoXPipeline",
-    "Flux2Pipeline",
-    "FluxKontextPipeline",
-    "HunyuanVideoPipeline",
-    "LTXPipeline",
-    "LattePipeline",
-    "MochiPipeline",
-)
+_TELLING_ONCE = names("calls_it_once_and_tells_the_step")
 """Others that do, and have `current_timestep`."""
-_OWN_KEYS_AND_VALUES = ("Flux2KleinKVPipeline",)
+_OWN_KEYS_AND_VALUES = names("keeps_keys_and_values_of_its_own")
 """Pipelines whose attention gives back something of another size in the first step, and keeps it itself."""
 
 
@@ -248,19 +227,14 @@ class DeepCache(Cache):
     def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         if self.interval < 2:
-            yield Problem(
-                f"cache.interval={self.interval}",
-                "every step would compute everything",
-                "cache.interval=2, or cache=none",
-            )
+            instead = "cache.interval=2, or cache=none"
+            yield self.wrong("interval", "every step would compute everything", instead)
         part, blocks = setting.denoiser, self._blocks(setting)
         most = 3 * blocks - 1
         if self.branch < 0 or (blocks and self.branch > most):
-            yield Problem(
-                f"cache.branch={self.branch}",
-                f"this UNet has the branches 0 to {most}" if blocks else "branches begin at 0",
-                f"cache.branch={min(max(self.branch, 0), most) if blocks else 0}",
-            )
+            has = f"this UNet has the branches 0 to {most}" if blocks else "branches begin at 0"
+            nearest = min(max(self.branch, 0), most) if blocks else 0
+            yield self.wrong("branch", has, f"cache.branch={nearest}")
         if part and "mid_block_type" in part.config and part.config["mid_block_type"] is None:
             yield Problem(
                 "cache=deepcache",
@@ -382,32 +356,21 @@ class PyramidAttention(Cache):
         for name in ranges:
             value = getattr(self, name)
             if value is not None and value < 2:
-                yield Problem(
-                    f"cache.{name}={value}",
-                    "every step would compute it",
-                    f"cache.{name}=2, or null to say so",
-                )
+                instead = f"cache.{name}=2, or null to say so"
+                yield self.wrong(name, "every step would compute it", instead)
         spatial, cross = (getattr(self, name) for name in ranges)
         part = setting.denoiser
         crosses = part is None or KEEPS_ATTENTION.get(part.class_name, True)
         if spatial is None and (cross is None or not crosses):
-            only = (
-                ""
-                if cross is None
-                else f"; {part.class_name if part else ''} has no cross-attention"
+            lacks = (
+                f"; {part.class_name} has no cross-attention" if cross is not None and part else ""
             )
-            yield Problem(
-                "cache.spatial_attention_block_skip_range=null",
-                f"nothing would be skipped{only}",
-                "cache.spatial_attention_block_skip_range=2, or cache=none",
-            )
+            instead = f"cache.{ranges[0]}=2, or cache=none"
+            yield self.wrong(ranges[0], f"nothing would be skipped{lacks}", instead)
         between = self.timestep_skip_range
         if len(between) != 2 or not between[0] < between[1]:
-            yield Problem(
-                f"cache.timestep_skip_range=[{','.join(map(str, between))}]",
-                "is not two noise levels, the lower one first",
-                "cache.timestep_skip_range=[100,800]",
-            )
+            why = "is not two noise levels, the lower one first"
+            yield self.wrong("timestep_skip_range", why, "cache.timestep_skip_range=[100,800]")
 
     def apply(self, pipeline: Any, context: base.Context) -> Pending:
         from diffusers import PyramidAttentionBroadcastConfig
@@ -415,7 +378,7 @@ class PyramidAttention(Cache):
         from diffusers.models.attention import AttentionModuleMixin
         from diffusers.models.attention_processor import Attention, MochiAttention
 
-        (denoiser,) = context.parts(pipeline, self.components(context.setting)).values()
+        (denoiser,) = self.parts(pipeline, context).values()
         kinds = (Attention, AttentionModuleMixin, MochiAttention)
         attentions = [module for module in denoiser.modules() if isinstance(module, kinds)]
 
@@ -427,23 +390,27 @@ class PyramidAttention(Cache):
         steps = Steps(pipeline, begins=forget)
         skipped = SkippedCalls(self.key, "attention calls skipped", steps)
         skipped.watch(attentions)
-        low, high = self.timestep_skip_range
-        apply_pyramid_attention_broadcast(
-            denoiser,
-            PyramidAttentionBroadcastConfig(
-                spatial_attention_block_skip_range=self.spatial_attention_block_skip_range,
-                cross_attention_block_skip_range=self.cross_attention_block_skip_range,
-                spatial_attention_timestep_skip_range=(low, high),
-                cross_attention_timestep_skip_range=(low, high),
-                current_timestep_callback=lambda: steps.timestep,
-            ),
+        given: dict[str, Any] = self._given()
+        now = PyramidAttentionBroadcastConfig(
+            **given, current_timestep_callback=lambda: steps.timestep
         )
+        apply_pyramid_attention_broadcast(denoiser, now)
         for module in attentions:
             registry = HookRegistry.check_if_exists_or_initialize(module)
             if hook := registry.get_hook("pyramid_attention_broadcast"):
                 hook.state = _StateOfBranch(steps)
         steps.follow(denoiser)
         return skipped
+
+    def _given(self) -> dict[str, object]:
+        """What diffusers' own configuration takes, beside what tells it the step."""
+        between = tuple(self.timestep_skip_range)
+        return {
+            "spatial_attention_block_skip_range": self.spatial_attention_block_skip_range,
+            "cross_attention_block_skip_range": self.cross_attention_block_skip_range,
+            "spatial_attention_timestep_skip_range": between,
+            "cross_attention_timestep_skip_range": between,
+        }
 
     def _lost_in(self, pipeline: str, denoiser: Component) -> str | None:
         if denoiser.class_name == _UNET:
@@ -462,19 +429,12 @@ class PyramidAttention(Cache):
                 "cache=none",
             )
         (denoiser,) = script.called(self.key, self.components(setting))
-        low_high = tuple(self.timestep_skip_range)
-        given = {
-            "spatial_attention_block_skip_range": self.spatial_attention_block_skip_range,
-            "cross_attention_block_skip_range": self.cross_attention_block_skip_range,
-            "spatial_attention_timestep_skip_range": low_high,
-            "cross_attention_timestep_skip_range": low_high,
-        }
         now, lines = "pipe.current_timestep", []
         if setting.denoiser and setting.denoiser.class_name == _UNET:  # its pipelines don't tell it
             now = "timesteps[-1]"
             remember = "lambda unet, inputs: timesteps.append(inputs[1])"
             lines = ["timesteps = []", f"{denoiser}.register_forward_pre_hook({remember})"]
-        chosen = {key: value for key, value in given.items() if value is not None}
+        chosen = {key: value for key, value in self._given().items() if value is not None}
         told = [*keywords(chosen), f"current_timestep_callback=lambda: {now}"]
         script.use("diffusers", "PyramidAttentionBroadcastConfig")
         script.use("diffusers.hooks", "apply_pyramid_attention_broadcast")

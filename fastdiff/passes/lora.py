@@ -268,7 +268,7 @@ class Adapter(base.Option, base.Pass):
         if not math.isfinite(self.scale) or self.scale == 0:
             nothing = self.scale == 0
             reason = "the adapter would do nothing" if nothing else "is not a finite number"
-            yield Problem(f"lora.scale={self.scale:g}", reason, "lora.scale=1.0, or lora=none")
+            yield self.wrong("scale", reason, "lora.scale=1.0, or lora=none")
         if self.path:
             yield from self._check_file(Path(os.path.expanduser(self.path)), setting)
 
@@ -276,20 +276,14 @@ class Adapter(base.Option, base.Pass):
         """Whatever the headers tell: of the adapter's file, and of the model's where they are at hand."""
         choice = f"lora.path={file}" if self.path else setting.chosen("lora")
         if file.suffix != ".safetensors":
-            yield Problem(
-                choice,
-                "is no .safetensors file, and other formats can run code when they are opened",
-                "the same adapter as lora.path=FILE.safetensors",
-            )
+            reason = "is no .safetensors file, and other formats can run code when they are opened"
+            yield Problem(choice, reason, "the same adapter as lora.path=FILE.safetensors")
             return
         if not file.is_file():
             there = file.parent.glob("*.safetensors") if file.parent.is_dir() else ()
             near = nearest(file.name, sorted(other.name for other in there))
-            yield Problem(
-                choice,
-                "there is no such file",
-                f"lora.path={file.parent / near}" if near else "lora.path=FILE.safetensors",
-            )
+            instead = f"lora.path={file.parent / near if near else 'FILE.safetensors'}"
+            yield Problem(choice, "there is no such file", instead)
             return
         try:
             shapes = read_shapes(file)
@@ -315,9 +309,8 @@ class Adapter(base.Option, base.Pass):
             model = _model_shapes(setting.run, setting)
             misfit = model and _misfit(layers, model)
             if misfit:
-                yield Problem(
-                    choice, misfit, "an adapter that was made for this model, or lora=none"
-                )
+                instead = "an adapter that was made for this model, or lora=none"
+                yield Problem(choice, misfit, instead)
             elif model and (left := left_out(shapes, model)):
                 yield base.Notice(choice, _told_left_out(left, len(shapes)))
 
@@ -342,37 +335,32 @@ class Adapter(base.Option, base.Pass):
                 f"{kind} takes no adapters: diffusers has no load_lora_weights() for it\n"
                 "  instead: lora=none, or a model whose pipeline has it (SDXL, SD 1.5, Flux)"
             )
-        names = [
-            n for n in pipeline._lora_loadable_modules if getattr(pipeline, n, None) is not None
-        ]
+        names = list(context.parts(pipeline, tuple(pipeline._lora_loadable_modules)))
         paths = {
             name: {_flat(path) for path, _ in getattr(pipeline, name).named_modules()}
             for name in names
         }
         left = left_out(shapes, paths)
+
+        def tuned() -> dict[str, list[Any]]:
+            """Layers of peft, by component."""
+            parts = {name: getattr(pipeline, name).modules() for name in names}
+            return {n: [m for m in p if isinstance(m, BaseTunerLayer)] for n, p in parts.items()}
+
         try:
             pipeline.load_lora_weights(str(file), use_safetensors=True)
         except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
             raise _refused(file, kind, names, layers, first_line(error)) from error
-        adapted = {
-            name: [m for m in getattr(pipeline, name).modules() if isinstance(m, BaseTunerLayer)]
-            for name in names
-        }
+        adapted = tuned()
         if not any(adapted.values()):
             raise _refused(file, kind, names, layers, "no layer took any of it")
         fused = {name: Fused().watch(found) for name, found in adapted.items() if found}
         # All of them by name: left to itself, Flux' pipeline would leave its text encoder's adapter out.
         pipeline.fuse_lora(components=names, lora_scale=self.scale)
         pipeline.unload_lora_weights()
-        still = [
-            m
-            for n in names
-            for m in getattr(pipeline, n).modules()
-            if isinstance(m, BaseTunerLayer)
-        ]
-        if still:
+        if still := sum(map(len, tuned().values())):
             raise RunError(
-                f"{self.key}: {len(still)} layers of peft are still there after unloading\n"
+                f"{self.key}: {still} layers of peft are still there after unloading\n"
                 "  instead: lora=none, and a report of this model"
             )
         counts = {name: sum(part.moved) for name, part in fused.items()}
@@ -523,40 +511,15 @@ class Lcm(Adapter):
         yield from super().check(setting)
         run = setting.run
         if self.path and self.id:
-            yield Problem(
-                f"lora.path={self.path}", f"and lora.id={self.id} name two", "one of them"
-            )
-        wanted, at_hand = self._wanted(run), self._at_hand(run)
-        if not (self.path or wanted):
-            yield Problem(
-                "lora=lcm",
-                f"no LCM adapter of {model_of(run).title} is known",
-                "lora.id=org/name or lora.path=FILE.safetensors, or a model whose YAML names one",
-            )
-        elif not self.path and at_hand is not None:
-            yield from self._check_file(at_hand, setting)
-        elif not self.path and not is_repository(wanted or ""):
-            yield Problem(
-                f"lora.id={wanted}",
-                "is no repository on the hub: its name has the form org/name",
-                "lora.id=org/name, or lora.path=FILE.safetensors",
-            )
-        elif not self.path and downloads_are_forbidden():
-            yield Problem(
-                "lora=lcm",
-                f"{wanted} is not on this machine, and HF_HUB_OFFLINE forbids to download it",
-                "unset HF_HUB_OFFLINE, or lora.path=FILE.safetensors",
-            )
-        elif not self.path:
-            yield base.Notice(
-                "lora=lcm", f"{wanted} is not on this machine yet; the run will download it"
-            )
+            yield self.wrong("path", f"and lora.id={self.id} name two", "one of them")
+        if not self.path:
+            yield from self._check_repository(setting)
         if run.choices["scheduler"] != "lcm":
-            yield base.Notice(
-                "lora=lcm",
-                f"is made for LCM's own solver; {setting.chosen('scheduler')} draws poorly in few steps: "
-                "scheduler=lcm",
+            chosen = setting.chosen("scheduler")
+            text = (
+                f"is made for LCM's own solver; {chosen} draws poorly in few steps: scheduler=lcm"
             )
+            yield base.Notice(self.choice, text)
         steps = run.generation.steps
         if steps is None or steps > 8:
             yield base.Notice(
@@ -564,6 +527,29 @@ class Lcm(Adapter):
                 "is made for 4 to 8 steps without much guidance: generation.steps=4 "
                 "generation.guidance_scale=1.0",
             )
+
+    def _check_repository(self, setting: base.Setting) -> base.Findings:
+        """Whether the adapter that the run or its model names can be had."""
+        wanted, at_hand = self._wanted(setting.run), self._at_hand(setting.run)
+        if not wanted:
+            reason = f"no LCM adapter of {model_of(setting.run).title} is known"
+            instead = (
+                "lora.id=org/name or lora.path=FILE.safetensors, or a model whose YAML names one"
+            )
+            yield Problem(self.choice, reason, instead)
+        elif at_hand is not None:
+            yield from self._check_file(at_hand, setting)
+        elif not is_repository(wanted):
+            reason = "is no repository on the hub: its name has the form org/name"
+            instead = "lora.id=org/name, or lora.path=FILE.safetensors"
+            yield Problem(f"lora.id={wanted}", reason, instead)
+        elif downloads_are_forbidden():
+            reason = f"{wanted} is not on this machine, and HF_HUB_OFFLINE forbids to download it"
+            instead = "unset HF_HUB_OFFLINE, or lora.path=FILE.safetensors"
+            yield Problem(self.choice, reason, instead)
+        else:
+            text = f"{wanted} is not on this machine yet; the run will download it"
+            yield base.Notice(self.choice, text)
 
     def file(self, run: RunConfig) -> Path:
         wanted = self._wanted(run)

@@ -51,15 +51,17 @@ class VaeSplitting(base.Pass):
         words = ["picture by picture"] * self.slicing + ["in overlapping tiles"] * self.tiling
         return f"decode {' and '.join(words)}"
 
+    @property
+    def _asked(self) -> list[str]:
+        return ["slicing"] * self.slicing + ["tiling"] * self.tiling
+
     def components(self, setting: base.Setting) -> tuple[str, ...]:
         return (setting.vae_name,)
 
     def apply(self, pipeline: Any, context: base.Context) -> Effect:
         """Raises RunError if this VAE can't."""
-        found = context.parts(pipeline, self.components(context.setting))
-        asked = {"slicing": self.slicing, "tiling": self.tiling}
-        held = []
-        for name in (name for name, wanted in asked.items() if wanted):
+        found, held = self.parts(pipeline, context), []
+        for name in self._asked:
             try:
                 (vae,) = found.values()
                 getattr(vae, f"enable_{name}")()
@@ -69,13 +71,11 @@ class VaeSplitting(base.Pass):
                     f"  instead: memory.vae_{name}=false"
                 ) from error
             held.append(bool(getattr(vae, f"use_{name}", False)))
-        names = " and ".join(name for name, wanted in asked.items() if wanted)
-        return Effect(self.key, sum(held), f"{names} on", flag=all(held))
+        return Effect(self.key, sum(held), f"{' and '.join(self._asked)} on", flag=all(held))
 
     def script(self, script: Script, setting: base.Setting) -> None:
         (vae,) = script.called(self.key, self.components(setting))
-        asked = {"slicing": self.slicing, "tiling": self.tiling}
-        script.then(*(f"{vae}.enable_{name}()" for name, wanted in asked.items() if wanted))
+        script.then(*(f"{vae}.enable_{name}()" for name in self._asked))
 
 
 @dataclass
@@ -213,7 +213,7 @@ class Layerwise(Memory, base.Pass):
         precision = context.setting.run.precision
         assert isinstance(precision, Precision)
         before = after = cast = count = 0
-        for part in context.parts(pipeline, self.components(context.setting)).values():
+        for part in self.parts(pipeline, context).values():
             before += _bytes(part)
             part.enable_layerwise_casting(
                 storage_dtype=torch.float8_e4m3fn,
@@ -313,8 +313,9 @@ class ModelOffload(Offload):
             )
         pipeline.enable_model_cpu_offload(device=context.device)
         _keep_hooks(pipeline)
-        moved = [name for name, part in _modules(pipeline) if hasattr(part, "_hf_hook")]
-        rest = [name for name, part in _modules(pipeline) if not hasattr(part, "_hf_hook")]
+        hooked = {name: hasattr(part, "_hf_hook") for name, part in _modules(pipeline)}
+        moved = [name for name in hooked if hooked[name]]
+        rest = [name for name in hooked if not hooked[name]]
         details = {"components": moved, "always_on_device": rest}
         return Effect(self.key, len(moved), "components on the device in turn", details=details)
 
@@ -376,27 +377,19 @@ class GroupOffload(Offload):
 
     def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
-        part, blocks = setting.denoiser, self.num_blocks_per_group
+        part, blocks, one = (
+            setting.denoiser,
+            self.num_blocks_per_group,
+            "memory.num_blocks_per_group=1",
+        )
         if part and part.facts and not part.facts.group_offload:
-            yield Problem(
-                "memory=group_offload",
-                f"diffusers doesn't offload {part.class_name} in groups",
-                "memory=model_offload",
-                self.source,
-            )
+            yield Problem(self.choice, _ungrouped(part), "memory=model_offload", self.source)
         if blocks < 1:
-            yield Problem(
-                f"memory.num_blocks_per_group={blocks}",
-                "must be at least 1",
-                "memory.num_blocks_per_group=1",
-            )
+            yield self.wrong("num_blocks_per_group", "must be at least 1", one)
         elif blocks > 1 and self.use_stream and self.offload_type is OffloadType.block_level:
-            yield Problem(
-                f"memory.num_blocks_per_group={blocks}",
-                "a stream brings one block at a time; memory.use_stream=true",
-                "memory.num_blocks_per_group=1, or memory.use_stream=false",
-                self.source,
-            )
+            reason = "a stream brings one block at a time; memory.use_stream=true"
+            instead = f"{one}, or memory.use_stream=false"
+            yield self.wrong("num_blocks_per_group", reason, instead, self.source)
 
     def _with_compile(self, setting: base.Setting) -> Iterator[Problem]:
         part, by_block = setting.denoiser, self.offload_type is OffloadType.block_level
@@ -445,8 +438,7 @@ class GroupOffload(Offload):
     def script(self, script: Script, setting: base.Setting) -> None:
         vae = setting.vae
         if vae and vae.facts and not vae.facts.group_offload:
-            why = f"diffusers doesn't offload {vae.class_name} in groups"
-            raise ScriptError("memory=group_offload", why, "memory=model_offload")
+            raise ScriptError(self.choice, _ungrouped(vae), "memory=model_offload")
         script.use("torch")
         script.use("diffusers.hooks", "apply_group_offloading")
         name = literal(vae.name if vae else "vae")
@@ -468,12 +460,14 @@ class GroupOffload(Offload):
         script.then(loop, whether, indent(offload, " " * 8))
 
 
+def _ungrouped(part: Component) -> str:
+    return f"diffusers doesn't offload {part.class_name} in groups"
+
+
 def _groups(part: nn.Module) -> int:
     """Groups of layers that move together, counted by their hooks."""
-    registries: list[Any] = [
-        m._diffusers_hook for m in part.modules() if hasattr(m, "_diffusers_hook")
-    ]
-    hooks = [registry.get_hook("group_offloading") for registry in registries]
+    registries: Any = (getattr(module, "_diffusers_hook", None) for module in part.modules())
+    hooks = [found.get_hook("group_offloading") for found in registries if found is not None]
     return len({id(hook.group) for hook in hooks if hook is not None})
 
 

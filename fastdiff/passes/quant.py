@@ -70,6 +70,8 @@ class Quant(base.Option, base.Pass):
     source = _TUTORIAL
     on_cuda: ClassVar[CudaProducts | None] = None
     """What layers must be like there; None asks nothing."""
+    torchao_class: ClassVar[str | None] = None
+    """Name of torchao's configuration; None where `torchao_config` and `written_config` say it themselves."""
 
     min_in_features: int = 17
     skip_shapes: list[list[int]] = field(default_factory=list)
@@ -81,19 +83,13 @@ class Quant(base.Option, base.Pass):
 
     def check(self, setting: base.Setting) -> base.Findings:
         if self.min_in_features < 1:
-            yield Problem(
-                f"quant.min_in_features={self.min_in_features}",
-                "must be at least 1",
-                "quant.min_in_features=1",
-            )
+            yield self.wrong("min_in_features", "must be at least 1", "quant.min_in_features=1")
         for shape in self.skip_shapes:
             if len(shape) != 2:
                 shown = f"[{','.join(map(str, shape))}]"
-                yield Problem(
-                    f"quant.skip_shapes=[{shown}]",
-                    "is not a pair of a layer's inputs and outputs",
-                    "quant.skip_shapes=[[640,320]], or []",
-                )
+                reason = "is not a pair of a layer's inputs and outputs"
+                instead = "quant.skip_shapes=[[640,320]], or []"
+                yield Problem(f"quant.skip_shapes=[{shown}]", reason, instead)
         if upcasts_vae(setting):
             yield base.Notice(
                 setting.chosen("quant"),
@@ -103,15 +99,26 @@ class Quant(base.Option, base.Pass):
 
     def torchao_config(self) -> Any:
         """What torchao's `quantize_` is told. `set_inductor_config=False`: it would change global flags."""
-        raise TypeError(f"{type(self).__name__} has no torchao_config()")
+        from torchao import quantization
+
+        if self.torchao_class is None:
+            raise TypeError(f"{type(self).__name__} has no torchao_config()")
+        given = {key: getattr(quantization, kind)() for key, kind in self.kinds.items()}
+        return getattr(quantization, self.torchao_class)(**given, set_inductor_config=False)
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """What else the configuration is given, by its argument: names of torchao's classes."""
+        return {}
 
     def written_config(self, script: Script) -> str:
         """The line of a plain script that calls the same `config`. Raises ScriptError."""
-        raise ScriptError(
-            self.key,
-            f"{type(self).__name__} has no written_config(), which would say how",
-            "quant=none, or another option of quant",
-        )
+        if self.torchao_class is None:
+            why = f"{type(self).__name__} has no written_config(), which would say how"
+            raise ScriptError(self.key, why, "quant=none, or another option of quant")
+        script.use("torchao.quantization", self.torchao_class, *self.kinds.values())
+        given = (f"{key}={kind}()" for key, kind in self.kinds.items())
+        return call(f"config = {self.torchao_class}", *given, "set_inductor_config=False")
 
     def chooses(self, module: nn.Module) -> bool:
         """Whether a module is a linear layer that this option quantizes."""
@@ -130,7 +137,7 @@ class Quant(base.Option, base.Pass):
         """Raises RunError if rows have to be counted and can't be."""
         counts: dict[str, int] = {}
         left_out = swapped = unfit = 0
-        parts = context.parts(pipeline, self.components(context.setting))
+        parts = self.parts(pipeline, context)
         rows = self._fewest_rows(pipeline, tuple(parts), context)
         for name, part in parts.items():
             swapped += self.prepare_component(part)
@@ -299,6 +306,7 @@ class Int8(Quant):
     key = "quant.int8"
     does = "dynamic int8 weights and activations in chosen linear layers"
 
+    torchao_class: ClassVar[str | None] = "Int8DynamicActivationInt8WeightConfig"
     on_cuda: ClassVar[CudaProducts | None] = CudaProducts(rows=17, multiple=8)  # aten::_int_mm
 
     swap_conv: bool = True
@@ -318,11 +326,6 @@ class Int8(Quant):
                 "without compile int8 is usually slower than no quantization, on a GPU by far; "
                 "compile=regional is the cheapest",
             )
-
-    def torchao_config(self) -> Any:
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-
-        return Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
 
     def swaps(self, module: nn.Module) -> bool:
         """Whether a module is a convolution that is a linear layer in all but name."""
@@ -347,9 +350,6 @@ class Int8(Quant):
             swap_conv2d_1x1_to_linear(part, lambda module, path: self.swaps(module))
         return count
 
-    def written_config(self, script: Script) -> str:
-        return _written(script, "Int8DynamicActivationInt8WeightConfig")
-
     def written_preparation(self, script: Script, part: str) -> list[str]:
         if not (self.swap_conv and self.swap_channels):
             return []
@@ -372,14 +372,7 @@ class Int8WeightOnly(Quant):
 
     key = "quant.int8_weight_only"
     does = "int8 weights in chosen linear layers"
-
-    def torchao_config(self) -> Any:
-        from torchao.quantization import Int8WeightOnlyConfig
-
-        return Int8WeightOnlyConfig(set_inductor_config=False)
-
-    def written_config(self, script: Script) -> str:
-        return _written(script, "Int8WeightOnlyConfig")
+    torchao_class: ClassVar[str | None] = "Int8WeightOnlyConfig"
 
 
 @dataclass
@@ -398,39 +391,25 @@ class Fp8(Quant):
         _TORCHAO,
     )
 
+    torchao_class: ClassVar[str | None] = "Float8DynamicActivationFloat8WeightConfig"
+
     granularity: Granularity = Granularity.per_row
 
     def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
         per_row = self.granularity is Granularity.per_row
         if per_row and setting.run.choices["precision"] != "bf16":
-            yield Problem(
-                "quant=fp8",
-                f"one scale a row works in bf16 only; {setting.chosen('precision')}",
-                "precision=bf16, or quant.granularity=per_tensor",
-            )
+            reason = f"one scale a row works in bf16 only; {setting.chosen('precision')}"
+            instead = "precision=bf16, or quant.granularity=per_tensor"
+            yield Problem(self.choice, reason, instead)
         if setting.run.choices["compile"] == "none":
-            yield base.Notice(
-                "quant=fp8", "without compile fp8 is usually slower than no quantization"
-            )
+            text = "without compile fp8 is usually slower than no quantization"
+            yield base.Notice(self.choice, text)
 
-    def torchao_config(self) -> Any:
-        from torchao.quantization import (
-            Float8DynamicActivationFloat8WeightConfig,
-            PerRow,
-            PerTensor,
-        )
-
+    @property
+    def kinds(self) -> Mapping[str, str]:
         per_row = self.granularity is Granularity.per_row
-        return Float8DynamicActivationFloat8WeightConfig(
-            granularity=PerRow() if per_row else PerTensor(), set_inductor_config=False
-        )
-
-    def written_config(self, script: Script) -> str:
-        kind = "PerRow" if self.granularity is Granularity.per_row else "PerTensor"
-        script.use("torchao.quantization", kind)
-        name = "Float8DynamicActivationFloat8WeightConfig"
-        return _written(script, name, f"granularity={kind}()")
+        return {"granularity": "PerRow" if per_row else "PerTensor"}
 
 
 @dataclass
@@ -439,6 +418,7 @@ class Fp8WeightOnly(Quant):
 
     key = "quant.fp8_weight_only"
     does = "fp8 weights in chosen linear layers"
+    torchao_class: ClassVar[str | None] = "Float8WeightOnlyConfig"
 
     def check(self, setting: base.Setting) -> base.Findings:
         yield from super().check(setting)
@@ -457,14 +437,6 @@ class Fp8WeightOnly(Quant):
                 "https://github.com/pytorch/pytorch/issues/167082",
             )
 
-    def torchao_config(self) -> Any:
-        from torchao.quantization import Float8WeightOnlyConfig
-
-        return Float8WeightOnlyConfig(set_inductor_config=False)
-
-    def written_config(self, script: Script) -> str:
-        return _written(script, "Float8WeightOnlyConfig")
-
 
 def _older(version: str | None, than: tuple[int, int]) -> bool:
     """Whether a version is known and comes before another."""
@@ -480,12 +452,6 @@ def _any_of(wanted: Iterable[int], sides: str) -> str:
         if rest
         else f"{first} in {sides}"
     )
-
-
-def _written(script: Script, name: str, *arguments: str) -> str:
-    """The line that makes torchao's configuration of this name."""
-    script.use("torchao.quantization", name)
-    return call(f"config = {name}", *arguments, "set_inductor_config=False")
 
 
 OPTIONS: dict[str, type[base.Option]] = {

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from fastdiff.config import RunConfig
 from fastdiff.errors import Problem, RunError
 from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.models.tables import names
 from fastdiff.models.timesteps import HANDED, Handed
 from fastdiff.passes import base
 from fastdiff.passes.effects import Effect
@@ -21,31 +22,10 @@ from fastdiff.script import Script, ScriptError, call, keywords
 
 _GUIDE = "https://huggingface.co/docs/diffusers/using-diffusers/schedulers"
 
-FAMILY = (
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "PNDMScheduler",
-    "LMSDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "DEISMultistepScheduler",
-    "UniPCMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "EDMEulerScheduler",
-    "LCMScheduler",
-)
+FAMILY = names("schedulers_of_diffusion")
 """Classes that can take each other's configuration: diffusers' KarrasDiffusionSchedulers, and LCM's."""
 
-FLOW_FAMILY = (
-    "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-    "FlowMatchLCMScheduler",
-)
+FLOW_FAMILY = names("schedulers_of_flow_matching")
 """Classes of flow matching; some of FAMILY can be set to it too."""
 
 
@@ -108,7 +88,7 @@ class Scheduler(base.Option, base.Pass):
         part = _scheduler(setting)
         if part is None or setting.facts is None:
             return
-        own = str(part.config.get("_class_name", part.class_name))
+        own = _own_class(part)
         if self.already(own, part.config):
             return
         if reason := self.why_not(setting.facts.pipeline, own, part.config):
@@ -146,7 +126,7 @@ class Scheduler(base.Option, base.Pass):
         part = _scheduler(setting)
         if part is None:
             raise ScriptError(self.choice, "this model has no scheduler", "scheduler=default")
-        if self.already(str(part.config.get("_class_name", part.class_name)), part.config):
+        if self.already(_own_class(part), part.config):
             return  # the model's own is one
         added = self.added(part.config, setting.vae is not None)
         how = f"pipe.scheduler = {self.class_name}.from_config"
@@ -156,6 +136,11 @@ class Scheduler(base.Option, base.Pass):
 
 def _scheduler(setting: base.Setting) -> Component | None:
     return setting.facts.components.get("scheduler") if setting.facts else None
+
+
+def _own_class(part: Component) -> str:
+    """The class that the model's own scheduler has, whatever this run makes of it."""
+    return str(part.config.get("_class_name", part.class_name))
 
 
 def is_flow(class_name: str, config: Mapping[str, Any]) -> bool:
@@ -244,8 +229,8 @@ class Lcm(Scheduler):
                 "generation.steps=4",
             )
         pipeline = setting.facts.pipeline if setting.facts else ""
-        own = config.get("_class_name", part.class_name if part else None)
-        distilled = own == self.class_name or pipeline.startswith("LatentConsistencyModel")
+        own = part is not None and _own_class(part) == self.class_name
+        distilled = own or pipeline.startswith("LatentConsistencyModel")
         if setting.run.choices["lora"] == "none" and not distilled:
             yield base.Notice(
                 self.choice,
@@ -330,11 +315,8 @@ class FlowScheduler(Scheduler):
 
     def check(self, setting: base.Setting) -> base.Findings:
         if self.shift is not None and not 0 < self.shift < math.inf:
-            yield Problem(
-                f"scheduler.shift={self.shift:g}",
-                "must be a finite number above 0",
-                "scheduler.shift=3, or null for the model's own",
-            )
+            instead = "scheduler.shift=3, or null for the model's own"
+            yield self.wrong("shift", "must be a finite number above 0", instead)
             return
         yield from super().check(setting)
         yield from self._equal_timesteps(setting)
@@ -358,16 +340,7 @@ class FlowScheduler(Scheduler):
             )
 
 
-_OF_FLOW = (
-    "shift_terminal",
-    "invert_sigmas",
-    "stochastic_sampling",
-    "scale_factors",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "use_lu_lambdas",
-)
+_OF_FLOW = names("settings_of_flow_matching")
 """Settings that change a schedule of flow matching, and that not every class knows, or reads alike."""
 
 

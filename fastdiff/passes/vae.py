@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 _TAESD = "https://github.com/madebyollin/taesd"
+_FITTING = "a VAE made for this model's latents, or vae=default"
 _FP16_FIX = "https://huggingface.co/madebyollin/sdxl-vae-fp16-fix"
 
 
@@ -70,6 +71,10 @@ class Replacement(base.Option, base.Pass):
             return Path(os.path.expanduser(self.path)).absolute()
         return self.id if self.id is not None else self.named_by(model)
 
+    def _filled(self, model: Model) -> bool:
+        """Whether it gets random weights, as the model does."""
+        return isinstance(self.origin(model), str) and model.random_seed is not None
+
     def known(self, origin: str, model: Model, own: Component) -> Component | None:
         """The VAE of this name on the hub, if its architecture is known without its files."""
         raise TypeError(f"{type(self).__name__} has no known()")
@@ -79,10 +84,8 @@ class Replacement(base.Option, base.Pass):
 
     def explain(self, setting: base.Setting) -> str:
         model = model_of(setting.run)
-        origin = self.origin(model)
-        name = origin.name if isinstance(origin, Path) else origin
-        filled = isinstance(origin, str) and model.random_seed is not None
-        return f"{self.does}: {name}{' with random weights' if filled else ''}"
+        weights = " with random weights" if self._filled(model) else ""
+        return f"{self.does}: {self._source_name(model)}{weights}"
 
     # What planning knows -----------------------------------------------------------------------------
 
@@ -97,66 +100,45 @@ class Replacement(base.Option, base.Pass):
         model = model_of(setting.run)
         problems = list(self._problems(model, setting.facts))
         yield from problems
-        origin = self.origin(model)
-        if problems or model.random_seed is not None:
-            return
-        if isinstance(origin, str) and not _held(origin):
-            text = f"{origin} is not on this machine yet; the run will download it"
+        if not problems and self._missing(model):
+            text = f"{self.origin(model)} is not on this machine yet; the run will download it"
             yield base.Notice(self.choice, text)
+
+    def _missing(self, model: Model) -> bool:
+        """Whether it has to be downloaded."""
+        origin = self.origin(model)
+        return isinstance(origin, str) and not self._filled(model) and not _held(origin)
 
     def _problems(self, model: Model, facts: ModelFacts | None) -> Iterator[Problem]:
         """Why it can't stand in for this model's VAE. Raises ModelError if its folder holds no such VAE."""
         own, origin = facts.vae if facts else None, self.origin(model)
-        filled = isinstance(origin, str) and model.random_seed is not None
         if self.path is not None and self.id is not None:
-            yield Problem(f"vae.path={self.path}", f"and vae.id={self.id} name two", "one of them")
+            yield self.wrong("path", f"and vae.id={self.id} name two", "one of them")
         elif origin is None:
-            yield Problem(
-                self.choice,
-                f"no {self.title} of {model.title} is known",
-                "vae.id=org/name or vae.path=DIR, or vae=default",
-            )
+            instead = "vae.id=org/name or vae.path=DIR, or vae=default"
+            yield Problem(self.choice, f"no {self.title} of {model.title} is known", instead)
         elif isinstance(origin, str) and not is_repository(origin):
             key = self.choice if self.id is None else f"vae.id={origin or '(empty)'}"
             what = "is" if self.id is not None else f"the model names {origin}, which is"
-            yield Problem(
-                key,
-                f"{what} no repository on the hub: its name has the form org/name",
-                "vae.id=org/name, or vae.path=DIR for a folder",
-            )
+            reason = f"{what} no repository on the hub: its name has the form org/name"
+            yield Problem(key, reason, "vae.id=org/name, or vae.path=DIR for a folder")
         elif facts and own is None:
             yield Problem(self.choice, f"{facts.pipeline} has no VAE", "vae=default")
         elif own and own.class_name not in self.replaces:
-            yield Problem(
-                self.choice,
-                f"{model.title} has an {own.class_name}, which no {self.class_name} can stand in for",
-                "vae=default",
-            )
-        elif filled and own and not self.known(str(origin), model, own):
-            yield Problem(
-                self.choice,
-                f"the architecture of {origin} is not in fastdiff's table, so it can't get random weights",
-                "vae.path=DIR, or model.weights=hub, or vae=default",
-            )
-        elif (
-            isinstance(origin, str)
-            and not filled
-            and not _held(origin)
-            and downloads_are_forbidden()
-        ):
-            yield Problem(
-                self.choice,
-                f"{origin} is not on this machine, and HF_HUB_OFFLINE forbids to download it",
-                "unset HF_HUB_OFFLINE, or vae.path=DIR, or vae=default",
-            )
+            reason = f"{model.title} has an {own.class_name}, which no {self.class_name} can stand in for"
+            yield Problem(self.choice, reason, "vae=default")
+        elif self._filled(model) and own and not self.known(str(origin), model, own):
+            reason = f"the architecture of {origin} is not in fastdiff's table, so it can't get random weights"
+            instead = "vae.path=DIR, or model.weights=hub, or vae=default"
+            yield Problem(self.choice, reason, instead)
+        elif self._missing(model) and downloads_are_forbidden():
+            reason = f"{origin} is not on this machine, and HF_HUB_OFFLINE forbids to download it"
+            instead = "unset HF_HUB_OFFLINE, or vae.path=DIR, or vae=default"
+            yield Problem(self.choice, reason, instead)
         else:
             part = self._component(model, own)
             for reason in self.misfits(part, own) if own else ():
-                yield Problem(
-                    self.choice,
-                    f"{self._source_name(model)} {reason}",
-                    "a VAE made for this model's latents, or vae=default",
-                )
+                yield Problem(self.choice, f"{self._source_name(model)} {reason}", _FITTING)
 
     def _source_name(self, model: Model) -> str:
         origin = self.origin(model)
@@ -228,10 +210,7 @@ class Replacement(base.Option, base.Pass):
             facts = model.facts()
             part = Component(name, "diffusers", self.class_name, None, None, config)
             for reason in self.misfits(part, facts.vae) if facts and facts.vae else ():
-                raise ModelError(
-                    f"{self.choice}: {origin} {reason}\n"
-                    "  instead: a VAE made for this model's latents, or vae=default"
-                )
+                raise ModelError(f"{self.choice}: {origin} {reason}\n  instead: {_FITTING}")
             return kind.from_pretrained(
                 str(origin), dtype=dtype, use_safetensors=True, local_files_only=local
             )

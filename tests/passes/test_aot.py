@@ -483,11 +483,6 @@ def test_a_file_in_the_place_of_the_cache_folder_is_refused(
     assert problem.instead == "FASTDIFF_CACHE_DIR=DIR, a folder of your own"
 
 
-def test_xformers_cannot_be_exported() -> None:
-    reasons = [problem.reason for problem in refused_for("compile=aot", "attention=xformers")]
-    assert "can't be combined with attention=xformers: its kernels can't be exported" in reasons
-
-
 def test_kernels_are_tried_out_only_where_that_is_asked_for(
     folder: Path, local_plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastdiff.errors import NoEffectError, PlanError, RunError
+from fastdiff.errors import NoEffectError, RunError
 from fastdiff.models.facts import Component
 from fastdiff.models.sources import Shapes
 from fastdiff.passes.attention import SdpaCudnn, SdpaEfficient, SeenKernels
@@ -201,19 +201,6 @@ def test_math_leaves_a_vae_without_attention_out(
     assert str(effect) == "attention.math 8 processors, 8 baddbmm"
 
 
-def test_math_is_refused_where_processors_have_no_default(
-    flux_folder: Path, local_plan: Callable[..., Any]
-) -> None:
-    with pytest.raises(PlanError) as refused:
-        local_plan(flux_folder, "attention=math")
-    assert str(refused.value) == (
-        "this run can't work here (1 problem)\n"
-        "  attention=math   FluxTransformer2DModel has no exchangeable default attention\n"
-        "                   processors\n"
-        "                   instead: attention=sdpa_math"
-    )
-
-
 @pytest.mark.parametrize(("option", "kernel"), [("sdpa_flash", "flash"), ("sdpa_math", "math")])
 def test_a_transformer_of_another_family_runs_the_forced_kernel(
     option: str, kernel: str, flux_folder: Path, local_run: Callable[..., Any]
@@ -223,38 +210,6 @@ def test_a_transformer_of_another_family_runs_the_forced_kernel(
     kernels = ran.kernels()
     assert kernels == {kernel: 3}
     assert ran.effects(kernels=kernels)[f"attention.{option}"].changed == 3
-
-
-def test_math_after_fusing_is_refused(shapes_plan: Callable[..., Any]) -> None:
-    with pytest.raises(PlanError) as refused:
-        shapes_plan("attention=math", "qkv=fused")
-    (problem,) = refused.value.problems
-    assert problem.choice == "attention=math"
-    assert problem.reason == (
-        "can't be combined with qkv=fused: fusing replaces the attention processor"
-    )
-    assert problem.instead == "qkv=separate, or attention=sdpa_math"
-
-
-@pytest.mark.parametrize(
-    ("option", "reason", "instead"),
-    [
-        ("sdpa_efficient", "needs an NVIDIA GPU; device=cpu", "attention=sdpa"),
-        (
-            "sdpa_cudnn",
-            "needs an NVIDIA GPU of compute capability 8.0 or newer; device=cpu",
-            "attention=sdpa",
-        ),
-        ("xformers", "needs an NVIDIA GPU; device=cpu", "attention=sdpa"),
-    ],
-)
-def test_what_needs_a_gpu_is_refused_on_a_cpu(
-    option: str, reason: str, instead: str, shapes_plan: Callable[..., Any]
-) -> None:
-    with pytest.raises(PlanError) as refused:
-        shapes_plan(f"attention={option}")
-    first = refused.value.problems[0]
-    assert (first.choice, first.reason, first.instead) == (f"attention={option}", reason, instead)
 
 
 def test_a_kernel_that_takes_none_of_the_models_inputs_is_told_with_a_way_out(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,10 @@ from typing import Any
 import pytest
 
 import fastdiff
-from fastdiff.choices.compose import compose
-from fastdiff.errors import NoEffectError, PlanError
+from fastdiff.errors import NoEffectError
 from fastdiff.machine.environment import this_machine
-from fastdiff.models.facts import KEEPS_ATTENTION, Component, ModelFacts
+from fastdiff.models.facts import KEEPS_ATTENTION
 from fastdiff.passes.effects import Observed
-from fastdiff.planning.plan import make_plan
 
 LAYERS = 22
 """Of the embedded UNet's blocks. Down: residual block and downsampler; residual block, transformer, downsampler;
@@ -46,12 +43,6 @@ def again(ran: Any) -> list[Any]:
 
 def identical(left: list[Any], right: list[Any]) -> bool:
     return [picture.tobytes() for picture in left] == [picture.tobytes() for picture in right]
-
-
-def refused(plan: Callable[..., Any], *overrides: str) -> list[tuple[str, str, str]]:
-    with pytest.raises(PlanError) as error:
-        plan(*overrides)
-    return [(p.choice, p.reason, p.instead) for p in error.value.problems]
 
 
 @pytest.fixture(scope="module")
@@ -355,218 +346,3 @@ def test_steps_that_all_lie_outside_the_noise_levels_are_an_error(
     with pytest.raises(NoEffectError) as error:
         ran.effects(kernels={"flash": 14})
     assert str(error.value).startswith("cache.pyramid_attention changed 0 attention calls skipped")
-
-
-# Refusals --------------------------------------------------------------------------------------------
-
-WHOLE = "what is skipped changes from step to step, and every change compiles anew until Dynamo gives up"
-
-
-@needs_deepcache
-@pytest.mark.parametrize("compiled", ["default", "reduce_overhead", "max_autotune"])
-def test_deepcache_refuses_a_denoiser_compiled_as_a_whole(shapes_plan: Any, compiled: str) -> None:
-    assert refused(shapes_plan, "cache=deepcache", f"compile={compiled}") == [
-        (
-            "cache=deepcache",
-            f"can't be combined with compile={compiled}: {WHOLE}",
-            "compile=regional, or cache=none",
-        )
-    ]
-    shapes_plan("cache=deepcache", f"compile={compiled}", "compile.targets=[vae_decode]")
-
-
-@pytest.mark.parametrize("compiled", ["default", "regional"])
-def test_broadcast_attention_refuses_a_compiled_denoiser(shapes_plan: Any, compiled: str) -> None:
-    """Its attention lies inside the repeated blocks."""
-    assert refused(shapes_plan, "cache=pyramid_attention", f"compile={compiled}") == [
-        (
-            "cache=pyramid_attention",
-            f"can't be combined with compile={compiled}: {WHOLE}",
-            "compile=none, or cache=deepcache with compile=regional, or cache=none",
-        )
-    ]
-
-
-@needs_deepcache
-def test_an_interval_below_two_is_refused(shapes_plan: Any) -> None:
-    assert refused(shapes_plan, "cache=deepcache", "cache.interval=1") == [
-        (
-            "cache.interval=1",
-            "every step would compute everything",
-            "cache.interval=2, or cache=none",
-        )
-    ]
-
-
-@needs_deepcache
-@pytest.mark.parametrize(("branch", "nearest"), [(-1, 0), (9, 8)])
-def test_a_branch_that_the_unet_lacks_is_refused(
-    shapes_plan: Any, branch: int, nearest: int
-) -> None:
-    assert refused(shapes_plan, "cache=deepcache", f"cache.branch={branch}") == [
-        (
-            f"cache.branch={branch}",
-            "this UNet has the branches 0 to 8",
-            f"cache.branch={nearest}",
-        )
-    ]
-
-
-@needs_deepcache
-def test_few_steps_are_told_and_one_step_is_refused(shapes_plan: Any) -> None:
-    (notice,) = shapes_plan("cache=deepcache", "generation.steps=3").notices
-    assert notice.text == (
-        "with generation.steps=3 only the first step is computed in full; cache.interval=2, or more steps"
-    )
-    for short in (("cache.interval=2", "generation.steps=2"), ("generation.steps=2",)):
-        (notice,) = shapes_plan("cache=deepcache", *short).notices
-        assert notice.text == (
-            "with generation.steps=2 only the first step is computed in full; take more steps"
-        )
-    assert refused(shapes_plan, "cache=deepcache", "generation.steps=1") == [
-        ("cache=deepcache", "one step has none before it to take from", "generation.steps=25")
-    ]
-
-
-def unknown(pipeline: str, class_name: str, **config: Any) -> ModelFacts:
-    name = "unet" if "UNet" in class_name else "transformer"
-    return ModelFacts(pipeline, {name: Component(name, "diffusers", class_name, 0, 0, config)})
-
-
-@needs_deepcache
-def test_deepcache_refuses_a_transformer(flux_folder: Path, local_plan: Any) -> None:
-    assert refused(lambda *o: local_plan(flux_folder, *o), "cache=deepcache") == [
-        (
-            "cache=deepcache",
-            "works on UNet2DConditionModel; this model's denoiser is FluxTransformer2DModel",
-            "cache=pyramid_attention, or cache=none",
-        )
-    ]
-
-
-@pytest.mark.parametrize(
-    ("facts", "choice", "reason", "instead"),
-    [
-        (
-            unknown("SanaPipeline", "SanaTransformer2DModel"),
-            "pyramid_attention",
-            "works on UNet2DConditionModel, ChromaTransformer2DModel, CogVideoXTransformer3DModel, "
-            "CogView4Transformer2DModel, Flux2Transformer2DModel, FluxTransformer2DModel, "
-            "HunyuanImageTransformer2DModel, HunyuanVideo15Transformer3DModel, HunyuanVideoTransformer3DModel, "
-            "LTXVideoTransformer3DModel, LatteTransformer3DModel, MochiTransformer3DModel, "
-            "QwenImageTransformer2DModel and WanTransformer3DModel; this model's denoiser is SanaTransformer2DModel",
-            "cache=none",
-        ),
-        (
-            unknown("Flux2KleinKVPipeline", "Flux2Transformer2DModel"),
-            "pyramid_attention",
-            "Flux2KleinKVPipeline keeps keys and values of its own, and its attention gives back less after the "
-            "first step",
-            "cache=none",
-        ),
-        (
-            unknown("KandinskyV22Pipeline", "UNet2DConditionModel"),
-            "pyramid_attention",
-            "is known to work only in StableDiffusionPipeline, StableDiffusionXLPipeline, "
-            "LatentConsistencyModelPipeline, FluxPipeline, which call their denoiser once a step; this is "
-            "KandinskyV22Pipeline",
-            "cache=none",
-        ),
-        pytest.param(
-            unknown("StableDiffusionPipeline", "UNet2DConditionModel", mid_block_type=None),
-            "deepcache",
-            "the package DeepCache needs a UNet with a middle block, and this one has none",
-            "cache=pyramid_attention, or cache=none",
-            marks=needs_deepcache,
-        ),
-        (
-            ModelFacts("NobodysPipeline", {}),
-            "pyramid_attention",
-            "NobodysPipeline has no denoiser that is known",
-            "cache=none",
-        ),
-    ],
-    ids=[
-        "another transformer",
-        "own keys and values",
-        "another pipeline",
-        "no middle block",
-        "no denoiser",
-    ],
-)
-def test_models_that_a_cache_does_not_know_are_refused(
-    facts: ModelFacts, choice: str, reason: str, instead: str
-) -> None:
-    run = compose(["device=cpu", f"cache={choice}"])
-    with pytest.raises(PlanError) as error:
-        make_plan(run, this_machine(), facts, calls=False)
-    (problem,) = error.value.problems
-    assert (problem.choice, problem.reason, problem.instead) == (
-        f"cache={choice}",
-        reason,
-        instead,
-    )
-
-
-@pytest.mark.parametrize(
-    ("overrides", "problem"),
-    [
-        (
-            ("cache.spatial_attention_block_skip_range=1",),
-            (
-                "cache.spatial_attention_block_skip_range=1",
-                "every step would compute it",
-                "cache.spatial_attention_block_skip_range=2, or null to say so",
-            ),
-        ),
-        (
-            (
-                "cache.spatial_attention_block_skip_range=null",
-                "cache.cross_attention_block_skip_range=null",
-            ),
-            (
-                "cache.spatial_attention_block_skip_range=null",
-                "nothing would be skipped",
-                "cache.spatial_attention_block_skip_range=2, or cache=none",
-            ),
-        ),
-        (
-            ("cache.timestep_skip_range=[800,100]",),
-            (
-                "cache.timestep_skip_range=[800,100]",
-                "is not two noise levels, the lower one first",
-                "cache.timestep_skip_range=[100,800]",
-            ),
-        ),
-    ],
-    ids=["range 1", "nothing", "upside down"],
-)
-def test_ranges_that_skip_nothing_are_refused(
-    shapes_plan: Any, overrides: tuple[str, ...], problem: tuple[str, str, str]
-) -> None:
-    assert refused(shapes_plan, "cache=pyramid_attention", *overrides) == [problem]
-
-
-def test_flux_has_no_cross_attention_to_skip(flux_folder: Path, local_plan: Any) -> None:
-    found = refused(
-        lambda *o: local_plan(flux_folder, *o),
-        "cache=pyramid_attention",
-        "cache.spatial_attention_block_skip_range=null",
-    )
-    assert found == [
-        (
-            "cache.spatial_attention_block_skip_range=null",
-            "nothing would be skipped; FluxTransformer2DModel has no cross-attention",
-            "cache.spatial_attention_block_skip_range=2, or cache=none",
-        )
-    ]
-
-
-def test_the_package_deepcache_is_needed() -> None:
-    machine = this_machine()
-    machine = dataclasses.replace(machine, modules={**machine.modules, "DeepCache": False})
-    with pytest.raises(PlanError) as error:
-        make_plan(compose(["device=cpu", "cache=deepcache"]), machine, None)
-    (problem,) = error.value.problems
-    assert problem.reason == "needs the package DeepCache, which is not installed"
-    assert problem.instead == "pip install DeepCache, or cache=pyramid_attention, or cache=none"

@@ -18,7 +18,6 @@ from fastdiff.choices.compose import compose
 from fastdiff.errors import NoEffectError, PlanError, RunError, UsageError
 from fastdiff.machine.environment import this_machine
 from fastdiff.measuring.observing import compile_counters
-from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.pictures import draw
 from fastdiff.passes.base import Setting
 from fastdiff.passes.compile.regional import Regional
@@ -30,9 +29,6 @@ from fastdiff.passes.compile.whole import (
     ReduceOverhead,
 )
 from fastdiff.passes.effects import Observed
-from fastdiff.planning.plan import make_plan
-
-GPU_ONLY = "CUDA graphs don't exist on a CPU; the rest of the mode holds"
 
 
 def _forget_compiled() -> None:
@@ -283,15 +279,6 @@ def test_with_duck_shapes_a_square_picture_would_compile_again(
     assert (seen.graphs, seen.recompiles) == (2, 1)
 
 
-def test_a_dynamic_vae_is_told_to_be_compiled_again(shapes_plan: Any) -> None:
-    def texts(*overrides: str) -> str:
-        return " ".join(notice.text for notice in shapes_plan(*overrides).notices)
-
-    assert "up to three times" not in texts("compile=dynamic")
-    both = texts("compile=dynamic", "compile.targets=[denoiser,vae_decode]")
-    assert "the VAE decodes a batch of one picture by a graph of its own" in both
-
-
 # accelerate's regions ---------------------------------------------------------------------------------
 
 
@@ -380,41 +367,6 @@ def test_accelerate_still_crashes_on_a_unet(sd_folder: Path, local_plan: Any) ->
     )
     with pytest.raises(TypeError, match=r"does not support len\(\)"), torch.no_grad():
         unet(torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 4, 32))
-
-
-def test_a_unet_is_refused_by_regions(shapes_plan: Any) -> None:
-    with pytest.raises(PlanError) as refused:
-        shapes_plan("compile=regions")
-    (problem,) = refused.value.problems
-    assert problem.choice == "compile=regions"
-    assert problem.reason == (
-        "accelerate's compile_regions crashes on UNet2DConditionModel, which asks `if self.conv_norm_out:`: "
-        "a compiled part answers that with its length, and a norm has none"
-    )
-    assert problem.instead == "compile=regional"
-    with pytest.raises(PlanError) as refused:
-        shapes_plan("compile=regions", "compile.targets=[denoiser,vae_decode]")
-    (problem,) = refused.value.problems
-    assert problem.instead == "compile.targets=[vae_decode], or compile=regional"
-
-
-def test_regions_know_which_classes_they_were_tried_on() -> None:
-    chosen = ("compile=regions", "compile.targets=[denoiser,vae_decode]")
-    flux = {"transformer": "FluxTransformer2DModel", "vae": "AutoencoderKL"}
-    assert not [n for n in planned("FluxPipeline", flux, *chosen).notices if "tried" in n.text]
-    other = {"transformer": "MochiTransformer3DModel", "vae": "AutoencoderKL"}
-    (notice,) = [n for n in planned("MochiPipeline", other, *chosen).notices if "tried" in n.text]
-    assert notice.text == (
-        "compile_regions hasn't been tried on MochiTransformer3DModel; compare its pictures with compile=none"
-    )
-    tiny = {"transformer": "FluxTransformer2DModel", "vae": "AutoencoderTiny"}
-    with pytest.raises(PlanError) as refused:
-        planned("FluxPipeline", tiny, *chosen)
-    (problem,) = refused.value.problems
-    assert (problem.choice, problem.instead) == ("compile.targets=[vae_decode]", "compile=default")
-    assert problem.reason == (
-        "AutoencoderTiny has no list of like blocks, so compile_regions leaves its decode eager"
-    )
 
 
 def test_regions_refuse_what_an_earlier_pass_put_around_a_part(
@@ -848,80 +800,6 @@ def test_cuda_graphs_are_recorded_in_the_second_call_and_nothing_else_is(
     assert found == (calls, why if calls > 1 else "")
 
 
-def planned(pipeline: str, classes: dict[str, str], *overrides: str) -> Any:
-    facts = ModelFacts(
-        pipeline,
-        {name: Component(name, "diffusers", kind, 0, 0, {}) for name, kind in classes.items()},
-    )
-    return make_plan(compose(["device=cpu", *overrides]), this_machine(), facts, calls=False)
-
-
-def test_regional_is_refused_where_no_block_repeats() -> None:
-    classes = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
-    with pytest.raises(PlanError) as refused:
-        planned("StableDiffusion3Pipeline", classes, "compile=regional")
-    (problem,) = refused.value.problems
-    assert problem.choice == "compile=regional"
-    assert problem.reason == "SD3Transformer2DModel declares no repeated blocks"
-    assert problem.instead == "compile=default"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "choice", "reason", "instead"),
-    [
-        (
-            ["compile=regional", "compile.freezing=true"],
-            "compile.freezing=true",
-            "can't be combined with compile=regional: frozen weights make every block its own graph",
-            "compile.freezing=false, or compile=default",
-        ),
-        (
-            ["compile=regional", "compile.targets=[denoiser,vae_decode]"],
-            "compile.targets=[vae_decode]",
-            "a VAE has no repeated blocks to compile by region",
-            "compile.targets=[denoiser], or compile=default",
-        ),
-        (
-            ["compile=regions", "compile.targets=[vae_decode]", "compile.freezing=true"],
-            "compile.freezing=true",
-            "can't be combined with compile=regions: frozen weights make every block its own graph",
-            "compile.freezing=false, or compile=default",
-        ),
-        (
-            ["compile=default", f"compile.cache_dir={__file__}"],
-            f"compile.cache_dir={__file__}",
-            "is a file, not a folder",
-            "compile.cache_dir=DIR, a folder of your own, or null for Inductor's",
-        ),
-        (
-            ["compile=default", "compile.targets=[denoizer]"],
-            "compile.targets=[denoizer]",
-            "there is no such target; there are denoiser, vae_decode",
-            "compile.targets=[denoiser]",
-        ),
-        (
-            ["compile=default", "compile.targets=[]"],
-            "compile.targets=[]",
-            "nothing would be compiled",
-            "compile=none",
-        ),
-        (
-            ["compile=default", "compile.freezing=maybe"],
-            "compile.freezing=maybe",
-            "is not true, false or auto",
-            "compile.freezing=auto",
-        ),
-    ],
-)
-def test_what_cannot_be_compiled_is_refused(
-    overrides: list[str], choice: str, reason: str, instead: str, shapes_plan: Any
-) -> None:
-    with pytest.raises(PlanError) as refused:
-        shapes_plan(*overrides)
-    (problem,) = refused.value.problems
-    assert (problem.choice, problem.reason, problem.instead) == (choice, reason, instead)
-
-
 @pytest.mark.parametrize("flag", ["force_fuse_int_mm_with_mul", "use_mixed_mm"])
 def test_flags_that_inductor_does_not_read_are_no_keys(flag: str) -> None:
     """Those of the documents whose readers are gone from torch: nothing calls what would look at them."""
@@ -935,15 +813,6 @@ def test_flags_that_inductor_does_not_read_are_no_keys(flag: str) -> None:
     assert "config.use_mixed_mm" not in text
     with pytest.raises(UsageError, match=f"compile=default has no key '{flag}'"):
         compose(["compile=default", f"compile.{flag}=true"])
-
-
-@pytest.mark.parametrize(
-    ("option", "noticed"),
-    [("reduce_overhead", True), ("max_autotune", True), ("default", False), ("regional", False)],
-)
-def test_cuda_graphs_on_a_cpu_are_a_notice(option: str, noticed: bool, shapes_plan: Any) -> None:
-    texts = [notice.text for notice in shapes_plan(f"compile={option}").notices]
-    assert (GPU_ONLY in texts) == noticed
 
 
 @pytest.mark.gpu

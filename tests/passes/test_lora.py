@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from said import cases
+from told import planned, problems
 
-from fastdiff.choices.compose import compose
-from fastdiff.errors import ModelError, NoEffectError, PlanError
-from fastdiff.machine.environment import this_machine
-from fastdiff.models.facts import Component, ModelFacts
+from fastdiff.errors import ModelError, NoEffectError
 from fastdiff.passes.lora import left_out
-from fastdiff.planning.plan import make_plan
 
 pytest.importorskip("peft")
 
@@ -65,12 +62,6 @@ def save(tmp_path: Path) -> Save:
         return tmp_path / name
 
     return saving
-
-
-def refused(plan: Callable[..., Any], *overrides: str) -> list[tuple[str, str, str]]:
-    with pytest.raises(PlanError) as error:
-        plan(*overrides)
-    return [(p.choice, p.reason, p.instead) for p in error.value.problems]
 
 
 def peft_layers(pipeline: Any) -> int:
@@ -315,135 +306,65 @@ def test_adapted_first_and_changed_afterwards_is_what_merging_by_hand_gives(
 # Refusals --------------------------------------------------------------------------------------------
 
 
-def test_a_file_must_be_named(shapes_plan: Any) -> None:
-    assert refused(shapes_plan, "lora=file") == [
-        ("lora=file", "nobody said which file", "lora.path=FILE.safetensors")
-    ]
+def _written(content: Callable[[], dict[str, Any]], name: str = "adapter.safetensors") -> Any:
+    return lambda save: save(content(), name)
 
 
-@pytest.mark.parametrize(
-    ("scale", "reason"),
-    [("0", "the adapter would do nothing"), ("inf", "is not a finite number")],
-)
-def test_a_scale_must_do_something(save: Save, shapes_plan: Any, scale: str, reason: str) -> None:
+def _missing(save: Save) -> Path:
+    return save(four()).with_name("adaptor.safetensors")
+
+
+def _pickle(save: Save) -> Path:
+    return save(four(), "adapter.bin")
+
+
+def _cut_off(save: Save) -> Path:
     file = save(four())
-    assert refused(shapes_plan, "lora=file", f"lora.path={file}", f"lora.scale={scale}") == [
-        (f"lora.scale={scale}", reason, "lora.scale=1.0, or lora=none")
-    ]
+    file.write_bytes(file.read_bytes()[:-100])
+    return file
 
 
-def test_a_file_that_is_not_there_gets_the_nearest_name(save: Save, shapes_plan: Any) -> None:
-    file = save(four())
-    missing = file.with_name("adaptor.safetensors")
-    assert refused(shapes_plan, "lora=file", f"lora.path={missing}") == [
-        (f"lora.path={missing}", "there is no such file", f"lora.path={file}")
-    ]
-
-
-def test_a_pickle_is_refused(shapes_plan: Any, tmp_path: Path) -> None:
-    file = tmp_path / "adapter.bin"
-    file.write_bytes(b"")
-    assert refused(shapes_plan, "lora=file", f"lora.path={file}") == [
-        (
-            f"lora.path={file}",
-            "is no .safetensors file, and other formats can run code when they are opened",
-            "the same adapter as lora.path=FILE.safetensors",
-        )
-    ]
-
-
-def test_a_damaged_file_is_refused(save: Save, shapes_plan: Any) -> None:
-    file = save(four())
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-100])
-    assert refused(shapes_plan, "lora=file", f"lora.path={file}") == [
-        (
-            f"lora.path={file}",
-            f"can't be read: it is cut off: {len(whole) - 100} bytes, and its header tells of {len(whole)}",
-            "fetch it again",
-        )
-    ]
+def _two_lines(save: Save) -> Path:
+    file = save(four(), "two\nlines.safetensors")
     file.write_bytes(b"nothing of the kind")
-    ((_, reason, _),) = refused(shapes_plan, "lora=file", f"lora.path={file}")
-    assert reason == "can't be read: it doesn't begin with a safetensors header"
+    return file
 
 
-def test_a_damaged_file_may_have_a_line_break_in_its_name(save: Save, shapes_plan: Any) -> None:
-    file = save(four())
-    odd = file.rename(file.with_name("two\nlines.safetensors"))
-    odd.write_bytes(b"nothing of the kind")
-    assert refused(shapes_plan, "lora=file", f"lora.path={odd}") == [
-        (
-            f"lora.path={odd}",
-            "can't be read: it doesn't begin with a safetensors header",
-            "fetch it again",
-        )
-    ]
-
-
-def test_a_file_of_other_weights_is_refused(save: Save, shapes_plan: Any) -> None:
+def _other_weights() -> dict[str, Any]:
     import torch
 
-    file = save({"conv_in.weight": torch.zeros(1)})
-    assert refused(shapes_plan, "lora=file", f"lora.path={file}") == [
-        (
-            f"lora.path={file}",
-            "holds no LoRA: none of its 1 tensors has `lora` in its name",
-            f"lora.path=FILE.safetensors of an adapter, or model=single_file model.path={file} "
-            "if it is a model",
-        )
-    ]
+    return {"conv_in.weight": torch.zeros(1)}
 
 
-def test_a_dora_is_refused(save: Save, shapes_plan: Any) -> None:
+def _dora() -> dict[str, Any]:
     import torch
 
-    file = save(four() | {f"unet.{QUERIES[0]}.dora_scale": torch.ones(144)})
-    assert refused(shapes_plan, "lora=file", f"lora.path={file}") == [
-        (
-            f"lora.path={file}",
-            "is a DoRA whose magnitudes (dora_scale) diffusers leaves out: another adapter than the one "
-            "that was trained",
-            "a plain LoRA, or lora=none",
-        )
-    ]
+    return four() | {f"unet.{QUERIES[0]}.dora_scale": torch.ones(144)}
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        "unet.down_blocks.7.to_q",
-        "lora_unet_down_blocks_7_attentions_0_to_q",
-        "transformer.single_transformer_blocks.0.attn.to_q",
-        "text_encoder.text_model.encoder.layers.77.self_attn.q_proj",
-    ],
-)
-def test_an_adapter_of_other_layers_is_refused_from_the_headers(
-    save: Save, shapes_plan: Any, layer: str
+FILES: dict[str, Callable[[Save], Path]] = {
+    "an adapter": _written(four),
+    "one that is not there": _missing,
+    "a pickle": _pickle,
+    "one cut off": _cut_off,
+    "two lines in its name": _two_lines,
+    "other weights": _written(_other_weights),
+    "a DoRA": _written(_dora),
+    "another size": _written(lambda: pair(f"unet.{QUERIES[0]}", 320) | pair(f"unet.{QUERIES[1]}")),
+}
+
+
+@pytest.mark.parametrize("row", cases(__file__, "adapters.yaml"))
+def test_a_file_that_is_no_adapter_of_this_model_is_refused(
+    save: Save, shapes_plan: Any, row: dict[str, Any]
 ) -> None:
-    file = save(pair(layer))
-    assert refused(shapes_plan, "lora=file", f"lora.path={file}") == [
-        (
-            f"lora.path={file}",
-            f"matches no layer of this model: the adapter has 1 layer such as {layer}; looked for them in "
-            "unet, text_encoder, text_encoder_2",
-            "an adapter that was made for this model, or lora=none",
-        )
-    ]
-
-
-def test_an_adapter_of_a_model_of_another_size_is_refused_from_the_headers(
-    save: Save, shapes_plan: Any
-) -> None:
-    """What Stable Diffusion 1.5's adapter is to SDXL: the same names, other widths."""
-    file = save(pair(f"unet.{QUERIES[0]}", 320) | pair(f"unet.{QUERIES[1]}"))
-    assert refused(shapes_plan, "lora=file", f"lora.path={file}") == [
-        (
-            f"lora.path={file}",
-            f"was made for another model: its unet.{QUERIES[0]} is 320 x 320, and this model's 144 x 144",
-            "an adapter that was made for this model, or lora=none",
-        )
-    ]
+    name = row["file"]
+    file = FILES.get(name, _written(lambda: pair(name)))(save)
+    size = file.stat().st_size if file.exists() else 0
+    filled = {"file": file, "folder": file.parent, "name": name, "bytes": size, "whole": size + 100}
+    said = tuple(row["said"][key].format(**filled) for key in ("choice", "reason", "instead"))
+    more = row["more"].split() if "more" in row else ()
+    assert problems(shapes_plan, "lora=file", f"lora.path={file}", *more) == [said]
 
 
 @pytest.fixture
@@ -509,30 +430,7 @@ def test_a_pipeline_without_adapters_is_an_error(
     )
 
 
-def test_the_package_peft_is_needed() -> None:
-    machine = this_machine()
-    machine = dataclasses.replace(machine, modules={**machine.modules, "peft": False})
-    run = compose(["device=cpu", "lora=file", "lora.path=adapter.safetensors"])
-    with pytest.raises(PlanError) as error:
-        make_plan(run, machine, None)
-    (problem,) = error.value.problems
-    assert problem.reason == "needs the package peft, which is not installed"
-    assert problem.instead == "pip install peft, or lora=none"
-
-
 # lora=lcm --------------------------------------------------------------------------------------------
-
-SDXL = ModelFacts(
-    "StableDiffusionXLPipeline",
-    {
-        "unet": Component("unet", "diffusers", "UNet2DConditionModel", None, None, {}),
-        "text_encoder": Component("text_encoder", "transformers", "CLIPTextModel", None, None, {}),
-        "text_encoder_2": Component(
-            "text_encoder_2", "transformers", "CLIPTextModelWithProjection", None, None, {}
-        ),
-        "vae": Component("vae", "diffusers", "AutoencoderKL", None, None, {}),
-    },
-)
 
 
 @pytest.fixture
@@ -545,76 +443,30 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def sdxl_plan(*overrides: str) -> Any:
-    return make_plan(compose(["device=cpu", "model=sdxl", *overrides]), this_machine(), SDXL)
+    return planned(" ".join(["model=sdxl", *overrides]), model={"like": "sdxl"})
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_lcm_takes_the_models_own_adapter_and_says_how_to_use_it() -> None:
+def test_lcm_takes_the_models_own_adapter() -> None:
     plan = sdxl_plan("lora=lcm")
     (step,) = [step for step in plan.steps if step.pass_.key == "lora.lcm"]
     assert step.components == ("unet", "text_encoder", "text_encoder_2")
     assert step.does == "add latent-consistency/lcm-lora-sdxl to the weights, scaled by 1"
-    assert [notice.text for notice in plan.notices if notice.choice == "lora=lcm"] == [
-        "latent-consistency/lcm-lora-sdxl is not on this machine yet; the run will download it",
-        "is made for LCM's own solver; scheduler=default draws poorly in few steps: scheduler=lcm",
-        "is made for 4 to 8 steps without much guidance: generation.steps=4 generation.guidance_scale=1.0",
-    ]
-
-
-@pytest.mark.usefixtures("hub_cache")
-def test_lcm_in_four_steps_says_nothing_of_steps() -> None:
-    notices = sdxl_plan("lora=lcm", "generation.steps=4").notices
-    assert not [notice for notice in notices if "guidance" in notice.text]
-
-
-def test_a_model_without_an_lcm_adapter_is_refused(shapes_plan: Any) -> None:
-    assert refused(shapes_plan, "lora=lcm") == [
-        (
-            "lora=lcm",
-            "no LCM adapter of shapes is known",
-            "lora.id=org/name or lora.path=FILE.safetensors, or a model whose YAML names one",
-        )
-    ]
 
 
 def test_the_teachers_lcm_adapter_is_not_given_to_its_student() -> None:
     plan = sdxl_plan("lora=lcm", "model.role=student")
     (own,) = [step for step in plan.steps if step.pass_.key == "lora.lcm"]
     assert own.does == "add latent-consistency/lcm-lora-ssd-1b to the weights, scaled by 1"
-    assert refused(sdxl_plan, "lora=lcm", "model=sd14", "model.role=student")[0][1] == (
+    assert problems(sdxl_plan, "lora=lcm", "model=sd14", "model.role=student")[0][1] == (
         "no LCM adapter of nota-ai/bk-sdm-small is known"
     )
 
 
-def test_without_the_hub_an_adapter_must_be_here(
-    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert refused(sdxl_plan, "lora=lcm") == [
-        (
-            "lora=lcm",
-            "latent-consistency/lcm-lora-sdxl is not on this machine, and HF_HUB_OFFLINE forbids to download "
-            "it",
-            "unset HF_HUB_OFFLINE, or lora.path=FILE.safetensors",
-        )
-    ]
-
-
 def test_two_sources_are_refused(save: Save, shapes_plan: Any) -> None:
     file = save(four())
-    assert refused(shapes_plan, "lora=lcm", "lora.id=org/name", f"lora.path={file}") == [
+    assert problems(shapes_plan, "lora=lcm", "lora.id=org/name", f"lora.path={file}") == [
         (f"lora.path={file}", "and lora.id=org/name name two", "one of them")
-    ]
-
-
-@pytest.mark.usefixtures("hub_cache")
-def test_an_id_has_an_owner(shapes_plan: Any) -> None:
-    assert refused(shapes_plan, "lora=lcm", "lora.id=lcm") == [
-        (
-            "lora.id=lcm",
-            "is no repository on the hub: its name has the form org/name",
-            "lora.id=org/name, or lora.path=FILE.safetensors",
-        )
     ]
 
 

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from told import planned
 
-from fastdiff.choices.compose import compose
-from fastdiff.errors import NoEffectError, PlanError, RunError
-from fastdiff.machine.environment import TOOLS, Gpu, this_machine
+from fastdiff.errors import NoEffectError, RunError
 from fastdiff.measuring.quality import compare
-from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.pictures import draw
-from fastdiff.models.sources import model_of
 from fastdiff.passes.base import Context
 from fastdiff.passes.effects import Effect
 from fastdiff.passes.memory import (
@@ -32,45 +29,8 @@ from fastdiff.passes.memory import (
 )
 from fastdiff.passes.wrapping import around_forward
 from fastdiff.planning.build import build
-from fastdiff.planning.plan import make_plan
 
-GPU = replace(
-    this_machine(),
-    gpus=(Gpu("NVIDIA H100", (9, 0), 80 * 2**30),),
-    torch_cuda="12.8",
-    modules={"triton": True},
-    tools=TOOLS,
-)
-MAC = replace(this_machine(), gpus=(), has_mps=True)
-WRITTEN = "https://huggingface.co/docs/diffusers/optimization/memory"
 TWO, LARGE = "generation.images_per_prompt=2", ("generation.height=128", "generation.width=128")
-PROVIDED = "as diffusers and torchao provide for; fastdiff's authors have not run the pair on a GPU"
-
-
-def facts_of(pipeline: str, **classes: str) -> ModelFacts:
-    parts = {name: Component(name, "diffusers", kind, None, None) for name, kind in classes.items()}
-    return ModelFacts(pipeline, parts)
-
-
-FLUX = facts_of("FluxPipeline", transformer="FluxTransformer2DModel", vae="AutoencoderKL")
-
-
-def plan_of(*overrides: str, facts: ModelFacts | None = None, on: Any = GPU) -> Any:
-    run = compose(list(overrides))
-    return make_plan(run, on, facts or model_of(run).facts(), calls=False)
-
-
-def problems(*overrides: str, **more: Any) -> list[tuple[str, str, str]]:
-    try:
-        plan_of(*overrides, **more)
-    except PlanError as error:
-        return [(p.choice, p.reason, p.instead) for p in error.problems]
-    return []
-
-
-def notices(*overrides: str, **more: Any) -> list[tuple[str, str]]:
-    found = plan_of(*overrides, **more).notices
-    return [(n.choice, n.text) for n in found if n.choice.startswith("memory")]
 
 
 def effect_of(ran: Any, name: str) -> Effect:
@@ -155,41 +115,6 @@ def test_quantized_weights_stay_as_they_are_beside_fp8(
     assert effect.details["bytes_before"] < 17e6  # of 25.0 MB in fp32
     assert effect.details["bytes_after"] < 7e6
     assert ran.psnr_db(shapes_plain) > 31  # measured: 36.3
-
-
-def test_what_planning_says_of_fp8_storage() -> None:
-    assert notices("memory=layerwise", "quant=int8") == [
-        (
-            "memory=layerwise",
-            "leaves the weights that quant=int8 rounds as they are; biases and all other layers are kept in fp8",
-        )
-    ]
-    assert problems("memory=layerwise", "device=mps", on=MAC) == [
-        ("memory=layerwise", "mps has no fp8; device=mps", "memory=none")
-    ]
-    assert problems("memory=layerwise", "memory.skip_modules_pattern=['no(rm']") == [
-        (
-            "memory.skip_modules_pattern=[no(rm]",
-            "is no regular expression: missing ), unterminated subpattern at position 2",
-            "memory.skip_modules_pattern=[norm], or []",
-        )
-    ]
-
-
-@pytest.mark.parametrize("compiled", ["default", "regional", "max_autotune"])
-def test_fp8_storage_and_a_compiled_denoiser_exclude_each_other(compiled: str) -> None:
-    assert problems("memory=layerwise", f"compile={compiled}", "compile.fullgraph=false") == [
-        (
-            "memory=layerwise",
-            f"can't be combined with compile={compiled}: Dynamo can't trace a cast of weights, and graphs around each "
-            "one are too many",
-            "memory=none, or compile=none",
-        )
-    ]
-
-
-def test_fp8_storage_lets_the_vae_be_compiled() -> None:
-    assert not problems("memory=layerwise", "compile=default", "compile.targets=[vae_decode]")
 
 
 @pytest.mark.slow
@@ -350,113 +275,13 @@ def test_diffusers_is_told_how_to_group(
 
 
 @pytest.mark.parametrize("option", ["model_offload", "group_offload"])
-def test_offloads_need_a_gpu_and_take_the_place_of_moving_there(option: str) -> None:
-    assert problems(f"memory={option}", "device=cpu") == [
-        (
-            f"memory={option}",
-            "needs an NVIDIA GPU; device=cpu",
-            "memory=none, or memory=layerwise",
-        )
-    ]
-    plan = plan_of(f"memory={option}", "device=cuda")
+def test_offloads_take_the_place_of_moving_there(option: str) -> None:
+    plan = planned(f"memory={option}", device="cuda")
     (step,) = [step for step in plan.steps if step.stage.name == "PLACE"]
     assert step.pass_.key == f"memory.{option}"
     assert step.components == ("text_encoder", "text_encoder_2", "unet", "vae")
-    assert [s.pass_.key for s in plan_of("device=cuda").steps if s.stage.name == "PLACE"] == [
-        "device"
-    ]
-
-
-@pytest.mark.parametrize("option", ["model_offload", "group_offload"])
-def test_offloads_of_quantized_weights_say_that_nobody_tried(option: str) -> None:
-    assert notices(f"memory={option}", "quant=int8", "device=cuda") == [
-        (f"memory={option}", f"moves the weights of quant=int8 like all others, {PROVIDED}")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("compiled", "reason"),
-    [
-        (
-            ["compile=default"],
-            "can't be combined with compile=default: the hook that brings the weights breaks the graph, and "
-            "compile.fullgraph=true forbids it",
-        ),
-        (
-            ["compile=default", "compile.fullgraph=false", "compile.freezing=true"],
-            "can't be combined with compile=default: frozen weights never leave the device",
-        ),
-        (
-            ["compile=reduce_overhead"],
-            "can't be combined with compile=reduce_overhead: CUDA graphs need weights that stay where they are",
-        ),
-        (
-            ["compile=max_autotune", "compile.fullgraph=false"],
-            "can't be combined with compile=max_autotune: CUDA graphs need weights that stay where they are",
-        ),
-        (["compile=max_autotune_no_cudagraphs", "compile.fullgraph=false"], None),
-        (["compile=default", "compile.fullgraph=false"], None),
-        (
-            ["compile=aot"],
-            "can't be combined with compile=aot: what it compiles has lost the hook that brings the weights",
-        ),
-        (["compile=dynamic", "compile.fullgraph=false"], None),
-        (["compile=regional"], None),
-    ],
-)
-def test_what_of_compiling_goes_with_model_offload(compiled: list[str], reason: str | None) -> None:
-    expected = [("memory=model_offload", reason, "compile=regional, or memory=none")]
-    assert problems("memory=model_offload", "device=cuda", *compiled) == (
-        expected if reason else []
-    )
-
-
-@pytest.mark.parametrize(
-    ("overrides", "facts", "instead"),
-    [
-        (["compile=regional"], None, None),
-        (
-            ["compile=regional", "memory.offload_type=leaf_level"],
-            None,
-            "memory.offload_type=block_level, or compile=none",
-        ),
-        (["compile=regional"], FLUX, "memory=model_offload with compile=regional, or compile=none"),
-        (
-            ["compile=default", "compile.fullgraph=false"],
-            None,
-            "memory=model_offload with compile=regional, or compile=none",
-        ),
-    ],
-)
-def test_group_offload_goes_with_blocks_compiled_inside_of_a_unets_groups(
-    overrides: list[str], facts: ModelFacts | None, instead: str | None
-) -> None:
-    found = problems("memory=group_offload", "device=cuda", *overrides, facts=facts)
-    compiled = overrides[0]
-    reason = f"can't be combined with {compiled}: Dynamo can't trace weights that move inside of what it compiles"
-    assert found == ([("memory=group_offload", reason, instead)] if instead else [])
-
-
-def test_refusals_of_group_offload() -> None:
-    facts = facts_of("DiTPipeline", transformer="DiTTransformer2DModel", vae="AutoencoderKL")
-    assert problems("memory=group_offload", "device=cuda", facts=facts) == [
-        (
-            "memory=group_offload",
-            "diffusers doesn't offload DiTTransformer2DModel in groups",
-            "memory=model_offload",
-        )
-    ]
-    assert problems("memory=group_offload", "device=cuda", "memory.num_blocks_per_group=0") == [
-        ("memory.num_blocks_per_group=0", "must be at least 1", "memory.num_blocks_per_group=1")
-    ]
-    blocks = ("memory.num_blocks_per_group=2", "memory.use_stream=true")
-    assert problems("memory=group_offload", "device=cuda", *blocks) == [
-        (
-            "memory.num_blocks_per_group=2",
-            "a stream brings one block at a time; memory.use_stream=true",
-            "memory.num_blocks_per_group=1, or memory.use_stream=false",
-        )
-    ]
+    alone = planned("", device="cuda").steps
+    assert [s.pass_.key for s in alone if s.stage.name == "PLACE"] == ["device"]
 
 
 @pytest.mark.gpu
@@ -529,30 +354,8 @@ def test_both_hold_together_and_beside_any_option(shapes_plan: Callable[..., Any
     built = build(plan)
     shown = [str(o) for o in built.outcomes if isinstance(o, Effect) and o.name == "memory.vae"]
     assert shown == ["memory.vae slicing and tiling on"]
-    plan = plan_of("memory=group_offload", "device=cuda", *both, TWO, *LARGE)
+    plan = planned(" ".join(["memory=group_offload", *both, TWO, *LARGE]), device="cuda")
     assert [s.pass_.key for s in plan.steps[-2:]] == ["memory.vae", "memory.group_offload"]
-
-
-def test_flags_that_change_nothing_here_are_noticed() -> None:
-    slicing, tiling = "memory.vae_slicing=true", "memory.vae_tiling=true"
-    one = (slicing, "changes nothing here: slices are a batch's pictures, and one is drawn")
-    tile = (tiling, "changes nothing here: the whole picture is one tile")
-    assert notices(slicing, tiling) == [one, tile]
-    assert notices(slicing, tiling, TWO, *LARGE) == []
-    assert notices(slicing, "generation.prompt=[a ring,a star]") == []
-    assert notices(tiling, "generation.height=72") == []
-
-
-def test_tiles_lengthen_the_compiling_of_the_vae() -> None:
-    tiling, slicing = "memory.vae_tiling=true", "memory.vae_slicing=true"
-    assert notices(tiling, slicing, TWO, *LARGE, "compile=default") == [
-        (
-            tiling,
-            "makes compiling the VAE's decode long, because its graph holds every tile; compile.targets=[denoiser] "
-            "leaves it eager",
-        )
-    ]
-    assert notices(tiling, *LARGE, "compile=default", "compile.targets=[denoiser]") == []
 
 
 @pytest.mark.slow
@@ -569,20 +372,16 @@ def test_a_decode_in_tiles_is_one_graph(sd_folder: Path, local_plan: Any) -> Non
     torch._dynamo.reset()
 
 
-def taesd(blocks: int) -> ModelFacts:
-    config = {"decoder_block_out_channels": [64] * blocks}
-    vae = Component("vae", "diffusers", "AutoencoderTiny", None, None, config)
-    return ModelFacts("StableDiffusionPipeline", {"vae": vae})
-
-
 def test_the_tile_of_an_autoencoder_tiny_is_known() -> None:
     from diffusers import AutoencoderTiny
 
     vae = AutoencoderTiny()
+    config = {"decoder_block_out_channels": [64] * 4}
+    taesd = {"pipeline": "StableDiffusionPipeline", "vae": {"AutoencoderTiny": config}}
     assert round(vae.tile_sample_min_size * (1 - vae.tile_overlap_factor)) == _TILES_OF_TAESD
     for size, expected in ((_TILES_OF_TAESD, 1), (_TILES_OF_TAESD + 8, 0)):
-        found = notices("memory.vae_tiling=true", f"generation.height={size}", facts=taesd(4))
-        assert len(found) == expected
+        plan = planned(f"memory.vae_tiling=true generation.height={size}", model=taesd)
+        assert sum("the whole picture is one tile" in n.text for n in plan.notices) == expected
 
 
 def test_an_autoencoder_tiny_divides_too(sd_taesd_folder: Path, local_run: Any) -> None:
@@ -590,37 +389,6 @@ def test_an_autoencoder_tiny_divides_too(sd_taesd_folder: Path, local_run: Any) 
     ran = local_run(sd_taesd_folder, TWO, "memory.vae_slicing=true")
     assert effect_of(ran, "memory.vae").changed == 1
     assert ran.psnr_db(plain) > 70
-
-
-def test_tiles_of_an_autoencoder_tiny_of_another_scale_are_refused() -> None:
-    """diffusers takes every AutoencoderTiny to enlarge 8 times, and fails on tiles of this one."""
-    assert problems("memory.vae_tiling=true", facts=taesd(3)) == [
-        (
-            "memory.vae_tiling=true",
-            "AutoencoderTiny makes tiles only where it enlarges 8 times; this one: 4",
-            "memory.vae_tiling=false",
-        )
-    ]
-
-
-@pytest.mark.parametrize("kind", ["AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", "VQModel"])
-@pytest.mark.parametrize("key", ["vae_slicing", "vae_tiling"])
-def test_a_vae_that_decodes_in_one_piece_is_refused(kind: str, key: str) -> None:
-    facts = facts_of("StableDiffusionPipeline", unet="UNet2DConditionModel", vae=kind)
-    assert problems(f"memory.{key}=true", facts=facts) == [
-        (
-            f"memory.{key}=true",
-            f"{kind} decodes in one piece whatever it is told",
-            f"memory.{key}=false",
-        )
-    ]
-
-
-def test_a_pipeline_without_a_vae_is_refused() -> None:
-    facts = facts_of("DDPMPipeline", unet="UNet2DModel")
-    assert problems("memory.vae_tiling=true", facts=facts) == [
-        ("memory.vae_tiling=true", "DDPMPipeline has no VAE", "memory.vae_tiling=false")
-    ]
 
 
 @pytest.mark.parametrize("missing", ["method", "vae"])

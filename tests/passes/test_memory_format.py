@@ -6,14 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from fastdiff.choices.compose import compose
-from fastdiff.errors import PlanError
-from fastdiff.machine.environment import this_machine
-from fastdiff.models.facts import Component, ModelFacts
-from fastdiff.planning.plan import make_plan
-
 
 def test_every_4d_weight_of_denoiser_and_vae_lies_channels_last(
     shapes_run: Callable[..., Any], shapes_plain: Any, global_state: Any
@@ -58,36 +50,3 @@ def test_a_vae_of_another_class_is_laid_out_too(
     }
     assert expected["vae"] > 0
     assert effect.details["components"] == expected
-
-
-def test_a_transformer_without_convolutions_is_refused(
-    flux_folder: Path, local_plan: Callable[..., Any]
-) -> None:
-    with pytest.raises(PlanError) as refused:
-        local_plan(flux_folder, "memory_format=channels_last")
-    (problem,) = refused.value.problems
-    assert problem.choice == "memory_format=channels_last"
-    assert problem.reason == (
-        "FluxTransformer2DModel has no 4-D weights: there is nothing to lay out"
-    )
-    assert problem.instead == "memory_format=contiguous"
-
-
-def test_three_dimensional_convolutions_are_refused() -> None:
-    facts = ModelFacts(
-        "WanPipeline",
-        {
-            name: Component(name, "diffusers", class_name, 0, 0, {})
-            for name, class_name in (
-                ("transformer", "WanTransformer3DModel"),
-                ("vae", "AutoencoderKLWan"),
-            )
-        },
-    )
-    run = compose(["device=cpu", "memory_format=channels_last"])
-    with pytest.raises(PlanError) as refused:
-        make_plan(run, this_machine(), facts, calls=False)
-    (problem,) = refused.value.problems
-    assert problem.reason == (
-        "WanTransformer3DModel has 5-D weights (3-D convolutions): there is nothing to lay out"
-    )

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from fastdiff.errors import PlanError
 from fastdiff.models.library import PIPELINE_CLASSES
 from fastdiff.models.pictures import draw, float32_noise
 from fastdiff.models.sources import SHAPES_DIR
@@ -190,24 +189,6 @@ def test_the_rule_for_upcasting_pipelines_agrees_with_diffusers() -> None:
     assert "StableDiffusionXLPipeline" in upcasting
     assert "StableDiffusionPipeline" in set(near) - upcasting
     assert {name for name in near if _UPCASTS.search(name)} == upcasting
-
-
-def test_tf32_is_refused_on_a_cpu(shapes_plan: Callable[..., Any]) -> None:
-    with pytest.raises(PlanError) as refused:
-        shapes_plan("precision=tf32")
-    (problem,) = refused.value.problems
-    assert problem.choice == "precision=tf32"
-    assert problem.reason == ("needs an NVIDIA GPU of compute capability 8.0 or newer; device=cpu")
-    assert problem.instead == "precision=bf16, or precision=fp32"
-
-
-def test_tf32_beside_bf16_is_refused_on_a_cpu_by_its_own_key(
-    shapes_plan: Callable[..., Any],
-) -> None:
-    with pytest.raises(PlanError) as refused:
-        shapes_plan("precision=bf16", "precision.tf32=true")
-    (problem,) = refused.value.problems
-    assert (problem.choice, problem.instead) == ("precision.tf32=true", "precision.tf32=false")
 
 
 def test_the_tf32_flag_is_set_for_the_process_and_said() -> None:

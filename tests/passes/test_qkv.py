@@ -8,11 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastdiff.choices.compose import compose
-from fastdiff.errors import NoEffectError, PlanError
-from fastdiff.machine.environment import this_machine
-from fastdiff.models.facts import Component, ModelFacts
-from fastdiff.planning.plan import make_plan
+from fastdiff.errors import NoEffectError
 
 
 def test_every_attention_block_of_denoiser_and_vae_is_fused(
@@ -78,27 +74,6 @@ def test_a_flux_transformer_fuses_its_own_kind_of_block(
 
     assert effect.details["components"] == {"transformer": 3, "vae": 2}
     assert ran.psnr_db(plain) > 45
-
-
-def test_a_denoiser_that_only_pretends_to_fuse_is_refused() -> None:
-    """Sana has the method, and it does nothing."""
-    facts = ModelFacts(
-        "SanaPipeline",
-        {
-            name: Component(name, "diffusers", class_name, 0, 0, {})
-            for name, class_name in (
-                ("transformer", "SanaTransformer2DModel"),
-                ("vae", "AutoencoderDC"),
-            )
-        },
-    )
-    run = compose(["device=cpu", "qkv=fused"])
-    with pytest.raises(PlanError) as refused:
-        make_plan(run, this_machine(), facts, calls=False)
-    (problem,) = refused.value.problems
-    assert problem.choice == "qkv=fused"
-    assert problem.reason == "SanaTransformer2DModel can't fuse its projections"
-    assert problem.instead == "qkv=separate"
 
 
 @pytest.fixture

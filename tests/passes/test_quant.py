@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastdiff.choices.compose import compose
-from fastdiff.errors import NoEffectError, PlanError, RunError
+from fastdiff.errors import NoEffectError, RunError
 from fastdiff.models.given import dead_projections
 from fastdiff.models.pictures import draw
 from fastdiff.passes.base import Context
@@ -279,15 +279,6 @@ def test_swapped_convolutions_are_quantized_and_counted(
     assert effect.details["convolutions_swapped"] == 3
     assert effect.details["components"] == {"unet": 99 + 3, "vae": 8}
     assert ran.psnr_db(shapes_plain) > 20
-
-
-def test_fp8_is_refused_on_a_cpu(shapes_plan: Callable[..., Any]) -> None:
-    with pytest.raises(PlanError) as refused:
-        shapes_plan("quant=fp8", "precision=bf16")
-    (problem,) = refused.value.problems
-    assert problem.choice == "quant=fp8"
-    assert problem.reason == ("needs an NVIDIA GPU of compute capability 8.9 or newer; device=cpu")
-    assert problem.instead == "quant=int8"
 
 
 # On CUDA -------------------------------------------------------------------------------------------

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from told import problems
 
 from fastdiff.choices.compose import compose
-from fastdiff.errors import ModelError, NoEffectError, PlanError
+from fastdiff.errors import ModelError, NoEffectError
 from fastdiff.machine.environment import this_machine
 from fastdiff.models.architectures import ARCHITECTURES, TINY_AUTOENCODERS
-from fastdiff.models.facts import Component, ModelFacts
 from fastdiff.models.pictures import draw
 from fastdiff.models.sources import SHAPES_DIR, SHAPES_TINY_VAE
 from fastdiff.passes.base import Loading
@@ -37,15 +36,16 @@ def _no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub-home"))
 
 
-def planned(*overrides: str, facts: ModelFacts | None = None) -> Any:
-    run = compose(["device=cpu", *overrides])
-    return make_plan(run, this_machine(), facts or run.model.facts())
+def planned(*overrides: str) -> Any:
+    run: Any = compose(["device=cpu", *overrides])
+    return make_plan(run, this_machine(), run.model.facts())
 
 
-def problems(*overrides: str, facts: ModelFacts | None = None) -> list[tuple[str, str, str]]:
-    with pytest.raises(PlanError) as refused:
-        planned(*overrides, facts=facts)
-    return [(p.choice, p.reason, p.instead) for p in refused.value.problems]
+def model_error(act: Callable[..., Any], *given: Any) -> str:
+    """What is said where a model can't be had."""
+    with pytest.raises(ModelError) as refused:
+        act(*given)
+    return str(refused.value)
 
 
 def components(plan: Any, key: str) -> tuple[str, ...]:
@@ -209,7 +209,7 @@ def test_a_repaired_vae_takes_the_models_place(
 
 def test_a_vae_that_asks_for_fp32_itself_is_no_repair(sd_folder: Path) -> None:
     model = ("model=local", f"model.path={sd_folder}")
-    assert problems(*model, "vae=fp16_fix", f"vae.path={sd_folder / 'vae'}") == [
+    assert problems(planned, *model, "vae=fp16_fix", f"vae.path={sd_folder / 'vae'}") == [
         (
             "vae=fp16_fix",
             "vae asks for fp32 itself (force_upcast), so it would decode as the model's own does",
@@ -223,7 +223,7 @@ def test_a_repair_for_latents_of_another_scale_is_refused(sd_folder: Path, fixed
     config = json.loads((fixed_vae / "config.json").read_text()) | {"scaling_factor": 0.13025}
     (fixed_vae / "config.json").write_text(json.dumps(config))
     model = ("model=local", f"model.path={sd_folder}")
-    ((_, reason, _),) = problems(*model, "vae=fp16_fix", f"vae.path={fixed_vae}")
+    ((_, reason, _),) = problems(planned, *model, "vae=fp16_fix", f"vae.path={fixed_vae}")
     assert reason == (
         "fixed is made for latents scaled by 0.13025, and this model's are scaled by 0.18215"
     )
@@ -242,11 +242,8 @@ def test_in_fp16_a_repaired_or_tiny_vae_need_not_be_converted() -> None:
         assert components(plan, "compile.default") == ("unet", "vae")
 
 
-def test_what_must_be_downloaded_is_said() -> None:
+def test_the_plan_says_which_repair_is_taken() -> None:
     plan = planned("model=sdxl", "precision=fp16", "vae=fp16_fix")
-    assert [n.text for n in plan.notices if n.choice == "vae=fp16_fix"] == [
-        f"{FIX} is not on this machine yet; the run will download it"
-    ]
     (step,) = [step for step in plan.steps if step.pass_.key == "vae.fp16_fix"]
     assert step.does == f"put a VAE that decodes in fp16 in the place of the model's own: {FIX}"
 
@@ -296,133 +293,20 @@ def test_flux_tiny_autoencoder_has_sixteen_channels() -> None:
     )
 
 
-def test_an_unknown_architecture_gets_no_random_weights() -> None:
-    flux = ("model=flux_schnell", "model.weights=random", "vae=tiny")
-    assert problems(*flux, "vae.id=org/name") == [
-        (
-            "vae=tiny",
-            "the architecture of org/name is not in fastdiff's table, so it can't get random weights",
-            "vae.path=DIR, or model.weights=hub, or vae=default",
-        )
-    ]
-
-
-def test_random_weights_for_other_latents_are_refused() -> None:
-    flux = ("model=flux_schnell", "model.weights=random", "vae=tiny")
-    assert problems(*flux, "vae.id=madebyollin/taesd") == [
-        (
-            "vae=tiny",
-            "madebyollin/taesd decodes latents of 4 channels, and this model's have 16",
-            OTHER_LATENTS,
-        )
-    ]
-
-
 # Refusals -------------------------------------------------------------------------------------------------
 
 OTHER_LATENTS = "a VAE made for this model's latents, or vae=default"
-
-
-def test_latents_of_another_kind_are_refused_with_both_numbers() -> None:
-    flux = ARCHITECTURES["flux_schnell"].facts()
-    assert problems("model=flux_schnell", "vae=tiny", "vae.id=madebyollin/taesd", facts=flux) == [
-        (
-            "vae=tiny",
-            "madebyollin/taesd decodes latents of 4 channels, and this model's have 16",
-            OTHER_LATENTS,
-        )
-    ]
-    assert problems("model=sdxl", "vae=tiny", "vae.id=madebyollin/taef1") == [
-        (
-            "vae=tiny",
-            "madebyollin/taef1 decodes latents of 16 channels, and this model's have 4",
-            OTHER_LATENTS,
-        )
-    ]
-    assert problems("vae=tiny", "vae.id=madebyollin/taesd") == [
-        (
-            "vae=tiny",
-            "madebyollin/taesd makes pictures 8 times as large as the latents, and this model's are 4 "
-            "times as large",
-            OTHER_LATENTS,
-        )
-    ]
 
 
 def test_a_model_that_names_none_needs_one_named(sd_folder: Path) -> None:
     model = ("model=local", f"model.path={sd_folder}")
     instead = "vae.id=org/name or vae.path=DIR, or vae=default"
     reason = "no tiny autoencoder of tiny-sd is known"
-    assert problems(*model, "vae=tiny") == [("vae=tiny", reason, instead)]
-    reason = "no VAE repaired for fp16 of shapes is known"
-    assert problems("vae=fp16_fix") == [("vae=fp16_fix", reason, instead)]
-
-
-def test_two_sources_are_refused(tmp_path: Path) -> None:
-    assert problems("vae=tiny", f"vae.path={tmp_path}", "vae.id=org/name") == [
-        (f"vae.path={tmp_path}", "and vae.id=org/name name two", "one of them")
-    ]
-
-
-@pytest.mark.parametrize("name", ["", "taesd", "../x", "org/a--b", "/nowhere"])
-def test_what_is_no_repository(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")  # beside which there is no x
-    reason = "no repository on the hub: its name has the form org/name"
-    instead = "vae.id=org/name, or vae.path=DIR for a folder"
-    assert problems("vae=tiny", f"vae.id={name}") == [
-        (f"vae.id={name or '(empty)'}", f"is {reason}", instead)
-    ]
-    if name:
-        assert problems("vae=tiny", f"model.tiny_vae={name}") == [
-            ("vae=tiny", f"the model names {name}, which is {reason}", instead)
-        ]
-
-
-def test_a_model_without_a_vae_is_refused() -> None:
-    facts = ModelFacts(
-        "IFPipeline", {"unet": Component("unet", "diffusers", "UNet2DConditionModel", 0, 0)}
-    )
-    assert problems("vae=tiny", facts=facts) == [
-        ("vae=tiny", "IFPipeline has no VAE", "vae=default")
-    ]
-
-
-def test_a_vae_of_another_kind_is_refused() -> None:
-    facts = replace(
-        ARCHITECTURES["sd1"].facts(),
-        components={"vae": Component("vae", "diffusers", "AutoencoderKLWan", 0, 0)},
-    )
-    assert problems("vae=tiny", facts=facts) == [
-        (
-            "vae=tiny",
-            "shapes has an AutoencoderKLWan, which no AutoencoderTiny can stand in for",
-            "vae=default",
-        )
-    ]
-
-
-@pytest.mark.parametrize("model", ["sdxl", "shapes"])
-def test_nothing_is_downloaded_where_that_is_forbidden(
-    model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    facts = ARCHITECTURES["sdxl"].facts() if model == "sdxl" else None
-    repository = "madebyollin/taesdxl" if model == "sdxl" else "org/name"
-    asked = () if model == "sdxl" else ("vae.id=org/name",)
-    assert problems(f"model={model}", "vae=tiny", *asked, facts=facts) == [
-        (
-            "vae=tiny",
-            f"{repository} is not on this machine, and HF_HUB_OFFLINE forbids to download it",
-            "unset HF_HUB_OFFLINE, or vae.path=DIR, or vae=default",
-        )
-    ]
+    assert problems(planned, *model, "vae=tiny") == [("vae=tiny", reason, instead)]
 
 
 def test_a_folder_that_holds_something_else_is_refused() -> None:
-    with pytest.raises(ModelError) as refused:
-        planned("vae=tiny", f"vae.path={SHAPES_DIR / 'vae'}")
-    assert str(refused.value) == (
+    assert model_error(planned, "vae=tiny", f"vae.path={SHAPES_DIR / 'vae'}") == (
         f"vae=tiny needs an AutoencoderTiny, and {SHAPES_DIR / 'vae'} holds an AutoencoderKL\n"
         "  instead: vae.path=DIR or vae.id=org/name of one, or vae=default"
     )
@@ -430,9 +314,7 @@ def test_a_folder_that_holds_something_else_is_refused() -> None:
 
 def test_a_folder_that_is_not_there_is_refused() -> None:
     missing = SHAPES_TINY_VAE.with_name("vae_tyni")
-    with pytest.raises(ModelError) as refused:
-        planned("vae=tiny", f"vae.path={missing}")
-    assert str(refused.value) == (
+    assert model_error(planned, "vae=tiny", f"vae.path={missing}") == (
         f"no such folder: {missing}\n"
         f"  why: {missing.parent} holds no such name\n"
         f"  instead: vae.path={SHAPES_TINY_VAE}"
@@ -443,15 +325,11 @@ def test_a_whole_pipelines_folder_is_refused_with_the_one_inside_it_if_that_fits
     tmp_path: Path,
 ) -> None:
     shutil.copytree(SHAPES_TINY_VAE, tmp_path / "vae")
-    with pytest.raises(ModelError) as refused:
-        planned("vae=tiny", f"vae.path={tmp_path}")
-    assert str(refused.value) == (
+    assert model_error(planned, "vae=tiny", f"vae.path={tmp_path}") == (
         f"no single component: {tmp_path}\n  why: it has no config.json\n"
         f"  instead: vae.path={tmp_path / 'vae'}"
     )
-    with pytest.raises(ModelError) as refused:
-        planned("vae=tiny", f"vae.path={SHAPES_DIR}")  # an AutoencoderKL
-    assert str(refused.value) == (
+    assert model_error(planned, "vae=tiny", f"vae.path={SHAPES_DIR}") == (
         f"no single component: {SHAPES_DIR}\n  why: it has no config.json\n"
         "  instead: name a folder that a model's own save_pretrained() wrote"
     )
@@ -460,9 +338,7 @@ def test_a_whole_pipelines_folder_is_refused_with_the_one_inside_it_if_that_fits
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
     shutil.copy(SHAPES_TINY_VAE / "config.json", tmp_path)
     (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"not opened")
-    with pytest.raises(ModelError) as refused:
-        planned("vae=tiny", f"vae.path={tmp_path}")
-    assert str(refused.value).startswith(
+    assert model_error(planned, "vae=tiny", f"vae.path={tmp_path}").startswith(
         f"component vae has only pickled weights: {tmp_path / 'diffusion_pytorch_model.bin'}\n"
     )
 
@@ -510,16 +386,12 @@ def test_a_vae_for_other_latents_is_refused_before_its_weights_are_downloaded(
 ) -> None:
     plan = planned("vae=tiny", "vae.id=org/name")
     on_the_hub({"_class_name": "AutoencoderTiny", "latent_channels": 16})
-    with pytest.raises(ModelError) as refused:
-        made_vae(plan)
-    assert str(refused.value) == (
+    assert model_error(made_vae, plan) == (
         "vae=tiny: org/name decodes latents of 16 channels, and this model's have 4\n"
         f"  instead: {OTHER_LATENTS}"
     )
     on_the_hub({"_class_name": "AutoencoderKL"})
-    with pytest.raises(ModelError) as refused:
-        made_vae(plan)
-    assert str(refused.value) == (
+    assert model_error(made_vae, plan) == (
         "vae=tiny needs an AutoencoderTiny, and org/name holds an AutoencoderKL\n"
         "  instead: vae.path=DIR or vae.id=org/name of one, or vae=default"
     )
@@ -530,16 +402,12 @@ def test_the_hubs_errors_are_in_plain_words(on_the_hub: Callable[[Any], None]) -
 
     plan = planned("vae=tiny", "vae.id=org/name")
     on_the_hub(LocalEntryNotFoundError("no connection"))
-    with pytest.raises(ModelError) as refused:
-        made_vae(plan)
-    assert str(refused.value) == (
+    assert model_error(made_vae, plan) == (
         "org/name is not on this machine, and the hub can't be reached\n"
         "  instead: vae.path=DIR, or vae=default"
     )
     on_the_hub(OSError("Cannot access gated repo for url https://huggingface.co/org/name"))
-    with pytest.raises(ModelError) as refused:
-        made_vae(plan)
-    assert str(refused.value).endswith(
+    assert model_error(made_vae, plan).endswith(
         "  instead: accept it on https://huggingface.co/org/name, then set HF_TOKEN to your token, "
         "or vae.path=DIR, or vae=default"
     )

@@ -82,7 +82,7 @@ class Aot(Inductor):
             options["aot_inductor.weight_use_caching_allocator"] = True
         around = self.around_calls(setting)
         packages = Packages(self.key, _made_for(setting, options), options, around)
-        for name, part in context.parts(pipeline, self.components(setting)).items():
+        for name, part in self.parts(pipeline, context).items():
             method = self.method(setting, name)
             target = "denoiser" if method == "forward" else "vae_decode"
             setattr(part, method, packages.serving(target, part, getattr(part, method)))

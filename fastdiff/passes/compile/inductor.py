@@ -147,17 +147,10 @@ class Inductor(base.Option, base.Pass):
             if target in self.targets and setting.facts and not part:
                 rest = [other for other in self.targets if other != target]
                 name = "VAE" if target == "vae_decode" else "denoiser that is known"
-                yield Problem(
-                    f"compile.targets=[{','.join(self.targets)}]",
-                    f"{setting.facts.pipeline} has no {name}",
-                    f"compile.targets=[{','.join(rest)}]" if rest else "compile=none",
-                )
+                instead = f"compile.targets=[{','.join(rest)}]" if rest else "compile=none"
+                yield self.wrong("targets", f"{setting.facts.pipeline} has no {name}", instead)
         if self.freezing not in ("auto", True, False):
-            yield Problem(
-                f"compile.freezing={self.freezing}",
-                "is not true, false or auto",
-                "compile.freezing=auto",
-            )
+            yield self.wrong("freezing", "is not true, false or auto", "compile.freezing=auto")
         elif "vae_decode" in self.targets and self._loses_vae(setting):
             moves = "every call converts the VAE to fp32 (force_upcast)"
             if self.targets == ["vae_decode"]:
@@ -176,30 +169,23 @@ class Inductor(base.Option, base.Pass):
                     "don't survive; precision=bf16 compiles it",
                 )
         yield from self._lacking(setting)
-        reason = self._cache_unusable()
-        if reason:
-            yield MachineProblem(
-                f"compile.cache_dir={self.cache_dir}",
-                reason,
-                "compile.cache_dir=DIR, a folder of your own, or null for Inductor's",
-            )
+        if reason := self._cache_unusable():
+            instead = "compile.cache_dir=DIR, a folder of your own, or null for Inductor's"
+            yield self.wrong("cache_dir", reason, instead, kind=MachineProblem)
         if setting.device == "mps":
-            yield base.Notice(
-                choice, "Inductor's support for mps is young; compare with compile=none"
-            )
+            text = "Inductor's support for mps is young; compare with compile=none"
+            yield base.Notice(choice, text)
         if self.cuda_graphs and setting.device == "cpu":
-            yield base.Notice(
-                choice, "CUDA graphs don't exist on a CPU; the rest of the mode holds"
-            )
+            text = "CUDA graphs don't exist on a CPU; the rest of the mode holds"
+            yield base.Notice(choice, text)
 
     def frozen_blocks(self, setting: base.Setting) -> Iterator[Problem]:
         """That blocks which share one graph can't be frozen. What `auto` means, the processor decides."""
         if self.freezes(setting):
             kind = MachineProblem if self.freezing == "auto" else Problem
-            yield kind(
-                f"compile.freezing={str(self.freezing).lower()}",
-                f"can't be combined with {setting.chosen('compile')}: frozen weights make every block its own graph",
-                "compile.freezing=false, or compile=default",
+            reason = f"can't be combined with {setting.chosen('compile')}: frozen weights make every block its own graph"
+            yield self.wrong(
+                "freezing", reason, "compile.freezing=false, or compile=default", kind=kind
             )
 
     def method(self, setting: base.Setting, name: str) -> str:

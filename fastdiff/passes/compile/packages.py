@@ -141,11 +141,12 @@ class Packages(Pending):
         folder = packages_folder() / fingerprint(made_for)
         _make_trusted()
         target = made_for["target"]
-        words = tuple(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
         run, notice = _kept(folder, made_for)
         if run is not None:
             size, kernels = (folder / PACKAGE).stat().st_size, attention_in(folder / PACKAGE)
-            return Package(target, words, False, 0.0, 0.0, size, kernels, str(folder), None, run)
+            return Package(
+                target, _in_words(tensors), False, 0.0, 0.0, size, kernels, str(folder), None, run
+            )
         with self.around():
             built = _build(folder, made_for, graph, tensors, self.options)
         return replace(built, notice="; ".join(filter(None, (notice, built.notice))) or None)
@@ -181,6 +182,10 @@ class Packages(Pending):
             "summary": ", ".join(words),
         }
         return Effect(self.key, len(self.loaded), "packages", details=details)
+
+
+def _in_words(tensors: list[torch.Tensor]) -> tuple[str, ...]:
+    return tuple(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
 
 
 def _described(leaf: Any) -> Any:
@@ -322,8 +327,7 @@ def _build(
         notice = _keep(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    words = tuple(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
-    target = made_for["target"]
+    target, words = made_for["target"], _in_words(tensors)
     return Package(
         target, words, True, ready - started, done - ready, size, kernels, str(folder), notice, run
     )

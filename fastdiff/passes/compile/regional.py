@@ -47,7 +47,7 @@ class Regional(Compile):
 
     def apply(self, pipeline: Any, context: base.Context) -> Pending:
         regions = 0
-        for part in context.parts(pipeline, self.components(context.setting)).values():
+        for part in self.parts(pipeline, context).values():
             part.compile_repeated_blocks(fullgraph=self.fullgraph, options=self.inductor_options())
             regions += sum(m._compiled_call_impl is not None for m in part.modules())
             around_forward(part, self.around_calls(context.setting))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastdiff.errors import NoEffectError, Problem, RunError
+from fastdiff.models.tables import names
 from fastdiff.passes import base
 from fastdiff.passes.compile.inductor import parts_of
 from fastdiff.passes.compile.whole import Compile, CompiledGraphs
@@ -73,7 +74,7 @@ class Regions(Compile):
         setting = context.setting
         enter = self.around_calls(setting)
         regions = {}
-        for name, part in context.parts(pipeline, self.components(setting)).items():
+        for name, part in self.parts(pipeline, context).items():
             called = self.method(setting, name)
             if called in vars(part):
                 raise RunError(
@@ -104,30 +105,10 @@ class Regions(Compile):
         script.then(*(call(f"{part} = compile_regions", part, *how) for part in parts))
 
 
-_ASKS_WHETHER_PARTS_ARE_TRUE = (
-    "UNet2DConditionModel",
-    "UNet3DConditionModel",
-    "UNetMotionModel",
-)
+_ASKS_WHETHER_PARTS_ARE_TRUE = names("asks_whether_its_parts_are_true")
 """diffusers' classes that ask for the truth of a submodule, which is its length where it is compiled."""
 
-_TRIED_BY_REGIONS = frozenset(
-    {
-        "AuraFlowTransformer2DModel",
-        "AutoencoderKL",
-        "AutoencoderKLFlux2",
-        "ChromaTransformer2DModel",
-        "CogVideoXTransformer3DModel",
-        "Flux2Transformer2DModel",
-        "FluxTransformer2DModel",
-        "HunyuanDiT2DModel",
-        "PixArtTransformer2DModel",
-        "QwenImageTransformer2DModel",
-        "SD3Transformer2DModel",
-        "SanaTransformer2DModel",
-        "WanTransformer3DModel",
-    }
-)
+_TRIED_BY_REGIONS = names("tried_with_compile_regions")
 """Classes of which a tiny model computed the same before and after compile_regions, with fullgraph."""
 
 

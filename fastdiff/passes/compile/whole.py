@@ -121,7 +121,7 @@ class Compile(Inductor):
 
     def apply(self, pipeline: Any, context: base.Context) -> Pending:
         setting, names = context.setting, self.components(context.setting)
-        for name, part in context.parts(pipeline, names).items():
+        for name, part in self.parts(pipeline, context).items():
             method = self.method(setting, name)
             setattr(part, method, self.compiled(getattr(part, method), setting))
         details = {"components": list(names), "freezing": self.freezes(setting)}
