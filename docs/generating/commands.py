@@ -40,7 +40,7 @@ def recipe_verbs() -> str:
     rows = []
     for verb, words in VERBS.items():
         arguments, colon, about = words.partition(": ")
-        typed = f"recipe {verb} {arguments}" if colon else f"recipe {verb}"
+        typed = f"recipe {verb} {arguments if colon else ''}".rstrip()
         rows.append([code(typed), sentence(text(about or words))])
     return "\n".join(table(["command", "what it does"], rows))
 

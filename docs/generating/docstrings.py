@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from fastdiff.choices.docstrings import one_line, own_text, split
 
@@ -31,6 +31,8 @@ def type_words(hint: Any) -> str:
         return str(hint.__metadata__[0])
     if get_origin(hint) in (Union, types.UnionType):
         return _either(word for part in get_args(hint) for word in _alternatives(part))
+    if get_origin(hint) is Literal:
+        return _either(map(str, get_args(hint)))
     if get_origin(hint) is list:
         (inner,) = get_args(hint)
         return f"list of {_plural(type_words(inner))}"

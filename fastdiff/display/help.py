@@ -51,8 +51,13 @@ def help_text() -> str:
         "",
         "also",
         labelled("device", "auto (default), cpu, cuda, mps"),
+        labelled(
+            "sweep.",
+            "name, dir, timeout_s, memory_limit_gb, retry, accept_changes: how `-m` goes about it",
+        ),
         labelled("ladder.", "rounds, limit_s, seed, dir: how `ladder` measures"),
         labelled("compare.", "pairs, lives, seed, dir: how `compare` measures"),
+        labelled("verify.", "tolerance, tolerance_db: how `recipe verify` judges"),
         labelled("", "allow_no_effect=true lets a run go on when a pass changed nothing"),
         labelled("", "profile=true writes a trace for Perfetto and lists the heaviest operators"),
         labelled(

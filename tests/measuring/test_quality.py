@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from dataclasses import replace
@@ -62,6 +63,8 @@ def test_identical_pictures_have_no_psnr_because_it_is_infinite() -> None:
     found = compare([noise(0), filled(9)], [noise(0), filled(9).convert("RGBA")])
     assert (found.identical, found.psnr_db, found.ssim) == (True, None, 1.0)
     assert found.max_abs_difference == 0.0
+    assert found.reasons["psnr_db"] == "the pictures are identical, and it would be infinite"
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["psnr_db"] is None
 
 
 @pytest.mark.parametrize("side", [8, 32])  # 8x8 is less than the window of SSIM

@@ -203,6 +203,7 @@ def test_a_report_has_every_promised_field_and_is_strict_json(first: Path) -> No
     for name, inner in INNER.items():
         assert inner <= set(report[name])
     assert report["status"] == "ok"
+    assert report["profile"]["reason"] == "profile=false"
     assert report["overrides"] == [
         "device=cpu",
         "generation.steps=2",

@@ -13,6 +13,7 @@ from fastdiff.choices.recipe.format import CHOOSABLE, Recipe
 from fastdiff.commands.words import Words, print_json
 from fastdiff.config import Generation, plain
 from fastdiff.display import words
+from fastdiff.display.layout import table
 
 
 def run(asked: Words) -> int:
@@ -90,12 +91,11 @@ def difference_text(a: str, b: str, found: Mapping[str, Any]) -> str:
                 subsequent_indent=" " * (width + 6),
             )
     if found["measured"]:
-        lines.append("  measured")
-        for key, pair in found["measured"].items():
-            word = words.size if key.endswith("bytes") else words.seconds
-            before, after = ("-" if pair[side] is None else word(pair[side]) for side in ("a", "b"))
-            ratio = f"  {pair['b'] / pair['a']:.2f}x" if pair["a"] and pair["b"] else ""
-            lines.append(f"    {key:<18}  {before:>10}  {after:>10}{ratio}")
+        rows = [
+            words.compared(key, pair["a"], pair["b"]) for key, pair in found["measured"].items()
+        ]
+        right = ("A", "B", "ratio")
+        lines.append(table(("measured", *right), rows, right=right))
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ def markdown(data: Mapping[str, Any]) -> str:
     varied, rows = data["varied"], data["rows"]
     lines = [f"# {_plain(data['name'])}", ""]
     lines += [
-        f"{_plain(data['model'])}{_plain(labels.on(data))}. {labels.counts(rows)}.",
+        f"{_plain(str(data['model']) + labels.on(data))}. {labels.counts(rows)}.",
         "",
     ]
     if told := labels.state(data):

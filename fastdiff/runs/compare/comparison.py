@@ -339,7 +339,7 @@ class Comparison:
             "applied": ready.get("applied", []),
             **{name: ready.get(name) for name in measured},
             "warmup": ready.get("warmup"),
-            "compile": ready.get("compile"),
+            "compile": _compiling(ready, ended),
             "latency_s": Latency(tuple(samples)).to_dict(),
             "peak_memory_bytes": ended.get("peak_memory_bytes") or ready.get("peak_memory_bytes"),
             "images": named,
@@ -394,6 +394,13 @@ def _peak(ready: dict[str, Any]) -> int:
     """What a player holds on its device: what the allocator reserved on a GPU, all its memory elsewhere."""
     memory = ready["peak_memory_bytes"]
     return int(memory["device_reserved"] or memory["host"] or 0)
+
+
+def _compiling(ready: dict[str, Any], ended: dict[str, Any]) -> dict[str, Any] | None:
+    """What was compiled before the first turn, and how many graphs while turns were taken."""
+    if not ready.get("compile"):
+        return None
+    return {**ready["compile"], "graphs_while_timing": ended.get("graphs_while_timing", 0)}
 
 
 def _notices(ended: dict[str, Any]) -> list[str]:

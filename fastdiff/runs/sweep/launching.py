@@ -108,7 +108,7 @@ class Launch:
         if self.name == "ray":
             self._begin_ray()
         for batch in (numbers[at : at + most] for at in range(0, len(numbers), most)):
-            overrides = [job.tasks[number].overrides for number in batch]
+            overrides = [_for_hydra(job.tasks[number].overrides) for number in batch]
             for returned in launcher.launch(overrides, initial_job_idx=batch[0]):
                 yield returned._return_value
 
@@ -206,6 +206,14 @@ def prepare(own: Sequence[str], folder: Path, gpu: bool = False) -> Launch:
     launch = Launch(name, config, context, typed)
     launch.check()
     return launch
+
+
+def _for_hydra(overrides: Sequence[str]) -> list[str]:
+    """A job's overrides as its launcher composes them: names below a mapping, such as generation.call, are new to Hydra."""
+    return [f"++{word}" if _BELOW_A_MAPPING.match(word) else word for word in overrides]
+
+
+_BELOW_A_MAPPING = re.compile(r"(model\.)?generation\.call[.=]")
 
 
 def _check_ahead(own: Sequence[str], config: Any) -> None:

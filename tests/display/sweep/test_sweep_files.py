@@ -127,6 +127,7 @@ def test_no_spreadsheet_takes_a_value_for_a_formula(value: object, written: obje
 
 def test_markdown_has_a_row_for_every_cell_and_reasons_once(tmp_path: Path) -> None:
     text = markdown(every_status(tmp_path))
+    assert "\nshapes (a red circle) on cpu, 2 threads. " in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 17
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1

@@ -101,6 +101,15 @@ def test_a_cell_that_raises_is_a_row_and_the_others_go_on(fake: Path) -> None:
     assert data_of()["state"] == "complete"
 
 
+def test_other_arguments_of_the_call_can_be_swept(fake: Path) -> None:
+    assert sweep("generation.call.clip_skip=1,2", "sweep.name=grid") == 0
+    assert [row["values"] for row in data_of()["rows"]] == [
+        {"generation.call.clip_skip": "1"},
+        {"generation.call.clip_skip": "2"},
+    ]
+    assert sweep("generation.call={clip_skip:1},{clip_skip:3}", "sweep.name=maps") == 0
+
+
 def test_every_way_to_end_has_its_status(fake: Path) -> None:
     grid = seeds(1, EXITS_7, KILLED, NAN, HANGS)
     assert sweep(grid, "sweep.name=grid", "sweep.timeout_s=8") == 1
