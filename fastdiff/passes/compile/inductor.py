@@ -150,8 +150,8 @@ class Inductor(base.Option, base.Pass):
                 instead = f"compile.targets=[{','.join(rest)}]" if rest else "compile=none"
                 yield self.wrong("targets", f"{setting.facts.pipeline} has no {name}", instead)
         if self.freezing not in ("auto", True, False):
-            given, reason = f"compile.freezing={self.freezing}", "is not true, false or auto"
-            yield Problem(given, reason, "compile.freezing=auto")
+            given, neither = f"compile.freezing={self.freezing}", "is not true, false or auto"
+            yield Problem(given, neither, "compile.freezing=auto")
         elif "vae_decode" in self.targets and self._loses_vae(setting):
             moves = "every call converts the VAE to fp32 (force_upcast)"
             if self.targets == ["vae_decode"]:
