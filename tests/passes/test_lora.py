@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from imagined import planned, problems
 from said import cases
-from told import planned, problems
 
 from fastdiff.errors import ModelError, NoEffectError
 from fastdiff.passes.lora import left_out

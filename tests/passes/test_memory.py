@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from told import planned
+from imagined import planned
 
 from fastdiff.errors import NoEffectError, RunError
 from fastdiff.measuring.quality import compare

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from imagined import planned
 from said import cases
-from told import planned
 
 from fastdiff.errors import PlanError
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from told import planned, problems
+from imagined import planned, problems
 
 from fastdiff.choices.compose import compose
 from fastdiff.errors import PlanError, RunError

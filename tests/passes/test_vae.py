@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from told import problems
+from imagined import problems
 
 from fastdiff.choices.compose import compose
 from fastdiff.errors import ModelError, NoEffectError
