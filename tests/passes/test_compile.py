@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from imagined import planned, problems
 
 from fastdiff.choices.compose import compose
 from fastdiff.errors import NoEffectError, PlanError, RunError, UsageError
@@ -843,3 +844,13 @@ def test_on_a_gpu_cuda_graphs_are_counted_and_none_is_left_out() -> None:
     effect = ran.effects(kernels={"flash": 1}, graphs=2, cuda_graphs=seen.cuda_graphs)
     assert effect["compile.reduce_overhead"].unit == "graphs"
     _forget_compiled()
+
+
+def test_a_file_in_the_place_of_a_cache_folder_is_refused() -> None:
+    assert problems(planned, f"compile=default compile.cache_dir={__file__}") == [
+        (
+            f"compile.cache_dir={__file__}",
+            "is a file, not a folder",
+            "compile.cache_dir=DIR, a folder of your own, or null for Inductor's",
+        )
+    ]
