@@ -6,9 +6,9 @@ The server imports torch and diffusers and computes nothing, so it has one threa
 OpenMP and the allocators begin anew in each child. A server that does have threads (of a library that began some while it
 was imported) forks nothing: a child would lack them, and might wait for their locks forever. Linux only.
 
-multiprocessing's forkserver can't stand in for it (Python 3.11 to 3.13): it goes on for as long as its interpreter does, with
-nothing public that ends it after a sweep; a preload that fails to import is passed over in silence; and what libraries print
-while they are imported comes out on its parent's screen.
+multiprocessing's forkserver can't stand in for it (Python 3.11 to 3.13): it goes on, with all that it has imported, for as long as
+its interpreter does, and nothing public ends it after a sweep. A preload that raises ImportError is passed over in silence there,
+too, and any other error ends the server without a word of its own.
 
 A request is one message: JSON, and with it the child's pipes, its log, and a line on which first the child tells its process
 id and then the server how it ended.
